@@ -1,0 +1,141 @@
+"""`pul up`: Prefect's server, MLflow's server, the deployments and one process worker, on loopback, stopped together."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.error import URLError
+
+from tasks.home import home
+
+PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
+POOL = "pul"
+HOST = "127.0.0.1"
+STOP_SECONDS = 15.0
+
+
+class UpError(RuntimeError):
+    """A server that did not start, said in one sentence."""
+
+
+def up(prefect_port: int, mlflow_port: int) -> None:
+    """Start everything, say where it is, and stop it all at the first Ctrl-C, SIGTERM or death of a part.
+
+    Args:
+        prefect_port: of Prefect's API and UI.
+        mlflow_port: of MLflow's UI.
+
+    Raises:
+        UpError: a port is taken, or a part does not start.
+    """
+    for port, option in ((prefect_port, "--prefect-port"), (mlflow_port, "--mlflow-port")):
+        _check_free(port, option)
+    api = f"http://{HOST}:{prefect_port}/api"
+    environment = os.environ | {"PREFECT_API_URL": api, "PREFECT_SERVER_API_PORT": str(prefect_port), "PREFECT_SERVER_API_HOST": HOST}
+    logs = home() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    parts: dict[str, subprocess.Popen[bytes]] = {}
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        parts["prefect server"] = _start("prefect-server", [_tool("prefect"), "server", "start"], environment)
+        mlflow = ["server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
+        store = ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"], "--default-artifact-root", str(home() / "mlartifacts")]
+        parts["mlflow server"] = _start("mlflow-server", [_tool("mlflow"), *mlflow, *store], environment)
+        _wait(f"{api}/health", parts["prefect server"], logs / "prefect-server.log")
+        _run([_tool("prefect"), "work-pool", "create", POOL, "--type", "process", "--overwrite"], environment)
+        _run([_tool("prefect"), "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE)], environment)
+        worker = ["worker", "start", "--pool", POOL, "--type", "process", "--limit", "1", "--name", "pul-up"]
+        parts["worker"] = _start("worker", [_tool("prefect"), *worker], environment)
+        _wait(f"http://{HOST}:{mlflow_port}/health", parts["mlflow server"], logs / "mlflow-server.log")
+        _announce(prefect_port, mlflow_port, logs)
+        _watch(parts, logs)
+    except KeyboardInterrupt:
+        print("stopping ...", flush=True)
+    finally:
+        _stop(parts)
+
+
+def server_answers(url: str) -> bool:
+    """Say whether a server answers at a URL within a second."""
+    try:
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _check_free(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UpError(f"port {port} is in use: is `pul up` running already? Otherwise choose another with {option}") from error
+
+
+def _tool(name: str) -> str:
+    """Return a command of this very environment, whatever PATH says."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise UpError(f"the command {name} is missing: install the project again")
+    return found
+
+
+def _start(name: str, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    with (home() / "logs" / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        raise UpError(f"{' '.join(command[1:])} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise UpError(f"a server ended while it started: see {log}")
+        if server_answers(url):
+            return
+        time.sleep(0.3)
+    raise UpError(f"a server did not answer at {url} within {seconds:.0f} s: see {log}")
+
+
+def _announce(prefect_port: int, mlflow_port: int, logs: Path) -> None:
+    print(f"Prefect   http://{HOST}:{prefect_port}")
+    print(f"MLflow    http://{HOST}:{mlflow_port}")
+    print(f"logs      {logs}")
+    print("Start a run from another terminal in this directory:  prefect deployment run pul/iterate --watch")
+    print("Ctrl-C stops everything.", flush=True)
+
+
+def _watch(parts: dict[str, subprocess.Popen[bytes]], logs: Path) -> None:
+    while True:
+        for name, process in parts.items():
+            if process.poll() is not None:
+                raise UpError(f"the {name} ended with code {process.returncode}: see {logs}")
+        time.sleep(0.5)
+
+
+def _stop(parts: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Stop the worker first, so that its flow run can still tell the server; then the servers."""
+    for process in reversed(parts.values()):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

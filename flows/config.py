@@ -1,0 +1,102 @@
+"""The parameters of the flows, as typed models: in Prefect's UI they are the form, on disk a run's ``config.json``.
+
+A value left empty is the recipe's (`recipes`); what a run used in the end is written down in full and, given back, repeats it.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A group of parameters; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", title=None)
+
+
+class Model(Section):
+    """The network and its input."""
+
+    backbone: str = Field("resnet50", description="A timm model name; resnet50 is torchvision's. On a CPU: mobilenetv2_100.")
+    weights: str = Field("imagenet", description="Where source training starts: imagenet (timm's hub), random, or a local weights file.")
+    height: int | None = Field(None, ge=32, le=1024, description="Input height in pixels.")
+    width: int | None = Field(None, ge=16, le=1024, description="Input width in pixels.")
+
+
+class Training(Section):
+    """A softmax training: of the source model, or of every iteration's model."""
+
+    epochs: int | None = Field(None, ge=1, le=1000, description="Passes over the training images.")
+    batch_size: int | None = Field(None, ge=2, le=4096, description="Images a step.")
+    backbone_learning_rate: float | None = Field(None, gt=0, le=10, description="Peak learning rate of the backbone (SGD).")
+    classifier_learning_rate: float | None = Field(None, gt=0, le=10, description="Peak learning rate of the new classifier.")
+    momentum: float | None = Field(None, ge=0, lt=1, description="Momentum of SGD.")
+    nesterov: bool | None = Field(None, description="Nesterov's momentum.")
+    weight_decay: float | None = Field(None, ge=0, le=1, description="L2 penalty.")
+    schedule: Literal["constant", "one_cycle"] | None = Field(None, description="Learning rate over the steps.")
+    batch_norm: bool | None = Field(None, description="BatchNorm between features and classifier.")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Share of features dropped before the classifier.")
+    label_smoothing: float | None = Field(None, ge=0, lt=1, description="Probability spread over all classes.")
+    flip_probability: float | None = Field(None, ge=0, le=1, description="Mirror left to right.")
+    crop_share: float | None = Field(None, ge=0, le=1, description="Pad by this share of the width, then crop at random.")
+    erase_probability: float | None = Field(None, ge=0, le=1, description="Random erasing.")
+    rotation_degrees: float | None = Field(None, ge=0, le=180, description="Largest rotation either way.")
+    shift_share: float | None = Field(None, ge=0, le=1, description="Largest shift, as a share of height and width.")
+
+
+class Clustering(Section):
+    """k-means on the features of the target's training images."""
+
+    num_clusters: int | None = Field(
+        None, ge=1, description="K. Empty: one cluster for every 16 images. Set close to the true number of people it is an oracle K."
+    )
+    normalise: bool | None = Field(None, description="L2-normalise the features before k-means.")
+    num_restarts: int | None = Field(None, ge=1, le=100, description="k-means runs; the smallest inertia wins.")
+    max_passes: int | None = Field(None, ge=1, le=10_000, description="Lloyd passes a k-means run at most.")
+    centre_from: Literal["members", "all"] | None = Field(
+        None, description="The centre is the feature nearest the centroid among the cluster's members, or among all images."
+    )
+
+
+class Selection(Section):
+    """Which images are reliable."""
+
+    min_similarity: float | None = Field(
+        None, ge=-1, le=1, description="Lambda: an image is reliable if its cosine to a centre exceeds it."
+    )
+    close_to: Literal["own_centre", "any_centre"] | None = Field(None, description="To the own cluster's centre (paper) or any (code).")
+    keep_empty_classes: bool | None = Field(None, description="Keep a class for clusters without a reliable image (authors' code).")
+
+
+class Stopping(Section):
+    """When the loop ends. Labels have no say."""
+
+    max_iterations: int | None = Field(None, ge=1, le=1000, description="The last iteration at the latest.")
+    stop_when_stable: bool | None = Field(None, description="Stop when the reliable set's size is stable.")
+    stability_tolerance: float | None = Field(None, ge=0, le=1, description="Relative change of the size that counts as none.")
+    stability_patience: int | None = Field(None, ge=1, le=100, description="How often in a row.")
+
+
+class Machine(Section):
+    """What to compute on. Recorded, because the last digits of a result depend on it."""
+
+    device: str | None = Field(None, description="A torch device. Empty: the first GPU if there is one.")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads. Empty: one a core.")
+    extraction_batch_size: int = Field(32, ge=1, le=4096, description="Images at once when features are extracted.")
+
+
+class Plan(Section):
+    """Everything a run does, nothing left open."""
+
+    recipe: str
+    source: str | None
+    target: str
+    original_model: str | None
+    model: Model
+    pretraining: Training
+    clustering: Clustering
+    selection: Selection
+    fine_tuning: Training
+    stopping: Stopping
+    machine: Machine
+    seed: int

@@ -1,0 +1,81 @@
+"""Recipes are data: the values a run uses where the user left a parameter empty. Sources: docs/method.md, table by table."""
+
+from typing import Any, Literal
+
+from flows.config import Clustering, Model, Plan, Section, Selection, Stopping, Training
+
+RecipeName = Literal["paper", "released-code"]
+
+# The trainer of `paper` is ours, fixed once: the usual re-ID baseline without its metric-learning parts.
+OUR_TRAINING = Training(
+    epochs=10,
+    batch_size=32,
+    backbone_learning_rate=0.01,
+    classifier_learning_rate=0.1,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=5e-4,
+    schedule="one_cycle",
+    batch_norm=True,
+    dropout=0.0,
+    label_smoothing=0.1,
+    flip_probability=0.5,
+    crop_share=0.08,
+    erase_probability=0.5,
+    rotation_degrees=0,
+    shift_share=0,
+)
+AUTHORS_TRAINING = Training(
+    epochs=40,
+    batch_size=16,
+    backbone_learning_rate=0.001,
+    classifier_learning_rate=0.001,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=0,
+    schedule="constant",
+    batch_norm=False,
+    dropout=0.5,
+    label_smoothing=0,
+    flip_probability=0,
+    crop_share=0,
+    erase_probability=0,
+    rotation_degrees=20,
+    shift_share=0.2,
+)
+
+RECIPES: dict[RecipeName, dict[str, Section]] = {
+    "paper": {
+        "model": Model(height=256, width=128),
+        "pretraining": OUR_TRAINING,
+        "clustering": Clustering(normalise=True, num_restarts=1, max_passes=100, centre_from="members"),
+        "selection": Selection(min_similarity=0.85, close_to="own_centre", keep_empty_classes=False),
+        "fine_tuning": OUR_TRAINING.model_copy(update={"epochs": 8}),
+        "stopping": Stopping(max_iterations=15, stop_when_stable=True, stability_tolerance=0.02, stability_patience=2),
+    },
+    "released-code": {
+        "model": Model(height=224, width=224),
+        "pretraining": AUTHORS_TRAINING,
+        "clustering": Clustering(normalise=False, num_restarts=10, max_passes=300, centre_from="all"),
+        "selection": Selection(min_similarity=0.85, close_to="any_centre", keep_empty_classes=True),
+        "fine_tuning": AUTHORS_TRAINING.model_copy(update={"epochs": 20}),
+        "stopping": Stopping(max_iterations=25, stop_when_stable=False, stability_tolerance=0, stability_patience=1),
+    },
+}
+
+
+def resolve(recipe: RecipeName, sections: dict[str, Section], **rest: Any) -> Plan:
+    """Fill what the user left empty with the recipe's values.
+
+    Example:
+        >>> from flows.config import Machine
+        >>> given = {name: type(section)() for name, section in RECIPES["paper"].items()} | {"selection": Selection(min_similarity=0.7)}
+        >>> plan = resolve("paper", given, machine=Machine(), source=None, target="crops", original_model=None, seed=0)
+        >>> plan.selection.min_similarity, plan.selection.close_to, plan.model.height
+        (0.7, 'own_centre', 256)
+    """
+    filled: dict[str, Any] = {}
+    for name, default in RECIPES[recipe].items():
+        given = {key: value for key, value in sections[name].model_dump().items() if value is not None}
+        filled[name] = type(default).model_validate(default.model_dump() | given)
+    return Plan(recipe=recipe, **filled, **rest)

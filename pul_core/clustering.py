@@ -1,0 +1,164 @@
+"""Features to clusters, each with a centre: the feature nearest the centroid. Not the choice of what is reliable, which is `selection`.
+
+k-means is written out here because the result must be the same bytes at any number of threads and cores: scikit-learn's adds its threads'
+partial sums in the order they finish. It is checked against scikit-learn's in the tests; docs/adr/0003 has the figures.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Generator, Tensor
+
+CHUNK = 4096  # rows of a distance block: memory grows with CHUNK x K, not with N x K
+CentreFrom = Literal["members", "all"]
+
+
+class Clustering(NamedTuple):
+    """Who belongs to which cluster, and which image stands for each: k may be smaller than asked for where points coincide."""
+
+    cluster: npt.NDArray[np.int64]  # (n,) in [0, k)
+    centre: npt.NDArray[np.int64]  # (k,) index of the image nearest each centroid
+    similarity: npt.NDArray[np.float32]  # (n,) cosine to the own cluster's centre
+    similarity_any: npt.NDArray[np.float32]  # (n,) largest cosine to any centre
+    inertia: float  # summed squared distance to the own centroid
+    passes: int  # Lloyd passes of the best restart
+
+
+def default_num_clusters(num_images: int) -> int:
+    """Return the number of clusters used when none is given: one for every 16 images, at least 2, at most one an image.
+
+    Labelled sets have 4 to 31 training images a person (CUHK01 4, CUHK03 10, Market-1501 17, DukeMTMC-reID 24, MSMT17 31); 16 is between
+    them and an interim rule, not a finding.
+
+    Example:
+        >>> default_num_clusters(12936), default_num_clusters(3)
+        (808, 2)
+    """
+    return max(1, min(num_images, max(2, round(num_images / 16))))
+
+
+def cluster(
+    features: npt.NDArray[np.float32],
+    *,
+    num_clusters: int,
+    normalise: bool,
+    num_restarts: int,
+    max_passes: int,
+    centre_from: CentreFrom,
+    seed: int,
+) -> Clustering:
+    """Cluster features by k-means and find each cluster's centre.
+
+    Args:
+        features: (n, d), one an image.
+        num_clusters: K, between 1 and n.
+        normalise: L2-normalise the features first (ours); False clusters them raw (the authors' code).
+        num_restarts: k-means runs from different seeds, the smallest inertia wins (the authors' scikit-learn: 10).
+        max_passes: Lloyd passes a run at most.
+        centre_from: the centre is the feature nearest the centroid among the cluster's ``members`` (paper) or ``all`` (code).
+        seed: of the restarts.
+
+    Returns:
+        Clusters numbered from 0 without gaps, with centres and cosines.
+
+    Raises:
+        ValueError: K out of range, features that are not finite, or a zero vector (it has no direction).
+
+    Source: Fan et al. 2018, equations 1 and 2; k-means++ with greedy trials, Arthur and Vassilvitskii 2007.
+
+    Example:
+        >>> points = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], np.float32)
+        >>> found = cluster(points, num_clusters=2, normalise=True, num_restarts=1, max_passes=10, centre_from="members", seed=0)
+        >>> bool(found.cluster[0] == found.cluster[1] != found.cluster[2] == found.cluster[3])
+        True
+    """
+    n = len(features)
+    if not 1 <= num_clusters <= n:
+        raise ValueError(f"num_clusters must be between 1 and the number of images ({n}), not {num_clusters}")
+    raw = torch.from_numpy(np.ascontiguousarray(features))  # (n, d)
+    if not torch.isfinite(raw).all():
+        raise ValueError("features hold NaN or infinity: the model's weights are damaged")
+    lengths = raw.norm(dim=1, keepdim=True)
+    if bool((lengths == 0).any()):
+        raise ValueError(f"the feature of image {int(lengths.argmin())} is a zero vector, which has no direction to compare")
+    unit = raw / lengths
+    points = unit if normalise else raw
+
+    generator = Generator().manual_seed(seed)
+    runs = [_kmeans(points, num_clusters, max_passes, generator) for _ in range(max(1, num_restarts))]
+    assigned, inertia, passes = min(runs, key=lambda run: run[1])
+    _, dense = torch.unique(assigned, return_inverse=True)  # drops clusters that stayed empty
+    centroids, _ = _means(points, dense, int(dense.max()) + 1)
+    centre = _nearest(points, dense, centroids, centre_from)
+    own, largest = _similarities(unit, dense, unit[centre])
+    return Clustering(dense.numpy(), centre.numpy(), own.numpy(), largest.numpy(), inertia, passes)
+
+
+def _kmeans(points: Tensor, k: int, max_passes: int, generator: Generator) -> tuple[Tensor, float, int]:
+    centroids = points[_plus_plus(points, k, generator)]
+    assigned = torch.full((len(points),), -1)
+    passes = 0
+    while passes < max_passes:
+        passes += 1
+        before, (assigned, distances) = assigned, _assign(points, centroids)
+        if torch.equal(before, assigned):
+            break
+        centroids, counts = _means(points, assigned, k)
+        empty = torch.nonzero(counts == 0).flatten()
+        if len(empty):  # an empty cluster starts again at a point that is worst off
+            centroids[empty] = points[distances.topk(len(empty)).indices]
+    return assigned, float(distances.double().sum()), passes
+
+
+def _plus_plus(points: Tensor, k: int, generator: Generator) -> Tensor:
+    """Draw each next centroid in proportion to the squared distance to those chosen; of 2 + ln k draws keep the best."""
+    n, trials = len(points), 2 + int(np.log(k))
+    squares = points.square().sum(1)
+    chosen = torch.empty(k, dtype=torch.int64)
+    chosen[0] = torch.randint(n, (1,), generator=generator)
+    closest = (squares + squares[chosen[0]] - 2 * (points @ points[chosen[0]])).clamp_(min=0)
+    for position in range(1, k):
+        cumulated = closest.double().cumsum(0)
+        draws = torch.rand(trials, generator=generator, dtype=torch.float64) * cumulated[-1]
+        candidates = torch.searchsorted(cumulated, draws).clamp_(max=n - 1)
+        distances = (squares[:, None] + squares[candidates] - 2 * (points @ points[candidates].T)).clamp_(min=0)  # (n, trials)
+        distances = torch.minimum(distances, closest[:, None])
+        best = int(distances.sum(0).argmin())
+        closest, chosen[position] = distances[:, best].clone(), candidates[best]
+    return chosen
+
+
+def _assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each point's nearest centroid and squared distance to it."""
+    offsets = centroids.square().sum(1)
+    found = [(offsets - 2 * (block @ centroids.T)).min(1) for block in torch.split(points, CHUNK)]
+    distances = torch.cat([part.values for part in found]) + points.square().sum(1)
+    return torch.cat([part.indices for part in found]), distances.clamp_(min=0)
+
+
+def _means(points: Tensor, assigned: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    counts = torch.bincount(assigned, minlength=k)
+    sums = torch.zeros(k, points.shape[1], dtype=points.dtype).index_add_(0, assigned, points)
+    return sums / counts.clamp(min=1)[:, None], counts
+
+
+def _nearest(points: Tensor, assigned: Tensor, centroids: Tensor, centre_from: CentreFrom) -> Tensor:
+    """Return the index of the point nearest each centroid; of equally near ones the first."""
+    if centre_from == "all":
+        offsets = points.square().sum(1)
+        return torch.cat([(offsets - 2 * (block @ points.T)).min(1).indices for block in torch.split(centroids, 64)])
+    distances = (points - centroids[assigned]).square().sum(1)
+    order = torch.from_numpy(np.lexsort((distances.numpy(), assigned.numpy())))  # stable: ties by index
+    sizes = torch.bincount(assigned, minlength=len(centroids))
+    return order[sizes.cumsum(0) - sizes]
+
+
+def _similarities(unit: Tensor, assigned: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    own, largest = [], []
+    for block, label in zip(torch.split(unit, CHUNK), torch.split(assigned, CHUNK), strict=True):
+        cosines = block @ centres.T
+        own.append(cosines.gather(1, label[:, None]).squeeze(1))
+        largest.append(cosines.max(1).values)
+    return torch.cat(own), torch.cat(largest)

@@ -1,0 +1,68 @@
+"""Which images of the clusters are reliable enough to learn from."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pul_core.clustering import Clustering
+
+CloseTo = Literal["own_centre", "any_centre"]
+
+
+class ReliableSet(NamedTuple):
+    """The images to fine-tune on, ascending, and the class each of them stands for."""
+
+    positions: npt.NDArray[np.int64]  # (m,) into the clustered images
+    pseudo_labels: npt.NDArray[np.int64]  # (m,) in [0, num_classes)
+    similarity: npt.NDArray[np.float32]  # (m,) the cosine that was judged
+    num_classes: int
+
+
+class UnreliableError(ValueError):
+    """The reliable set cannot train a classifier."""
+
+
+def select_reliable(clustering: Clustering, *, min_similarity: float, close_to: CloseTo, keep_empty_classes: bool) -> ReliableSet:
+    """Keep the images whose cosine to a centre exceeds lambda, and every centre whatever float says.
+
+    ``reliable_i = cos(f_i, centre) > min_similarity  or  i is its cluster's centre``
+
+    Args:
+        clustering: of n images into k clusters.
+        min_similarity: lambda, a cosine in [-1, 1].
+        close_to: the centre of the image's ``own_centre`` cluster (paper), or ``any_centre`` (authors' code; the label stays the own cluster's).
+        keep_empty_classes: number classes like clusters even if some stay without an image (authors' code), instead of closing the gaps.
+
+    Returns:
+        The reliable set.
+
+    Raises:
+        ValueError: lambda outside [-1, 1].
+        UnreliableError: fewer than two clusters have two reliable images.
+
+    Source: Fan et al. 2018, equation 3, lambda = 0.85.
+
+    Example:
+        >>> clustering = Clustering(np.array([0, 0, 1, 1, 1]), np.array([0, 2]), *np.array([[1, .9, 1, .9, .5], [1, .9, 1, .9, .8]], np.float32), 0.0, 1)
+        >>> select_reliable(clustering, min_similarity=0.85, close_to="own_centre", keep_empty_classes=False).positions.tolist()
+        [0, 1, 2, 3]
+    """
+    if not -1 <= min_similarity <= 1:
+        raise ValueError(f"min_similarity is a cosine and must be in [-1, 1], not {min_similarity}")
+    similarity = clustering.similarity if close_to == "own_centre" else clustering.similarity_any
+    reliable = similarity > np.float32(min_similarity)
+    own_centres = clustering.centre[clustering.cluster[clustering.centre] == np.arange(len(clustering.centre))]
+    reliable[own_centres if close_to == "own_centre" else clustering.centre] = True
+    positions = np.flatnonzero(reliable)
+    clusters = clustering.cluster[positions]
+    sizes = np.bincount(clusters, minlength=len(clustering.centre))
+    if np.count_nonzero(sizes >= 2) < 2:
+        raise UnreliableError(
+            f"only {np.count_nonzero(sizes >= 2)} of {len(sizes)} clusters have two reliable images (two clusters are needed): "
+            f"lower min_similarity ({min_similarity:g}) or num_clusters"
+        )
+    if keep_empty_classes:
+        return ReliableSet(positions, clusters, similarity[positions], len(sizes))
+    present, dense = np.unique(clusters, return_inverse=True)
+    return ReliableSet(positions, dense.astype(np.int64), similarity[positions], len(present))

@@ -1,0 +1,245 @@
+"""How a backbone learns identities: softmax classification (IDE), on true identities of the source or on pseudo-labels of the target.
+
+Training is a generator of per-epoch statistics: who calls it decides what to show and what to keep. All of an epoch's randomness follows
+from (seed, epoch), so a training that goes on after epoch 3 from saved weights ends like one that was never interrupted.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pul_core.augmentation import augment
+from pul_core.backbone import normalise
+from pul_core.seeds import derive_seed
+
+Schedule = Literal["constant", "one_cycle"]
+
+
+class EpochStatistics(NamedTuple):
+    """What one epoch did: means over its images; learning rate of the backbone at its end."""
+
+    epoch: int
+    images: int
+    steps: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+
+
+@dataclass
+class Training:
+    """A training under way: what has to be kept to go on with it later."""
+
+    backbone: nn.Module
+    classifier: nn.Module
+    optimiser: torch.optim.Optimizer
+    epochs_done: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return weights, optimiser state and the number of finished epochs."""
+        parts: dict[str, Any] = {"backbone": self.backbone, "classifier": self.classifier, "optimiser": self.optimiser}
+        return {name: part.state_dict() for name, part in parts.items()} | {"epochs_done": self.epochs_done}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a state that ``state`` returned."""
+        self.backbone.load_state_dict(state["backbone"])
+        self.classifier.load_state_dict(state["classifier"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.epochs_done = state["epochs_done"]
+
+
+def begin_training(
+    backbone: nn.Module,
+    *,
+    num_classes: int,
+    backbone_learning_rate: float,
+    classifier_learning_rate: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    batch_norm: bool,
+    dropout: float,
+    seed: int,
+    device: str = "cpu",
+) -> Training:
+    """Put a new classifier behind a backbone and an optimiser behind both; every layer trains.
+
+    The classifier is [BatchNorm ->] dropout -> linear with weights N(0, 0.001) and zero bias.
+
+    Args:
+        backbone: (b, 3, h, w) -> (b, d), with attribute ``num_features`` = d; moved to the device and trained in place.
+        num_classes: outputs of the classifier.
+        backbone_learning_rate: peak learning rate of the backbone.
+        classifier_learning_rate: the same of the classifier.
+        momentum, nesterov, weight_decay: of SGD.
+        batch_norm: normalise the features before the classifier.
+        dropout: share of the features dropped before the classifier.
+        seed: of the classifier's weights.
+        device: a torch device.
+
+    Returns:
+        A training at epoch 0.
+
+    Raises:
+        ValueError: fewer than two classes.
+
+    Source: the authors' code (dropout 0.5, N(0, 0.001), SGD); the BatchNorm is ours.
+
+    Example:
+        >>> from pul_core.backbone import build_backbone
+        >>> training = begin_training(build_backbone("resnet10t"), num_classes=5, backbone_learning_rate=0.01, classifier_learning_rate=0.1,
+        ...     momentum=0.9, nesterov=True, weight_decay=5e-4, batch_norm=True, dropout=0.0, seed=0)
+        >>> training.epochs_done
+        0
+    """
+    if num_classes < 2:
+        raise ValueError(f"a classifier needs at least 2 classes, not {num_classes}")
+    d = int(backbone.num_features)  # type: ignore[arg-type]
+    linear = nn.Linear(d, num_classes)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(seed)) * 0.001)
+        linear.bias.zero_()
+    classifier = nn.Sequential(nn.BatchNorm1d(d) if batch_norm else nn.Identity(), nn.Dropout(dropout), linear)
+    backbone.to(device).to(memory_format=torch.channels_last)
+    classifier.to(device)
+    groups = [
+        {"params": list(backbone.parameters()), "peak": backbone_learning_rate},
+        {"params": list(classifier.parameters()), "peak": classifier_learning_rate},
+    ]
+    optimiser = torch.optim.SGD(groups, lr=backbone_learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    return Training(backbone, classifier, optimiser)
+
+
+def train(
+    training: Training,
+    images: npt.NDArray[np.uint8],
+    rows: npt.NDArray[np.int64],
+    classes: npt.NDArray[np.int64],
+    *,
+    epochs: int,
+    batch_size: int,
+    schedule: Schedule,
+    label_smoothing: float,
+    flip_probability: float,
+    crop_share: float,
+    erase_probability: float,
+    rotation_degrees: float,
+    shift_share: float,
+    seed: int,
+    device: str = "cpu",
+    bf16: bool = False,
+    on_batch: Callable[[int], None] | None = None,
+) -> Iterator[EpochStatistics]:
+    """Train by softmax cross-entropy from the epoch the training stands at to the last one.
+
+    Args:
+        training: changed in place.
+        images: (n, h, w, 3) uint8, may be memory-mapped.
+        rows: (m,) which images to train on, indices into ``images``.
+        classes: (m,) class of each, in [0, num_classes).
+        epochs: passes over the m images.
+        batch_size: images a step; a last batch of one image joins the one before, for BatchNorm's sake.
+        schedule: ``constant``, or ``one_cycle``: linear warm-up from 1/25 of the peak over the first 30 % of steps, then cosine to 0.
+        label_smoothing: share of probability spread over all classes.
+        flip_probability, crop_share, erase_probability, rotation_degrees, shift_share: see ``augmentation``.
+        seed: of the order, the augmentation and the dropout.
+        device: a torch device.
+        bf16: autocast the forward pass to bfloat16.
+        on_batch: told the number of images after each step.
+
+    Yields:
+        Statistics of each epoch, when it is done.
+
+    Raises:
+        ValueError: fewer than two images, or classes that do not match rows.
+        FloatingPointError: the loss is NaN or infinite.
+
+    Source: Fan et al. 2018 (fine-tuning by softmax); the schedule is Smith's one-cycle without momentum cycling.
+
+    Example:
+        >>> from pul_core.backbone import build_backbone
+        >>> training = begin_training(build_backbone("resnet10t"), num_classes=2, backbone_learning_rate=0.01, classifier_learning_rate=0.1,
+        ...     momentum=0.9, nesterov=True, weight_decay=0, batch_norm=True, dropout=0.0, seed=0)
+        >>> images = np.zeros((8, 64, 32, 3), np.uint8); images[4:] = 255
+        >>> off = dict(flip_probability=0, crop_share=0, erase_probability=0, rotation_degrees=0, shift_share=0)
+        >>> history = list(train(training, images, np.arange(8), np.arange(8) // 4, epochs=2, batch_size=4, schedule="constant",
+        ...     label_smoothing=0, seed=0, **off))
+        >>> [(epoch.epoch, epoch.images, epoch.steps) for epoch in history]
+        [(1, 8, 2), (2, 8, 2)]
+    """
+    if len(rows) < 2:
+        raise ValueError(f"training needs at least 2 images, not {len(rows)}")
+    if len(rows) != len(classes):
+        raise ValueError(f"{len(rows)} images but {len(classes)} classes")
+    steps = max(1, math.ceil(len(rows) / batch_size) - (len(rows) % batch_size == 1))
+    for epoch in range(training.epochs_done + 1, epochs + 1):
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+        torch.manual_seed(derive_seed(seed, epoch, "dropout"))  # dropout takes no generator
+        training.backbone.train()
+        training.classifier.train()
+        loss_sum = correct = 0.0
+        order = torch.randperm(len(rows), generator=generator).numpy()
+        for step, batch in enumerate(_batches(order, batch_size, steps)):
+            rate = learning_rate_share(schedule, (epoch - 1) * steps + step, epochs * steps)
+            for group in training.optimiser.param_groups:
+                group["lr"] = group["peak"] * rate
+            pixels = torch.from_numpy(images[rows[batch]]).to(device).permute(0, 3, 1, 2)  # (b, 3, h, w), channels_last
+            pixels = augment(
+                pixels,
+                flip_probability=flip_probability,
+                crop_share=crop_share,
+                erase_probability=erase_probability,
+                rotation_degrees=rotation_degrees,
+                shift_share=shift_share,
+                generator=generator,
+            )
+            wanted = torch.from_numpy(classes[batch]).to(device)
+            loss, hits = _step(training, pixels, wanted, label_smoothing=label_smoothing, bf16=bf16)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} in epoch {epoch}, step {step + 1}: lower the learning rate")
+            loss_sum += loss * len(batch)
+            correct += hits
+            if on_batch:
+                on_batch(len(batch))
+        training.epochs_done = epoch
+        m = len(rows)
+        yield EpochStatistics(epoch, m, steps, loss_sum / m, correct / m, training.optimiser.param_groups[0]["lr"])
+
+
+def learning_rate_share(schedule: Schedule, step: int, steps: int) -> float:
+    """Return the share of the peak learning rate at a step (from 0) of a training of so many steps.
+
+    Example:
+        >>> [round(learning_rate_share("one_cycle", step, 10), 2) for step in (0, 3, 9)]
+        [0.04, 1.0, 0.05]
+        >>> learning_rate_share("constant", 5, 10)
+        1.0
+    """
+    if schedule == "constant":
+        return 1.0
+    warm_up = max(1.0, 0.3 * steps)
+    if step < warm_up:
+        return 0.04 + 0.96 * step / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, steps - warm_up)))
+
+
+def _batches(order: npt.NDArray[np.int64], batch_size: int, steps: int) -> Iterator[npt.NDArray[np.int64]]:
+    for step in range(steps):
+        yield order[step * batch_size : None if step == steps - 1 else (step + 1) * batch_size]
+
+
+def _step(training: Training, pixels: Tensor, wanted: Tensor, *, label_smoothing: float, bf16: bool) -> tuple[float, float]:
+    training.optimiser.zero_grad(set_to_none=True)
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
+        logits = training.classifier(training.backbone(normalise(pixels)))
+        loss = F.cross_entropy(logits, wanted, label_smoothing=label_smoothing)
+    loss.backward()  # type: ignore[no-untyped-call]
+    training.optimiser.step()
+    return loss.item(), float((logits.detach().argmax(1) == wanted).sum())

@@ -1,0 +1,74 @@
+"""Steps *cluster* and *select*: from the target's features to the images worth learning from."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pul_core.clustering import Clustering, default_num_clusters
+from pul_core.clustering import cluster as core_cluster
+from pul_core.selection import select_reliable
+from tasks.artifacts import Artifact, column, read_table, vectors, write_table
+from tasks.compute import set_threads
+from tasks.progress import step_logger
+from tasks.references import Clusters, Compute, Reliable
+from tasks.steps import step
+
+
+@step("cluster-{iteration}")
+def cluster(features: Artifact, *, settings: dict[str, Any], seed: int, compute: Compute, iteration: int) -> Clusters:
+    """Cluster the features and find each cluster's centre.
+
+    Args:
+        features: of the target's training images.
+        settings: keyword arguments of ``pul_core.clustering.cluster``; ``num_clusters`` None stands for the stated default.
+        seed: of k-means.
+        compute: threads.
+        iteration: names the task run.
+    """
+    set_threads(compute)
+    table = read_table(features)
+    rows, values = column(table, "row"), column(table, "feature")
+    k = settings["num_clusters"] or default_num_clusters(len(rows))
+    found = core_cluster(values, **settings | {"num_clusters": k}, seed=seed)
+    sizes = np.bincount(found.cluster)
+    note = "" if settings["num_clusters"] else " (default: one for 16 images)"
+    step_logger().info("cluster %d: %d images into %d clusters%s, %d passes", iteration, len(rows), len(sizes), note, found.passes)
+    clusters = pa.table({"row": rows, "cluster": found.cluster, "similarity": found.similarity, "similarity_any": found.similarity_any})
+    order = np.lexsort((np.arange(len(sizes)), found.centre))
+    centres = pa.table(
+        {
+            "row": rows[found.centre[order]],
+            "cluster": order,
+            "size": sizes[order],
+            "feature": vectors(values[found.centre[order]]),
+        }
+    )
+    return Clusters(
+        clusters=write_table("clusters", clusters),
+        centres=write_table("centres", centres),
+        num_clusters=len(sizes),
+        num_single_image_clusters=int((sizes == 1).sum()),
+    )
+
+
+@step("select-{iteration}")
+def select(clusters: Clusters, *, settings: dict[str, Any], iteration: int) -> Reliable:
+    """Keep the reliable images.
+
+    Args:
+        clusters: with similarities and centres.
+        settings: keyword arguments of ``pul_core.selection.select_reliable``.
+        iteration: names the task run.
+    """
+    table, centres = read_table(clusters.clusters), read_table(clusters.centres, ["row", "cluster"])
+    rows = column(table, "row")
+    centre = np.empty(clusters.num_clusters, np.int64)
+    centre[column(centres, "cluster")] = np.searchsorted(rows, column(centres, "row"))
+    clustering = Clustering(column(table, "cluster"), centre, column(table, "similarity"), column(table, "similarity_any"), 0.0, 0)
+    found = select_reliable(clustering, **settings)
+    step_logger().info(
+        "select %d: %d of %d images are reliable, in %d classes", iteration, len(found.positions), len(rows), found.num_classes
+    )
+    reliable = pa.table({"row": rows[found.positions], "pseudo_label": found.pseudo_labels, "similarity": found.similarity})
+    return Reliable(reliable=write_table("reliable", reliable), num_classes=found.num_classes)

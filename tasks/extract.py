@@ -1,0 +1,48 @@
+"""Step *extract_features*: one file of features for a model and a split."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from pul_core.extraction import extract_features as core_extract
+from tasks.artifacts import Artifact, vectors, write_batches
+from tasks.compute import set_threads
+from tasks.decode import open_pixels
+from tasks.models import read_model
+from tasks.progress import progress
+from tasks.references import Compute, Pixels
+from tasks.steps import step
+
+ROW_GROUP = 4096  # images
+
+
+@step("extract-features-{iteration}-{split}")
+def extract_features(model: Artifact, pixels: Pixels, *, batch_size: int, compute: Compute, iteration: int, split: str) -> Artifact:
+    """Write the features of a split: features.parquet (row, feature), in the memory of one row group.
+
+    Args:
+        model: whose features.
+        pixels: the images.
+        batch_size: images at once.
+        compute: device, threads, precision.
+        iteration: of the model; names the task run.
+        split: names the task run.
+    """
+    set_threads(compute)
+    backbone, _ = read_model(model)
+    rows, images = open_pixels(pixels)
+    d = int(backbone.num_features)  # type: ignore[arg-type]
+    schema = pa.schema([("row", pa.int64()), ("feature", pa.list_(pa.float32(), d))])
+
+    def groups() -> Iterator[pa.RecordBatch]:
+        for start in range(0, len(rows), ROW_GROUP):
+            part = slice(start, start + ROW_GROUP)
+            blocks = []
+            for block in core_extract(backbone, images[part], batch_size=batch_size, device=compute.device, bf16=compute.bf16_inference):
+                blocks.append(block)
+                shown.advance(len(block))
+            yield pa.record_batch([pa.array(rows[part]), vectors(np.concatenate(blocks))], schema=schema)
+
+    with progress(f"extract features {iteration} {split}", len(rows)) as shown:
+        return write_batches("features", schema, groups(), len(rows))

@@ -1,0 +1,155 @@
+"""Models on disk: safetensors whose header says how to build what is inside. Nothing is ever unpickled except plain tensors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy._core.multiarray import scalar as np_scalar
+from prefect import task
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as tensors
+from torch import nn
+
+from pul_core.backbone import build_backbone, load_foreign_state
+from tasks.artifacts import Artifact, read_bytes, write_bytes
+from tasks.layouts import DataError
+from tasks.progress import step_logger
+
+
+class ModelConfig(BaseModel):
+    """How to build the module and what to feed it; stands in the file's header."""
+
+    model_config = ConfigDict(frozen=True)
+
+    backbone: str
+    height: int
+    width: int
+
+
+def write_model(backbone: nn.Module, config: ModelConfig) -> Artifact:
+    """Write a backbone's weights with its config in the header. One metadata entry only: safetensors orders several at random."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    return write_bytes("models", "safetensors", len(state), tensors.save(state, {"pul": config.model_dump_json()}))
+
+
+def read_model(artifact: Artifact) -> tuple[nn.Module, ModelConfig]:
+    """Build the backbone an artifact holds.
+
+    Raises:
+        DamagedArtifactError: it is missing or damaged.
+    """
+    return read_model_bytes(read_bytes(artifact))
+
+
+def read_model_bytes(data: bytes) -> tuple[nn.Module, ModelConfig]:
+    """Build the backbone that the bytes of one of this project's model files hold."""
+    config = read_config(data)
+    backbone = build_backbone(config.backbone)
+    backbone.load_state_dict(tensors.load(data))
+    return backbone, config
+
+
+@task(name="initial_model", task_run_name="initial-model-{backbone}")
+def initial_model(backbone: str, *, weights: str, height: int, width: int, seed: int) -> Artifact:
+    """Build the backbone that source training starts from.
+
+    Args:
+        backbone: a timm name; ``resnet50`` is torchvision's.
+        weights: ``imagenet`` (from timm's hub), ``random``, or a local file (safetensors or a plain state dict).
+        height: pixels of the input.
+        width: pixels of the input.
+        seed: of the random initialisation.
+
+    Raises:
+        DataError: the weights cannot be had or do not fit the backbone.
+    """
+    if weights == "imagenet":
+        try:
+            module = build_backbone(backbone, pretrained=True)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"ImageNet weights of {backbone} cannot be fetched ({type(error).__name__}); give a local file with --weights FILE, "
+                "or --weights random to start from noise"
+            ) from error
+    else:
+        module = build_backbone(backbone, seed=seed)
+        if weights != "random":
+            load_file_into(module, Path(weights).expanduser())
+    step_logger().info("backbone %s, initial weights: %s, input %d x %d", backbone, weights, height, width)
+    return write_model(module, ModelConfig(backbone=backbone, height=height, width=width))
+
+
+@task(name="import_model", task_run_name="import-model")
+def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifact:
+    """Take a trained model from a file instead of training one.
+
+    A file this project wrote says itself what it is; for another one the backbone and the input size are those given.
+
+    Raises:
+        DataError: the file is missing, is no model, or is of another architecture.
+    """
+    file = Path(path).expanduser()
+    config = _own_config(file) or ModelConfig(backbone=backbone, height=height, width=width)
+    module = build_backbone(config.backbone)
+    load_file_into(module, file)
+    step_logger().info("original model: %s, backbone %s, input %d x %d", file, config.backbone, config.height, config.width)
+    return write_model(module, config)
+
+
+def load_file_into(module: nn.Module, path: Path) -> None:
+    """Fill a backbone from a safetensors file or a checkpoint of plain tensors (torchvision, timm, torchreid).
+
+    Raises:
+        DataError: the file is missing, unsafe, damaged, or of another architecture.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no weights file {path}")
+    try:
+        state = tensors.load_file(path) if path.suffix == ".safetensors" else _checkpoint(path)
+        fit = load_foreign_state(module, state)
+    except ValueError as error:
+        raise DataError(f"{path} does not fit the backbone: {error}") from error
+    except SafetensorError as error:
+        raise DataError(f"{path} is no safetensors file: {error}") from error
+    step_logger().info("%s: %d tensors taken", path, fit.taken)
+
+
+def _checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    # torchreid's checkpoints keep their rank-1 as a NumPy number beside the tensors.
+    numbers: list[Any] = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, type(np.float64(0)), np_scalar]
+    try:
+        with torch.serialization.safe_globals(numbers):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what is no checkpoint
+        raise DataError(f"{path} is no checkpoint of plain tensors ({type(error).__name__}): convert it to safetensors first") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+    found = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if not found:
+        raise DataError(f"{path} holds no tensors by name")
+    return found
+
+
+def _own_config(path: Path) -> ModelConfig | None:
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("pul")
+    except SafetensorError as error:
+        raise DataError(f"{path} is no safetensors file: {error}") from error
+    return ModelConfig.model_validate_json(text) if text else None
+
+
+def model_size(artifact: Artifact) -> dict[str, int]:
+    """Return the input size a model was made for: height and width in pixels."""
+    config = read_config(read_bytes(artifact))
+    return {"height": config.height, "width": config.width}
+
+
+def read_config(data: bytes) -> ModelConfig:
+    """Return the config in the header of one of this project's model files."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return ModelConfig.model_validate_json(header["__metadata__"]["pul"])

@@ -1,0 +1,275 @@
+"""Tracking is a replay: what stands in MLflow is read from artifacts, outside the cached steps, and saying it twice changes nothing.
+
+One experiment for a pair of domains, one parent run for a flow run, one nested run for an iteration with that iteration's model. A retried
+flow run finds its parent by the flow run's id and goes on with it.
+"""
+
+import functools
+import json
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param
+from mlflow.tracking import MlflowClient
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
+
+from tasks.artifacts import Artifact, locate, read_bytes, verify
+from tasks.home import home
+from tasks.models import read_model
+from tasks.progress import step_logger
+from tasks.references import Clusters, ImageSet, Reference, Reliable, TrainedModel
+from tasks.track_model import log_model
+from tasks.training import read_training
+
+RANKS = (1, 5, 10, 20)
+
+
+class TrackedRun(Reference):
+    """Where a flow run is recorded: its MLflow run and its folder below ``$PUL_HOME/runs``."""
+
+    run_id: str
+    name: str
+    folder: str
+
+    def identity(self) -> str:
+        """Tracking never enters a cache key."""
+        return ""
+
+
+class Iteration(Reference):
+    """What an iteration left: the model and its scores, and how it came to them (nothing of that for iteration 0, the original model)."""
+
+    iteration: int
+    model: Artifact
+    features: Artifact | None = None
+    clusters: Clusters | None = None
+    reliable: Reliable | None = None
+    trained: TrainedModel | None = None
+    scores: Artifact | None = None
+
+
+@functools.cache
+def client() -> MlflowClient:
+    """Return a client of ``$MLFLOW_TRACKING_URI``, by default the SQLite file ``$PUL_HOME/mlflow.db``."""
+    return MlflowClient()
+
+
+@task(name="track_run", task_run_name="track-run")
+def track_run(plan: dict[str, Any], target: ImageSet, source: ImageSet | None) -> TrackedRun:
+    """Open this flow run's MLflow run, or find it again on a retry, and write the run's config beside its artifacts.
+
+    Args:
+        plan: the resolved parameters, as they go into ``config.json``.
+        target: recorded as a dataset input.
+        source: recorded as a dataset input.
+    """
+    pair = f"{source.name if source else Path(plan['original_model']).name} to {target.name}"
+    experiment = _experiment(pair)
+    name, flow_run_id = str(flow_run.name), str(flow_run.id)
+    found = client().search_runs([experiment.experiment_id], f"tags.`pul.flow_run_id` = '{flow_run_id}' and tags.`pul.kind` = 'run'")
+    tags = {"pul.kind": "run", "pul.flow_run_id": flow_run_id, "pul.flow_run_url": flow_run.ui_url or "", "pul.recipe": plan["recipe"]}
+    run = found[0] if found else client().create_run(experiment.experiment_id, run_name=name, tags=tags | _commit())
+    run_id = run.info.run_id
+    client().update_run(run_id, status="RUNNING")
+    if not found:
+        client().log_batch(run_id, params=[Param(key, str(value)) for key, value in _flat(plan)])
+        client().log_inputs(run_id, [_dataset(images, role) for images, role in ((source, "source"), (target, "target")) if images])
+    folder = home() / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    client().log_dict(run_id, plan, "config.json")
+    step_logger().info("run %s: experiment %r, config %s", name, pair, folder / "config.json")
+    return TrackedRun(run_id=run_id, name=name, folder=str(folder))
+
+
+@task(name="track_iteration", task_run_name="track-iteration-{iteration.iteration}")
+def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | None) -> dict[str, float]:
+    """Record an iteration: a nested run with its model and metrics, the same metrics by step on the parent, links in the run's folder.
+
+    Args:
+        run: the flow run's record.
+        iteration: what it left.
+        labels: the target's identities, for scores and ``oracle_`` diagnostics; None if there are none.
+
+    Returns:
+        The iteration's metrics by name.
+    """
+    metrics = iteration_metrics(iteration, labels)
+    parent = client().get_run(run.run_id)
+    child = _child(parent.info.experiment_id, run, iteration.iteration)
+    known = client().get_run(child).data.metrics
+    client().log_batch(child, metrics=[Metric(key, value, 0, 0) for key, value in metrics.items() if key not in known])
+    steps = {key: {metric.step for metric in client().get_metric_history(run.run_id, key)} for key in metrics}
+    fresh = [Metric(key, value, 0, iteration.iteration) for key, value in metrics.items() if iteration.iteration not in steps[key]]
+    client().log_batch(run.run_id, metrics=fresh)
+    if iteration.trained:
+        _log_training(child, iteration.trained)
+    _log_model(child, iteration.model)
+    client().set_terminated(child, "FINISHED")
+    _link(run, iteration)
+    return metrics
+
+
+def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str, float]:
+    """Read an iteration's metrics from its artifacts."""
+    from tasks.evaluate import oracle_diagnostics, read_summary
+
+    metrics: dict[str, float] = {}
+    if iteration.clusters and iteration.reliable:
+        metrics |= {
+            "reliable_set_size": iteration.reliable.reliable.rows,
+            "reliable_fraction": iteration.reliable.reliable.rows / iteration.clusters.clusters.rows,
+            "num_clusters": iteration.clusters.num_clusters,
+            "num_single_image_clusters": iteration.clusters.num_single_image_clusters,
+            "seconds_cluster": iteration.clusters.clusters.seconds,
+            "seconds_select": iteration.reliable.reliable.seconds,
+        }
+        if labels:
+            metrics |= oracle_diagnostics(iteration.clusters, iteration.reliable, labels)
+    if iteration.features:
+        metrics["seconds_extract_features"] = iteration.features.seconds
+    if iteration.trained:
+        metrics["seconds_fine_tune"] = iteration.trained.model.seconds
+    if iteration.scores:
+        summary = read_summary(iteration.scores)
+        metrics |= {f"rank_{rank}": float(summary.cmc[rank - 1]) for rank in RANKS}
+        metrics |= {"mAP": summary.mean_ap, "mAP_trapezoidal": summary.mean_ap_trapezoidal, "mINP": summary.mean_inp}
+        metrics |= {"num_scored_queries": summary.num_scored, "num_unscored_queries": summary.num_unscored}
+        metrics["seconds_evaluate"] = iteration.scores.seconds
+    return metrics
+
+
+@task(name="finish_run", task_run_name="finish-run")
+def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str, explanation: str, final: Artifact) -> None:
+    """Close the run: reason of the stop, the final model registered, one table of all iterations for Prefect and for the run's folder.
+
+    Args:
+        run: the flow run's record.
+        iterations: metrics of iteration 0, 1, 2, ...
+        reason: why the loop stopped.
+        explanation: the same in words.
+        final: the last iteration's model.
+    """
+    client().set_tag(run.run_id, "pul.stop_reason", reason)
+    rows = [{"iteration": number, **metrics} for number, metrics in enumerate(iterations)]
+    pd.DataFrame(rows).to_parquet(Path(run.folder, "iterations.parquet"), index=False)
+    shown = [{"iteration": row["iteration"], **{key: _rounded(row.get(key)) for key in TABLE}} for row in rows]
+    create_table_artifact(shown, key="pul-iterations", description=f"Run **{run.name}** stopped: {reason}. {explanation}.")
+    experiment = client().get_experiment(client().get_run(run.run_id).info.experiment_id).name
+    _register(run, len(iterations) - 1, "pul " + experiment)
+    client().set_terminated(run.run_id, "FINISHED")
+    step_logger().info("stopped after iteration %d: %s (%s)", len(iterations) - 1, reason, explanation)
+
+
+TABLE = ("reliable_set_size", "num_clusters", "rank_1", "rank_5", "rank_10", "rank_20", "mAP", "mINP")
+
+
+def close_run(flow_run_id: str, status: str) -> None:
+    """Close the MLflow runs of a flow run that ended before its time, children first."""
+    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
+    for run in client().search_runs(experiments, f"tags.`pul.flow_run_id` = '{flow_run_id}'"):
+        if run.info.status == "RUNNING":
+            client().set_terminated(run.info.run_id, status)
+
+
+def _experiment(name: str) -> Experiment:
+    if known := client().get_experiment_by_name(name):
+        return known
+    # A server keeps artifacts where it was told to; without one they lie beside the database.
+    local = mlflow.get_tracking_uri().startswith("sqlite")
+    return client().get_experiment(client().create_experiment(name, (home() / "mlartifacts").as_uri() if local else None))
+
+
+def _log_model(child: str, model: Artifact) -> None:
+    _, config = read_model(model)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.safetensors")
+        file.write_bytes(read_bytes(model))
+        requirements = [f"{name}=={version(name)}" for name in ("pul-reid", "safetensors", "timm", "torch")]
+        log_model(child, str(file), height=config.height, width=config.width, name="model", requirements=requirements)
+
+
+def _child(experiment_id: str, run: TrackedRun, iteration: int) -> str:
+    of_parent = f"tags.`mlflow.parentRunId` = '{run.run_id}' and tags.`pul.iteration` = '{iteration}'"
+    found = client().search_runs([experiment_id], of_parent)
+    if found:
+        return str(found[0].info.run_id)
+    flow_run_id = client().get_run(run.run_id).data.tags["pul.flow_run_id"]
+    tags = {"mlflow.parentRunId": run.run_id, "pul.iteration": str(iteration), "pul.kind": "iteration", "pul.flow_run_id": flow_run_id}
+    child = client().create_run(experiment_id, run_name=f"{run.name} iteration {iteration}", tags=tags)
+    client().log_param(child.info.run_id, "iteration", iteration)
+    return str(child.info.run_id)
+
+
+def _log_training(child: str, trained: TrainedModel) -> None:
+    if client().get_metric_history(child, "training_loss"):
+        return
+    history = read_training(trained)
+    series = (("training_loss", "loss"), ("training_accuracy", "accuracy"))
+    client().log_batch(child, metrics=[Metric(name, row[key], 0, row["epoch"]) for name, key in series for row in history])
+
+
+def _register(run: TrackedRun, iteration: int, name: str) -> None:
+    child = _child(client().get_run(run.run_id).info.experiment_id, run, iteration)
+    uri = f"models:/{client().get_run(child).data.tags['pul.model_id']}"
+    name = name.replace("/", "-").replace(":", "-")
+    if not client().search_registered_models(f"name = '{name}'"):
+        client().create_registered_model(name)
+    if not [version for version in client().search_model_versions(f"name = '{name}'") if version.run_id == child]:
+        version = mlflow.register_model(uri, name)
+        client().set_model_version_tag(name, version.version, "pul.run", run.name)
+
+
+def _link(run: TrackedRun, iteration: Iteration) -> None:
+    """Give an iteration's artifacts readable names: runs/NAME/iteration=3/reliable.parquet points to the file in the store."""
+    folder = Path(run.folder, f"iteration={iteration.iteration}")
+    folder.mkdir(exist_ok=True)
+    for artifact in _artifacts(iteration):
+        if "://" in locate(artifact):
+            continue
+        link = folder / f"{'model' if artifact.kind == 'models' else artifact.kind}{Path(artifact.uri).suffix}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(verify(artifact)))
+
+
+def _artifacts(iteration: Iteration) -> Iterable[Artifact]:
+    yield iteration.model
+    yield from (artifact for artifact in (iteration.features, iteration.scores) if artifact)
+    if iteration.clusters:
+        yield from (iteration.clusters.clusters, iteration.clusters.centres)
+    if iteration.reliable:
+        yield iteration.reliable.reliable
+    if iteration.trained:
+        yield iteration.trained.training
+
+
+def _dataset(images: ImageSet, role: str) -> DatasetInput:
+    profile = json.dumps({"splits": images.splits, "layout": images.layout})
+    dataset = Dataset(images.name, images.images.sha256[:32], "local", json.dumps({"path": images.root}), profile=profile)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", role)])
+
+
+def _flat(plan: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in plan.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _commit() -> dict[str, str]:
+    from mlflow.utils.git_utils import get_git_commit
+
+    commit = get_git_commit(__file__)
+    return {"mlflow.source.git.commit": commit} if commit else {}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,108 @@
+"""Steps *pretrain* and *fine_tune*: the same training, on true identities of the source or on pseudo-labels of the target."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pul_core.training import EpochStatistics, begin_training, train
+from tasks.artifacts import Artifact, column, read_table, write_table
+from tasks.compute import set_threads
+from tasks.decode import open_pixels
+from tasks.layouts import DataError
+from tasks.models import read_model, write_model
+from tasks.progress import progress
+from tasks.references import Compute, Pixels, Reliable, TrainedModel
+from tasks.steps import step
+
+BEGIN = ("backbone_learning_rate", "classifier_learning_rate", "momentum", "nesterov", "weight_decay", "batch_norm", "dropout")
+
+
+@step("pretrain")
+def pretrain(initial: Artifact, pixels: Pixels, labels: Artifact, *, settings: dict[str, Any], seed: int, compute: Compute) -> TrainedModel:
+    """Train a backbone to tell the source's identities apart (IDE).
+
+    Args:
+        initial: the model to start from; not changed.
+        pixels: training images of the source.
+        labels: the source's identities.
+        settings: keyword arguments of ``pul_core.training``.
+        seed: of everything random.
+        compute: device, threads, precision.
+
+    Raises:
+        DataError: the source has fewer than two identities.
+    """
+    rows, _ = open_pixels(pixels)
+    pids = column(read_table(labels), "pid")[rows]  # labels' rows are 0, 1, 2, ...
+    wanted = np.flatnonzero(pids > 0)
+    identities, classes = np.unique(pids[wanted], return_inverse=True)
+    if len(identities) < 2:
+        raise DataError(f"the source has {len(identities)} identity to train on, but needs at least 2; file names start with it")
+    return _train("pretrain", initial, pixels, wanted, classes, len(identities), settings, seed, compute)
+
+
+@step("fine-tune-{iteration}")
+def fine_tune(
+    start: Artifact, pixels: Pixels, reliable: Reliable, *, settings: dict[str, Any], seed: int, compute: Compute, iteration: int
+) -> TrainedModel:
+    """Fine-tune a model on the reliable set with a new classifier.
+
+    Args:
+        start: the model to start from, in PUL always the original one; not changed.
+        pixels: training images of the target.
+        reliable: which of them to use, with pseudo-labels.
+        settings: keyword arguments of ``pul_core.training``.
+        seed: of everything random.
+        compute: device, threads, precision.
+        iteration: names the task run.
+    """
+    rows, _ = open_pixels(pixels)
+    table = read_table(reliable.reliable)
+    chosen = np.searchsorted(rows, column(table, "row"))
+    return _train(
+        f"fine-tune {iteration}", start, pixels, chosen, column(table, "pseudo_label"), reliable.num_classes, settings, seed, compute
+    )
+
+
+def _train(
+    what: str,
+    start: Artifact,
+    pixels: Pixels,
+    chosen: npt.NDArray[np.int64],
+    classes: npt.NDArray[np.int64],
+    num_classes: int,
+    settings: dict[str, Any],
+    seed: int,
+    compute: Compute,
+) -> TrainedModel:
+    set_threads(compute)
+    backbone, config = read_model(start)
+    _, images = open_pixels(pixels)
+    begin = {name: settings[name] for name in BEGIN}
+    training = begin_training(backbone, num_classes=num_classes, seed=seed, device=compute.device, **begin)
+    history: list[EpochStatistics] = []
+    with progress(what, len(chosen) * settings["epochs"]) as shown:
+        for epoch in train(
+            training,
+            images,
+            chosen,
+            classes,
+            seed=seed,
+            device=compute.device,
+            bf16=compute.bf16_training,
+            on_batch=shown.advance,
+            **{name: value for name, value in settings.items() if name not in BEGIN},
+        ):
+            history.append(epoch)
+            shown.note = f", epoch {epoch.epoch}/{settings['epochs']}, loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}"
+    model = write_model(training.backbone, config)
+    columns = dict(zip(EpochStatistics._fields, zip(*history, strict=True), strict=True))
+    return TrainedModel(model=model, training=write_table("training", pa.table({"row": range(len(history)), **columns})))
+
+
+def read_training(trained: TrainedModel) -> list[dict[str, Any]]:
+    """Return the statistics of each epoch."""
+    rows: list[dict[str, Any]] = read_table(trained.training).to_pylist()
+    return rows
