@@ -38,6 +38,11 @@ def main() -> None:
         sys.exit(f"pul: {line}")
 
 
+@app.callback()
+def _pul() -> None:
+    pass
+
+
 @app.command()
 def up(
     prefect_port: Annotated[int, typer.Option(help="Port of Prefect's UI and API.")] = 4200,
