@@ -1,15 +1,14 @@
-"""The `pul` command: arguments in, flows started, results printed. Nothing is computed here, and nothing heavy is imported before it is needed."""
+"""The `pul` command: arguments in, flows started, results printed. Nothing heavy is imported before it is needed."""
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from deployments.environment import API_URL, configure
+from deployments.environment import active_server, configure, use_server
 
 app = typer.Typer(
     help="Carry a person re-identification model from labelled cameras to a camera network nobody has labelled.",
@@ -43,6 +42,90 @@ def _pul() -> None:
     pass
 
 
+Size = Annotated[str | None, typer.Option(help="Input size in pixels, height x width, e.g. 256x128.")]
+
+
+@app.command()
+def demo() -> None:
+    """Draw people in two camera networks and carry a model from one to the other, in a few minutes."""
+    from yaml import safe_load
+
+    from deployments.servers import PREFECT_FILE
+
+    stored = safe_load(PREFECT_FILE.read_text(encoding="utf-8"))["deployments"][0]["parameters"]
+    _run_here(stored)
+    typer.echo("\nTo look at the run in Prefect and MLflow: pul up")
+
+
+@app.command()
+def run(
+    target: Annotated[str | None, typer.Option(help="Unlabelled images: Market-1501 layout, or a folder of crops.")] = None,
+    source: Annotated[str | None, typer.Option(help="Labelled images to train the original model on: Market-1501 layout.")] = None,
+    original_model: Annotated[str | None, typer.Option(help="Instead of a source: a model file, or an earlier run's name.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="paper (default) or released-code.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="A timm model name; default resnet50. On a CPU: mobilenetv2_100.")] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet (default, timm's hub), imagenet-packaged, random, or a file.")] = None,
+    size: Size = None,
+    num_clusters: Annotated[int | None, typer.Option(help="K of k-means; default one cluster for 16 images.")] = None,
+    min_similarity: Annotated[float | None, typer.Option(help="Lambda: least cosine to the centre of a reliable image.")] = None,
+    max_iterations: Annotated[int | None, typer.Option(help="The last iteration at the latest.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Every random number of the run follows from it; default 0.")] = None,
+    device: Annotated[str | None, typer.Option(help="A torch device; default the first GPU if there is one.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default one a core.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Repeat a run from its config.json; other options override it.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any parameter, e.g. --set fine_tuning.epochs=4.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done, how long and how large, and do nothing.")] = False,
+) -> None:
+    r"""Adapt a model to your own cameras, in this process, with no server to set up.
+
+    \b
+    pul run --source data/market --target crops/
+    pul run --source data/market --target crops/ --backbone mobilenetv2_100 --size 128x64
+    pul run --original-model resnet50_market.pth.tar --target crops/
+    pul run --config .pul/runs/amber-fox/config.json
+    """
+    parameters = _read_config(config) if config else {}
+    named = {
+        "target": _absolute(target),
+        "source": _absolute(source),
+        "original_model": _absolute(original_model),
+        "recipe": recipe,
+        "model.backbone": backbone,
+        "model.weights": _absolute(weights),
+        "clustering.num_clusters": num_clusters,
+        "selection.min_similarity": min_similarity,
+        "stopping.max_iterations": max_iterations,
+        "seed": seed,
+        "machine.device": device,
+        "machine.threads": threads,
+    }
+    if size is not None:
+        named |= dict(zip(("model.height", "model.width"), _size(size), strict=True))
+    for key, value in (*named.items(), *map(_assignment, set_ or [])):
+        if value is not None:
+            _put(parameters, key, value)
+    if "target" not in parameters:
+        raise ValueError("a run needs a target: --target DIR, the folder of the unlabelled images")
+    if dry_run:
+        _say_what_would_be_done(parameters)
+    else:
+        _run_here(parameters)
+
+
+@app.command()
+def results(
+    run: Annotated[str | None, typer.Argument(help="A run's name; the newest one if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: fractions, one object an iteration.")] = False,
+) -> None:
+    """Show the iterations of a run."""
+    from deployments.complaints import quieten
+    from tasks.tracking import read_results
+
+    quieten()
+    found = read_results(run)
+    typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
+
+
 @app.command()
 def up(
     prefect_port: Annotated[int, typer.Option(help="Port of Prefect's UI and API.")] = 4200,
@@ -55,6 +138,112 @@ def up(
     from deployments.servers import up as start
 
     start(prefect_port, mlflow_port)
+
+
+def _run_here(parameters: dict[str, Any]) -> None:
+    """Check, then run the flow in this process: with the server of `pul up` if it answers, else with one of its own."""
+    from deployments.complaints import quieten
+    from deployments.servers import server_answers
+
+    counts = _check(parameters)
+    url = active_server()
+    if url is None or not server_answers(f"{url}/health"):
+        use_server(None)
+    logging.captureWarnings(True)
+    from flows.pul import pul
+    from tasks.tracking import read_results
+
+    quieten()
+    typer.echo(f"{counts}\nstarting (the first time takes a while longer) ...", err=True)
+    typer.echo("\n" + _table(read_results(pul(**parameters))))
+
+
+def _check(parameters: dict[str, Any]) -> str:
+    """Refuse in one line what cannot work, and say in one what is going to be done."""
+    from flows.preflight import look_first
+
+    plan, source, target = look_first(parameters)
+    origin = f"{source.splits['train']:,} source images of {source.identities:,} people" if source else f"model {plan.original_model}"
+    size = f"{plan.model.height} x {plan.model.width}"
+    return f"{plan.recipe}: {origin} -> {target.splits['train']:,} target images; {plan.model.backbone}, {size}"
+
+
+def _say_what_would_be_done(parameters: dict[str, Any]) -> None:
+    from flows.preflight import estimate_run
+
+    typer.echo(_check(parameters))
+    plan, found = estimate_run(parameters)
+    most = plan.stopping.max_iterations or 1
+    gigabytes = (found.disk_bytes + most * found.disk_bytes_an_iteration) / 1e9
+    typer.echo(f"source training  about {_duration(found.pretrain_seconds)}")
+    typer.echo(f"an iteration     at most about {_duration(found.iteration_seconds)} (as if every image were reliable)")
+    typer.echo(f"in all           at most about {_duration(found.pretrain_seconds + most * found.iteration_seconds)} ({most} iterations)")
+    typer.echo(f"disk             about {gigabytes:.2f} GB\nmemory           about {found.memory_bytes / 1e9:.1f} GB")
+
+
+def _table(found: dict[str, Any]) -> str:
+    columns = (
+        ("iteration", "iteration"),
+        ("reliable", "reliable_set_size"),
+        ("clusters", "num_clusters"),
+        ("rank-1", "rank_1"),
+        ("mAP", "mAP"),
+    )
+    rows = [[title for title, _ in columns]]
+    rows += [[_cell(key, row.get(key)) for _, key in columns] for row in found["iterations"]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    lines = [" | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(
+        [*lines, f"run {found['run']}, {found['status']}" + (f", stopped: {found['stop_reason']}" if found["stop_reason"] else "")]
+    )
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if key in ("rank_1", "mAP") else f"{value:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _absolute(path: str | None) -> str | None:
+    """Make a path mean the same from anywhere; what is no existing path (synthetic:0/target, a run's name, imagenet) stays as it is."""
+    return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise ValueError(f"--size is height x width in pixels, e.g. 256x128, not {text!r}")
+    return int(height), int(width)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no config of a run: {error}") from error
+    return loaded
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set wants name=value, e.g. fine_tuning.epochs=4, not {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def _put(parameters: dict[str, Any], key: str, value: Any) -> None:
+    section, dot, name = key.partition(".")
+    if dot:
+        parameters.setdefault(section, {})[name] = value
+    else:
+        parameters[section] = value
 
 
 if __name__ == "__main__":

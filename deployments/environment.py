@@ -1,12 +1,21 @@
 """The environment the project runs in: everything below ``$PUL_HOME``, nothing sent anywhere. What the user has set is left alone."""
 
 import os
+import tomllib
 from pathlib import Path
 
 from tasks.home import home
 
-API_URL = "http://127.0.0.1:4200/api"
-MLFLOW_URL = "http://127.0.0.1:5000"
+PROFILES = """\
+# Written by `pul`: "up" while `pul up` runs, else "ephemeral", a server of its own for each process.
+active = "{active}"
+
+[profiles.ephemeral]
+PREFECT_SERVER_ALLOW_EPHEMERAL_MODE = "true"
+
+[profiles.up]
+PREFECT_API_URL = "{api_url}"
+"""
 
 
 def configure() -> Path:
@@ -31,3 +40,22 @@ def configure() -> Path:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     return folder
+
+
+def use_server(api_url: str | None) -> None:
+    """Tell every `prefect` command in this directory which server to talk to; None lets each process start its own."""
+    path = home() / "prefect" / "profiles.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(PROFILES.format(active="up" if api_url else "ephemeral", api_url=api_url or ""), encoding="utf-8")
+    partial.replace(path)
+
+
+def active_server() -> str | None:
+    """Return the API's URL of the server that commands talk to, None if each process starts its own."""
+    if given := os.environ.get("PREFECT_API_URL"):
+        return given
+    path = home() / "prefect" / "profiles.toml"
+    profiles = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    url: str | None = profiles.get("profiles", {}).get(profiles.get("active"), {}).get("PREFECT_API_URL")
+    return url

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from urllib.error import URLError
 
+from deployments.environment import use_server
 from tasks.home import home
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
@@ -52,11 +53,13 @@ def up(prefect_port: int, mlflow_port: int) -> None:
         worker = ["worker", "start", "--pool", POOL, "--type", "process", "--limit", "1", "--name", "pul-up"]
         parts["worker"] = _start("worker", [_tool("prefect"), *worker], environment)
         _wait(f"http://{HOST}:{mlflow_port}/health", parts["mlflow server"], logs / "mlflow-server.log")
+        use_server(api)
         _announce(prefect_port, mlflow_port, logs)
         _watch(parts, logs)
     except KeyboardInterrupt:
         print("stopping ...", flush=True)
     finally:
+        use_server(None)
         _stop(parts)
 
 

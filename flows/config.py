@@ -18,7 +18,9 @@ class Model(Section):
     """The network and its input."""
 
     backbone: str = Field("resnet50", description="A timm model name; resnet50 is torchvision's. On a CPU: mobilenetv2_100.")
-    weights: str = Field("imagenet", description="Where source training starts: imagenet (timm's hub), random, or a local weights file.")
+    weights: str = Field(
+        "imagenet", description="Where source training starts: imagenet (timm's hub), imagenet-packaged, random, or a weights file."
+    )
     height: int | None = Field(None, ge=32, le=1024, description="Input height in pixels.")
     width: int | None = Field(None, ge=16, le=1024, description="Input width in pixels.")
 

@@ -37,7 +37,7 @@ def index(path: str, role: str) -> ImageSet:
     Raises:
         DataError: the folder cannot be used.
     """
-    root = _drawn(path) or Path(path).expanduser().resolve()
+    root = dataset_root(path)
     layout, listed = read_layout(root)
     with progress(f"index {role}", len(listed)) as shown, ThreadPoolExecutor() as pool:
         digests = []
@@ -49,6 +49,15 @@ def index(path: str, role: str) -> ImageSet:
         return _write(root, path, layout, listed, digests)
     finally:
         provenance.reset(token)
+
+
+def dataset_root(path: str) -> Path:
+    """Return the folder a data set lies in; a synthetic one is drawn first if it is not there yet.
+
+    Raises:
+        DataError: the path asks for a synthetic domain that does not exist.
+    """
+    return _drawn(path) or Path(path).expanduser().resolve()
 
 
 def _drawn(path: str) -> Path | None:

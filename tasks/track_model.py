@@ -15,6 +15,9 @@ from mlflow.pyfunc.model import PythonModel
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
+# MLflow would have a signature made from type hints; ours is given when the model is logged.
+warnings.filterwarnings("ignore", message=".*[Tt]ype hint")
+
 
 class ReIDModel(PythonModel):
     """Images (n, h, w, 3) uint8 to features (n, d) float32."""

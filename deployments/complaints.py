@@ -1,0 +1,42 @@
+"""What a person sees when something cannot work: one sentence, never a traceback; a real bug keeps its traceback."""
+
+import logging
+import warnings
+
+from pydantic import ValidationError
+
+
+def in_one_line(error: BaseException) -> str | None:
+    """Return the one sentence for an error that a person can mend, None for a bug of ours."""
+    from prefect.exceptions import ParameterTypeError
+
+    from deployments.servers import UpError
+    from tasks.artifacts import DamagedArtifactError
+
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors())
+    if isinstance(error, ParameterTypeError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    if isinstance(error, ValueError | FloatingPointError | DamagedArtifactError | UpError):
+        return " ".join(str(error).split())
+    return None
+
+
+class _WithoutTraceback(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and (line := in_one_line(error)):
+            record.exc_info = record.exc_text = None
+            record.msg, record.args = line, ()
+        return True
+
+
+def quieten() -> None:
+    """Keep tracebacks of what a person can mend, and libraries' advice to their developers, off the terminal."""
+    warnings.filterwarnings("ignore", module="mlflow")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_WithoutTraceback())

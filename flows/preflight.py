@@ -1,0 +1,46 @@
+"""Before a run: check its parameters and its data, and estimate what it will take. No Prefect run is made for that."""
+
+from typing import Any
+
+from flows.config import Machine, Plan
+from flows.recipes import RECIPES, resolve
+from tasks.compute import resolve_compute
+from tasks.preflight import Counts, Estimate, check, count_images, estimate
+
+
+def plan_of(parameters: dict[str, Any]) -> Plan:
+    """Resolve the parameters of flow `pul`, given as plain values.
+
+    Raises:
+        ValueError: a recipe, section, name or value that does not exist.
+    """
+    recipe = parameters.get("recipe", "paper")
+    if recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {recipe!r}; there are {' and '.join(RECIPES)}")
+    known = {*RECIPES[recipe], "recipe", "source", "target", "original_model", "machine", "seed"}
+    if unknown := sorted(set(parameters) - known):
+        raise ValueError(f"there is no parameter {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    sections = {name: type(default).model_validate(parameters.get(name, {})) for name, default in RECIPES[recipe].items()}
+    rest = {name: parameters.get(name) for name in ("source", "original_model")}
+    machine = Machine.model_validate(parameters.get("machine", {}))
+    return resolve(recipe, sections, **rest, target=parameters["target"], machine=machine, seed=parameters.get("seed", 0))
+
+
+def look_first(parameters: dict[str, Any]) -> tuple[Plan, Counts | None, Counts]:
+    """Refuse what cannot work before anything is started.
+
+    Raises:
+        ValueError: in one sentence, what to change.
+    """
+    plan = plan_of(parameters)
+    source = count_images(plan.source) if plan.source else None
+    target = count_images(plan.target)
+    check(source, target, original_model=plan.original_model, num_clusters=plan.clustering.num_clusters)
+    return plan, source, target
+
+
+def estimate_run(parameters: dict[str, Any]) -> tuple[Plan, Estimate]:
+    """Estimate time, disk and memory of a run from a few batches."""
+    plan, source, target = look_first(parameters)
+    compute = resolve_compute(plan.machine.device, plan.machine.threads)
+    return plan, estimate(plan.model_dump(), source, target, compute)

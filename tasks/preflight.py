@@ -1,0 +1,133 @@
+"""What can be known before hours are spent: whether the data can work at all, and how long, how much disk and memory a run will take."""
+
+import resource
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from pul_core.backbone import build_backbone
+from pul_core.clustering import default_num_clusters
+from pul_core.extraction import extract_features
+from pul_core.training import begin_training, train
+from tasks.compute import set_threads
+from tasks.index import dataset_root
+from tasks.layouts import DataError, read_layout
+from tasks.references import Compute, Reference
+from tasks.training import BEGIN
+
+PROBE_BATCHES = 4
+KMEANS_PASSES = 25  # typical; the limit is only rarely reached
+
+
+class Counts(Reference):
+    """How many images of a set belong to each split, and how many identities its training split has (0 unknown)."""
+
+    splits: dict[str, int]
+    identities: int
+
+
+class Estimate(Reference):
+    """What a run will take, at most: the reliable set counted as if it were everything."""
+
+    pretrain_seconds: float
+    iteration_seconds: float
+    disk_bytes: int
+    disk_bytes_an_iteration: int
+    memory_bytes: int
+
+
+def count_images(path: str) -> Counts:
+    """List a data set without opening a file.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    _, listed = read_layout(dataset_root(path))
+    splits = [image.split for image in listed]
+    pids = {image.pid for image in listed if image.split == "train" and (image.pid or 0) > 0}
+    return Counts(splits={split: splits.count(split) for split in sorted(set(splits))}, identities=len(pids))
+
+
+def check(source: Counts | None, target: Counts, *, original_model: str | None, num_clusters: int | None) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        DataError: in one sentence, what to change.
+    """
+    if source is None and original_model is None:
+        raise DataError("a run needs a labelled source (--source DIR) or a trained model (--original-model FILE or an earlier run's name)")
+    if source is not None and original_model is not None:
+        raise DataError("give either a source to train on or an original model, not both")
+    if source is not None and source.identities < 2:
+        raise DataError(
+            f"the source has {source.identities} identities to train on, but at least 2 are needed: it wants the Market-1501 layout, "
+            "bounding_box_train/PPPP_cC...jpg with the identity first"
+        )
+    images = target.splits.get("train", 0)
+    if images < 4:
+        raise DataError(f"the target has {images} training images; two clusters of two images are the least that can be learnt from")
+    if num_clusters is not None and num_clusters > images:
+        raise DataError(f"num_clusters is {num_clusters}, but the target has only {images} training images: choose fewer clusters")
+
+
+def estimate(plan: dict[str, Any], source: Counts | None, target: Counts, compute: Compute) -> Estimate:
+    """Train and extract a few batches of noise and extend what that took to the whole run.
+
+    Args:
+        plan: the resolved parameters.
+        source: its counts; None when a model is brought.
+        target: its counts.
+        compute: device, threads, precision.
+    """
+    set_threads(compute)
+    model = plan["model"]
+    h, w = model["height"], model["width"]
+    n = target.splits["train"]
+    k = plan["clustering"]["num_clusters"] or default_num_clusters(n)
+    train_speed, extract_speed, d, parameters = _probe(model["backbone"], plan["fine_tuning"], h, w, k, compute)
+    scored = target.splits.get("query", 0) + target.splits.get("gallery", 0)
+    learnt = source.splits["train"] if source else 0
+    pixels = (learnt + n + scored) * h * w * 3
+    weights = 2 * 4 * parameters  # in the artifact store and in MLflow
+    return Estimate(
+        pretrain_seconds=learnt * plan["pretraining"]["epochs"] / train_speed,
+        iteration_seconds=(n + scored) / extract_speed
+        + n * plan["fine_tuning"]["epochs"] / train_speed
+        + plan["clustering"]["num_restarts"] * _kmeans_seconds(n, k, d),
+        disk_bytes=pixels + weights + (n + scored) * d * 4,
+        disk_bytes_an_iteration=weights + (n + scored) * d * 4,
+        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 3 * n * d * 4,
+    )
+
+
+def _probe(backbone_name: str, settings: dict[str, Any], h: int, w: int, k: int, compute: Compute) -> tuple[float, float, int, int]:
+    """Return images/s in training and in extraction, the features' length and the number of weights."""
+    backbone = build_backbone(backbone_name)
+    b = settings["batch_size"]
+    images = np.random.default_rng(0).integers(0, 256, (PROBE_BATCHES * b, h, w, 3), np.uint8)
+    classes = np.arange(len(images)) % max(k, 2)
+    training = begin_training(backbone, num_classes=max(k, 2), seed=0, device=compute.device, **{name: settings[name] for name in BEGIN})
+    rest = {name: value for name, value in settings.items() if name not in BEGIN} | {"epochs": 2, "erase_probability": 0}
+    started = []
+    for _ in train(training, images, np.arange(len(images)), classes, seed=0, device=compute.device, bf16=compute.bf16_training, **rest):
+        started.append(time.monotonic())  # the first epoch warms up
+    train_speed = len(images) / (started[1] - started[0])
+    before = time.monotonic()
+    for _ in extract_features(backbone, images, device=compute.device, bf16=compute.bf16_inference):
+        pass
+    parameters = sum(tensor.numel() for tensor in backbone.parameters())
+    return train_speed, len(images) / (time.monotonic() - before), int(backbone.num_features), parameters  # type: ignore[arg-type]
+
+
+def _kmeans_seconds(n: int, k: int, d: int) -> float:
+    """Time one product of a block of distances and count how many of them seeding and passes need."""
+    rows = min(n, 2048)
+    block, centroids = torch.rand(rows, d), torch.rand(k, d)
+    block @ centroids.T
+    started = time.monotonic()
+    block @ centroids.T
+    seconds = time.monotonic() - started
+    trials = 2 + int(np.log(max(k, 2)))
+    return n / rows * seconds * (KMEANS_PASSES + 2 * trials)  # a seeding trial is a thinner, slower product
