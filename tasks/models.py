@@ -1,6 +1,5 @@
 """Models on disk: safetensors whose header says how to build what is inside. Nothing is ever unpickled except plain tensors."""
 
-import glob
 import json
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -111,7 +110,9 @@ def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifa
 
 
 def _last_model_of_run(name: str) -> Path | None:
-    iterations = (home() / "runs").glob(f"{glob.escape(name)}/iteration=*")
+    if Path(name).name != name:  # a path, no name
+        return None
+    iterations = (home() / "runs" / name).glob("iteration=*")
     last = max(iterations, key=lambda folder: int(folder.name.split("=")[1]), default=None)
     return last / "model.safetensors" if last else None
 

@@ -1,0 +1,104 @@
+"""Every test works in a home of its own below pytest's temporary folder; flows run against a real Prefect server, started once."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+_session_home = tempfile.mkdtemp(prefix="pul-test-")
+os.environ["PUL_HOME"] = _session_home
+for name in ("PUL_ARTIFACTS", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+    os.environ.pop(name, None)
+
+from deployments.environment import configure  # noqa: E402
+
+configure()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A fresh ``$PUL_HOME``."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("PUL_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_server():
+    """A real Prefect server for all flow runs of the session."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def person(pid: int, camid: int, shot: int, height: int = 64, width: int = 32) -> np.ndarray:
+    """A crop whose clothes tell the person: upper and lower half in the person's colours, light by camera, noise by shot."""
+    rng = np.random.default_rng(pid)
+    upper, lower = rng.integers(0, 255, (2, 3))
+    image = np.empty((height, width, 3))
+    image[: height // 2], image[height // 2 :] = upper, lower
+    noise = np.random.default_rng((pid + 1, camid, shot)).normal(0, 12, image.shape)
+    return np.clip(image * (0.85 + 0.1 * camid) + noise, 0, 255).astype(np.uint8)
+
+
+def write_market(root: Path, pids: range, *, test_pids: range = range(0), shots: int = 3) -> Path:
+    """A data set in the Market-1501 layout with two cameras; query is camera 1, gallery camera 2, with a distractor and a junk image."""
+
+    def save(folder: str, pid: int, camid: int, shot: int, seed: int | None = None) -> None:
+        path = root / folder / f"{pid:04d}_c{camid}s1_{shot:06d}_00.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(person(seed if seed is not None else pid, camid, shot)).save(path, quality=95)
+
+    for pid in pids:
+        for camid in (1, 2):
+            for shot in range(shots):
+                save("bounding_box_train", pid, camid, shot)
+    for pid in test_pids:
+        save("query", pid, 1, 0)
+        for shot in range(2):
+            save("bounding_box_test", pid, 2, shot)
+    if len(test_pids):
+        save("bounding_box_test", 0, 2, 90, seed=990)
+        save("bounding_box_test", -1, 2, 91, seed=991)
+    return root
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """The function `person`."""
+    return person
+
+
+@pytest.fixture(scope="session")
+def market():
+    """The function `write_market`."""
+    return write_market
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory):
+    """A source of 6 people and a target of 6 to adapt to and 5 to score."""
+    root = tmp_path_factory.mktemp("pair")
+    return write_market(root / "source", range(1, 7)), write_market(root / "target", range(11, 17), test_pids=range(21, 26))
+
+
+TINY = {
+    "model": {"backbone": "resnet10t", "weights": "random", "height": 64, "width": 32},
+    "pretraining": {"epochs": 2, "batch_size": 8},
+    "fine_tuning": {"epochs": 1, "batch_size": 8},
+    "clustering": {"num_clusters": 6},
+    "selection": {"min_similarity": 0.5},
+    "stopping": {"max_iterations": 2},
+    "machine": {"threads": 1},
+}
+
+
+@pytest.fixture
+def tiny():
+    """Parameters of a run that takes seconds."""
+    return {key: dict(value) for key, value in TINY.items()}

@@ -1,0 +1,71 @@
+"""Recipes fill exactly what the core takes, and a run's saved config repeats it."""
+
+import inspect
+
+import pytest
+
+from flows.preflight import plan_of
+from flows.recipes import RECIPES
+from pul_core.clustering import cluster
+from pul_core.selection import select_reliable
+from pul_core.stopping import reason_to_stop
+from pul_core.training import begin_training, train
+from tasks.training import BEGIN
+
+CORE = {
+    "pretraining": (begin_training, train),
+    "fine_tuning": (begin_training, train),
+    "clustering": (cluster,),
+    "selection": (select_reliable,),
+    "stopping": (reason_to_stop,),
+}
+FROM_THE_RUN = {"seed", "device", "bf16", "on_batch", "num_classes", "num_images"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("section", CORE)
+def test_every_parameter_of_the_core_is_in_the_form_and_nothing_else(recipe, section):
+    takes = set()
+    for function in CORE[section]:
+        takes |= {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    takes -= FROM_THE_RUN | ({"num_clusters"} if section == "stopping" else set())
+    assert set(RECIPES[recipe][section].model_dump()) == takes
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_leaves_nothing_open_but_the_number_of_clusters(recipe):
+    plan = plan_of({"recipe": recipe, "target": "x"})
+    left = {f"{name}.{key}" for name in RECIPES[recipe] for key, value in getattr(plan, name).model_dump().items() if value is None}
+    assert left == {"clustering.num_clusters"}
+
+
+def test_a_saved_config_repeats_itself():
+    plan = plan_of({"recipe": "released-code", "target": "x", "fine_tuning": {"epochs": 3}, "seed": 7})
+    assert plan_of(plan.model_dump()) == plan
+
+
+def test_begin_and_train_share_no_name():
+    assert set(BEGIN) <= set(inspect.signature(begin_training).parameters)
+    assert not set(BEGIN) & set(inspect.signature(train).parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"recipe": "best"}, "no recipe 'best'"),
+        ({"lambda": 1}, "no parameter 'lambda'"),
+        ({"selection": {"min_similarity": 2}}, "less than or equal to 1"),
+        ({"fine_tuning": {"epoch": 2}}, "Extra inputs"),
+        ({"clustering": {"num_clusters": 0}}, "greater than or equal to 1"),
+    ],
+)
+def test_what_does_not_exist_is_refused(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        plan_of({"target": "x"} | parameters)
+
+
+def test_the_published_numbers_of_the_released_code():
+    plan = plan_of({"recipe": "released-code", "target": "x"})
+    assert (plan.selection.min_similarity, plan.stopping.max_iterations, plan.clustering.num_restarts) == (0.85, 25, 10)
+    assert (plan.fine_tuning.epochs, plan.pretraining.epochs, plan.fine_tuning.batch_size) == (20, 40, 16)
+    assert (plan.fine_tuning.backbone_learning_rate, plan.fine_tuning.dropout, plan.fine_tuning.flip_probability) == (0.001, 0.5, 0)
