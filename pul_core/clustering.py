@@ -77,7 +77,7 @@ def cluster(
     n = len(features)
     if not 1 <= num_clusters <= n:
         raise ValueError(f"num_clusters must be between 1 and the number of images ({n}), not {num_clusters}")
-    raw = torch.from_numpy(np.ascontiguousarray(features))  # (n, d)
+    raw = torch.tensor(features)  # (n, d), a copy: what Arrow lends may not be written to
     if not torch.isfinite(raw).all():
         raise ValueError("features hold NaN or infinity: the model's weights are damaged")
     lengths = raw.norm(dim=1, keepdim=True)

@@ -137,7 +137,7 @@ def summarise(scores: Scores, *, max_rank: int = 50) -> Summary:
 
 
 def _unit(features: npt.NDArray[np.float32], name: str) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(features))
+    tensor = torch.tensor(features)  # a copy: what Arrow lends may not be written to
     lengths = tensor.norm(dim=1, keepdim=True)
     if not torch.isfinite(lengths).all() or bool((lengths == 0).any()):
         raise ValueError(f"a {name} feature is a zero vector or not finite")

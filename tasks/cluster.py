@@ -9,7 +9,7 @@ from pul_core.clustering import Clustering, default_num_clusters
 from pul_core.clustering import cluster as core_cluster
 from pul_core.selection import select_reliable
 from tasks.artifacts import Artifact, column, read_table, vectors, write_table
-from tasks.compute import set_threads
+from tasks.compute import prepare
 from tasks.progress import step_logger
 from tasks.references import Clusters, Compute, Reliable
 from tasks.steps import step
@@ -26,7 +26,7 @@ def cluster(features: Artifact, *, settings: dict[str, Any], seed: int, compute:
         compute: threads.
         iteration: names the task run.
     """
-    set_threads(compute)
+    prepare(compute)
     table = read_table(features)
     rows, values = column(table, "row"), column(table, "feature")
     k = settings["num_clusters"] or default_num_clusters(len(rows))

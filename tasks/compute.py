@@ -1,10 +1,15 @@
 """What to compute on: device, threads, precision. Decided once a run, recorded, and set inside each step."""
 
+import contextlib
+import ctypes
+import functools
 import os
 
 import torch
 
 from tasks.references import Compute
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def resolve_compute(device: str | None = None, threads: int | None = None) -> Compute:
@@ -25,9 +30,19 @@ def resolve_compute(device: str | None = None, threads: int | None = None) -> Co
     return Compute(device=chosen, threads=threads or _cores(), bf16_inference=fast, bf16_training=False)
 
 
-def set_threads(compute: Compute) -> None:
-    """Use this many threads from here on; a step calls it first, so that its result does not depend on who ran before."""
+def prepare(compute: Compute) -> None:
+    """Set this process up for a step that computes: so many threads, whoever ran before, and memory that is kept instead of given back."""
     torch.set_num_threads(compute.threads)
+    _keep_memory()
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Let glibc keep freed blocks: it returns large ones to the system at once, and training then spends a quarter of its time on page faults."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library: only slower
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _cores() -> int:

@@ -6,7 +6,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from pul_core.evaluation import Scores, Summary, score_queries, summarise
 from tasks.artifacts import Artifact, column, read_table, write_table
-from tasks.compute import set_threads
+from tasks.compute import prepare
 from tasks.references import Clusters, Compute, ImageSet, Reliable
 from tasks.steps import step
 
@@ -23,7 +23,7 @@ def evaluate(query: Artifact, gallery: Artifact, images: ImageSet, labels: Artif
         compute: threads.
         iteration: of the model; names the task run.
     """
-    set_threads(compute)
+    prepare(compute)
     pids, camids = column(read_table(labels), "pid"), column(read_table(images.images), "camid")
     sides = []
     for table in (read_table(query), read_table(gallery)):

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pul_core.extraction import extract_features as core_extract
 from tasks.artifacts import Artifact, vectors, write_batches
-from tasks.compute import set_threads
+from tasks.compute import prepare
 from tasks.decode import open_pixels
 from tasks.models import read_model
 from tasks.progress import progress
@@ -29,7 +29,7 @@ def extract_features(model: Artifact, pixels: Pixels, *, batch_size: int, comput
         iteration: of the model; names the task run.
         split: names the task run.
     """
-    set_threads(compute)
+    prepare(compute)
     backbone, _ = read_model(model)
     rows, images = open_pixels(pixels)
     d = int(backbone.num_features)  # type: ignore[arg-type]

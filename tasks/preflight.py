@@ -11,7 +11,7 @@ from pul_core.backbone import build_backbone
 from pul_core.clustering import default_num_clusters
 from pul_core.extraction import extract_features
 from pul_core.training import begin_training, train
-from tasks.compute import set_threads
+from tasks.compute import prepare
 from tasks.index import dataset_root
 from tasks.layouts import DataError, read_layout
 from tasks.references import Compute, Reference
@@ -81,7 +81,7 @@ def estimate(plan: dict[str, Any], source: Counts | None, target: Counts, comput
         target: its counts.
         compute: device, threads, precision.
     """
-    set_threads(compute)
+    prepare(compute)
     model = plan["model"]
     h, w = model["height"], model["width"]
     n = target.splits["train"]

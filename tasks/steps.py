@@ -70,7 +70,7 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            stale = _cached_but_damaged(step_key(timed, bound.arguments))
+            stale = _cached_but_damaged(made, step_key(timed, bound.arguments))
             result: R = made.with_options(refresh_cache=stale)(*args, **kwargs)
             return result
 
@@ -149,8 +149,8 @@ def _bare_source(module: str) -> str:
     return ast.unparse(tree)
 
 
-def _cached_but_damaged(key: str) -> bool:
-    store = get_result_store()
+def _cached_but_damaged(made: Task[P, R], key: str) -> bool:
+    store = get_result_store().update_for_task(made)
     if not store.exists(key):
         return False
     try:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pul_core.training import EpochStatistics, begin_training, train
 from tasks.artifacts import Artifact, column, read_table, write_table
-from tasks.compute import set_threads
+from tasks.compute import prepare
 from tasks.decode import open_pixels
 from tasks.layouts import DataError
 from tasks.models import read_model, write_model
@@ -77,7 +77,7 @@ def _train(
     seed: int,
     compute: Compute,
 ) -> TrainedModel:
-    set_threads(compute)
+    prepare(compute)
     backbone, config = read_model(start)
     _, images = open_pixels(pixels)
     begin = {name: settings[name] for name in BEGIN}

@@ -187,6 +187,14 @@ def test_fewer_distinct_points_than_clusters_are_fewer_clusters(distinct, k, d, 
     np.testing.assert_allclose(found.similarity, 1, atol=1e-5)
 
 
+def test_a_cluster_that_lost_all_its_points_starts_again_elsewhere(monkeypatch):
+    """All centroids begin at one image, so that all clusters but one are empty after the first pass."""
+    monkeypatch.setattr(clustering, "_plus_plus", lambda points, k, generator: torch.zeros(k, dtype=torch.int64))
+    people = np.repeat(np.arange(5), 6)
+    features = np.eye(5, dtype=np.float32)[people] * 3 + noise(0, 30, 5) * 0.1
+    assert len(run(features, 5).centre) == 5
+
+
 def test_one_cluster_holds_everything():
     features = noise(2, 30, 4)
     found = run(features, 1, normalise=False)

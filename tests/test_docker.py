@@ -134,6 +134,8 @@ def test_the_environment_is_the_one_of_pul(stages, monkeypatch, tmp_path):
     given = dict(pairs)
     assert {name: given.get(name) for name in wanted} == wanted
     assert "/data" in arguments_of(stages, "VOLUME")
+    # Its default lies in site-packages, where only root may write: the server would start without a UI, with one line in the log.
+    assert given["PREFECT_SERVER_UI_STATIC_DIRECTORY"].startswith("/tmp/")
 
 
 def test_the_worker_polls_the_pool_of_the_deployments(stages, services):

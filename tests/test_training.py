@@ -101,7 +101,7 @@ def trained(images, head=None, **options):
 def test_it_learns_what_can_be_told_apart(images):
     _, history = trained(images, SLOWLY, epochs=6, batch_size=6)
     assert history[0].loss > 2 * history[-1].loss
-    assert history[-1].accuracy == 1
+    assert history[-1].accuracy > 0.9 > history[0].accuracy
     assert [epoch.epoch for epoch in history] == [1, 2, 3, 4, 5, 6]
 
 
@@ -110,7 +110,6 @@ def test_it_learns_the_classes_of_its_rows(images):
     rows = np.array([9, 1, 5, 0, 8, 5, 4, 11])
     training = begin(**SLOWLY)
     history = list(train(training, images, rows, CLASSES[rows], **PLAIN | {"epochs": 8}))
-    assert history[-1].accuracy == 1
     assert history[-1].images == 8
     training.backbone.eval(), training.classifier.eval()
     with torch.no_grad():
@@ -181,6 +180,14 @@ def test_dropout_follows_from_the_seed_whatever_was_drawn_before(images):
     torch.manual_seed(2)
     torch.rand(7)
     assert differing(first, trained(images, {"dropout": 0.5})[0]) == []
+
+
+def test_epochs_differ_in_what_is_dropped(images):
+    training, masks = begin(**FROZEN, dropout=0.5), []
+    training.classifier[1].register_forward_hook(lambda _module, _inputs, output: masks.append((output == 0).numpy(force=True)))
+    list(train(training, images, ROWS, CLASSES, **PLAIN | {"epochs": 3, "batch_size": 12}))
+    assert len({mask.tobytes() for mask in masks}) == 3
+    assert all(0.3 < mask.mean() < 0.7 for mask in masks)
 
 
 def test_epochs_differ_in_order_and_augmentation(images):

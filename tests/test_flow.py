@@ -1,0 +1,202 @@
+"""Real flow runs: a real Prefect server, MLflow on SQLite, real training on a tiny pair of data sets."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_home(tmp_path_factory):
+    """One home for the module: later runs profit from the cache of earlier ones, as a user's do."""
+    import mlflow
+
+    from tasks import tracking
+
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp("flows")
+    patch.setenv("PUL_HOME", str(folder))
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    tracking.client.cache_clear()
+    yield folder
+    patch.undo()
+    tracking.client.cache_clear()
+
+
+def run(parameters):
+    """Run the flow; return its name, its final state's data and the states of its tasks by task-run name."""
+    from prefect.client.orchestration import get_client
+
+    from flows.pul import pul
+
+    state = pul(**parameters, return_state=True)
+    with get_client(sync_client=True) as client:
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+        only = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        tasks = {task.name: task.state_name for task in client.read_task_runs(flow_run_filter=only)}
+    return state, tasks
+
+
+def models(home, name):
+    return [path.resolve().name for path in sorted(Path(home, "runs", name).glob("iteration=*/model.safetensors"))]
+
+
+@pytest.fixture
+def parameters(tiny, tiny_pair):
+    source, target = tiny_pair
+    return tiny | {"source": str(source), "target": str(target)}
+
+
+def test_the_loop_leaves_everything_where_the_documents_say(module_home, parameters):
+    state, tasks = run(parameters)
+    name = state.result()
+    folder = module_home / "runs" / name
+    assert {"index-source", "pretrain", "cluster-1", "select-1", "fine-tune-2", "evaluate-0", "evaluate-2"} <= set(tasks)
+    assert json.loads((folder / "config.json").read_text())["selection"]["min_similarity"] == 0.5
+    table = pd.read_parquet(folder / "iterations.parquet")
+    assert table["iteration"].tolist() == [0, 1, 2]
+    assert np.isnan(table["reliable_set_size"][0]) and table["reliable_set_size"][1] >= 4
+    for kind in ("clusters", "centres", "reliable", "features", "scores", "training"):
+        assert (folder / "iteration=1" / f"{kind}.parquet").exists()
+
+
+def test_mlflow_has_one_parent_and_a_nested_run_an_iteration_with_its_model(module_home, parameters):
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    from tasks.tracking import read_results
+
+    state, _ = run(parameters)
+    found = read_results(state.result())
+    assert [row["iteration"] for row in found["iterations"]] == [0, 1, 2]
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name(found["experiment"])
+    runs = client.search_runs([experiment.experiment_id], f"tags.`pul.flow_run_id` = '{state.state_details.flow_run_id}'")
+    parents = [item for item in runs if item.data.tags["pul.kind"] == "run"]
+    children = [item for item in runs if item.data.tags["pul.kind"] == "iteration"]
+    assert (len(parents), len(children)) == (1, 3)
+    assert {item.info.status for item in runs} == {"FINISHED"}
+    assert parents[0].data.params["selection.min_similarity"] == "0.5"
+    assert {item.dataset.name for item in parents[0].inputs.dataset_inputs} == {"source", "target"}
+    assert [metric.step for metric in client.get_metric_history(parents[0].info.run_id, "mAP")] == [0, 1, 2]
+    last = next(item for item in children if item.data.tags["pul.iteration"] == "2")
+    loaded = mlflow.pyfunc.load_model(f"models:/{last.data.tags['pul.model_id']}")
+    assert loaded.predict(np.zeros((2, 64, 32, 3), np.uint8)).shape == (2, 512)
+    registered = client.search_model_versions(f"run_id = '{last.info.run_id}'")
+    assert len(registered) == 1
+
+
+def test_an_equal_run_is_served_from_the_cache_and_has_full_curves(module_home, parameters):
+    from tasks.tracking import read_results
+
+    first, _ = run(parameters)
+    second, tasks = run(parameters)
+    steps = ("pretrain", "decode", "extract", "cluster", "select", "fine-tune", "evaluate")
+    assert {status for name, status in tasks.items() if name.startswith(steps)} == {"Cached"}
+    assert models(module_home, first.result()) == models(module_home, second.result())
+    rows = [read_results(state.result())["iterations"] for state in (first, second)]
+    assert rows[0] == rows[1]
+
+
+def test_a_damaged_artifact_is_made_again_and_the_result_is_the_same(module_home, parameters):
+    state, _ = run(parameters)
+    folder = module_home / "runs" / state.result()
+    before = models(module_home, state.result())
+    (folder / "iteration=2" / "clusters.parquet").resolve().write_bytes(b"gone bad")
+    (folder / "iteration=1" / "features.parquet").resolve().unlink()
+    again, tasks = run(parameters)
+    assert tasks["cluster-2"] == "Completed" and tasks["extract-features-0-train"] == "Completed"
+    assert tasks["pretrain"] == "Cached"
+    assert models(module_home, again.result()) == before
+
+
+def test_labels_of_the_target_steer_nothing(module_home, parameters, tiny_pair, monkeypatch):
+    """With the target's identities scrambled: other scores, the same models, byte for byte."""
+    import tasks.index as module
+    from tasks.tracking import read_results
+
+    _, target = tiny_pair
+    rng = np.random.default_rng(3)
+    original_read = module.read_layout
+
+    def scrambled(root):
+        layout, listed = original_read(root)
+        if root != target:
+            return layout, listed
+        for split in ("train", "query", "gallery"):
+            chosen = [position for position, image in enumerate(listed) if image.split == split]
+            for position, pid in zip(chosen, rng.permutation([listed[position].pid for position in chosen]), strict=True):
+                listed[position] = listed[position]._replace(pid=int(pid))
+        return layout, listed
+
+    monkeypatch.setattr(module, "read_layout", scrambled)
+    other, _ = run(parameters | {"seed": 11})
+    monkeypatch.setattr(module, "read_layout", original_read)
+    # Nothing may come from the cache: the honest run is the second one, with everything made anew.
+    shutil.rmtree(module_home / "artifacts")
+    honest, again = run(parameters | {"seed": 11})
+    assert again["cluster-1"] == "Completed"
+    assert models(module_home, other.result()) == models(module_home, honest.result())
+    assert len(set(models(module_home, honest.result()))) == 3
+    scores = [read_results(state.result())["iterations"][0] for state in (other, honest)]
+    assert scores[0]["mAP"] != scores[1]["mAP"], "the labels were scrambled indeed"
+
+
+def test_a_failed_run_is_closed_in_mlflow(module_home, parameters):
+    from mlflow.tracking import MlflowClient
+
+    state, _ = run(parameters | {"selection": {"min_similarity": 1.0}})
+    assert state.is_failed()
+    assert "lower min_similarity" in state.message
+    client = MlflowClient()
+    experiments = [item.experiment_id for item in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`pul.flow_run_id` = '{state.state_details.flow_run_id}'")
+    assert runs and {item.info.status for item in runs} <= {"FAILED", "FINISHED"}
+
+
+def test_crops_without_identities_need_no_labels(module_home, parameters, tiny_pair, tmp_path):
+    crops = tmp_path / "crops"
+    for position, path in enumerate(sorted((tiny_pair[1] / "bounding_box_train").iterdir())):
+        copy = crops / f"day {position % 3}" / f"crop-{position}.jpg"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    from tasks.tracking import read_results
+
+    state, tasks = run(parameters | {"target": str(crops)})
+    assert not any(name.startswith("evaluate") for name in tasks)
+    assert [row["reliable_set_size"] is None for row in read_results(state.result())["iterations"]] == [True, False, False]
+
+
+def test_a_model_of_an_earlier_run_can_be_the_original_model(module_home, parameters):
+    earlier, _ = run(parameters)
+    name = earlier.result()
+    state, tasks = run(parameters | {"source": None, "original_model": name})
+    assert "pretrain" not in tasks and "import-model" in tasks
+    assert models(module_home, state.result())[0] == models(module_home, name)[-1]
+
+
+def test_fine_tuning_starts_from_the_original_and_never_from_the_last_model(module_home, parameters, monkeypatch):
+    """Under a fixed reliable set, other weights of model t-1 change nothing in model t."""
+    import flows.pul as module
+    from tasks.references import Reliable
+
+    fixed: list[Reliable] = []
+    select = module.select
+
+    def same_set(*arguments, **named):
+        fixed.append(select(*arguments, **named))
+        return fixed[0]
+
+    monkeypatch.setattr(module, "select", same_set)
+    monkeypatch.setattr(module, "derive_seed", lambda seed, *names: 7)
+    state, _ = run(parameters | {"stopping": {"max_iterations": 3, "stop_when_stable": False}, "seed": 5})
+    _, one, two, three = models(module_home, state.result())
+    assert one == two == three
+    assert fixed[0].reliable.sha256 != fixed[1].reliable.sha256, "other models gave other sets, had they been asked"

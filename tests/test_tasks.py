@@ -1,0 +1,118 @@
+"""Steps through ``.fn``: what they read, what they write, and that nothing but their inputs decides it."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from flows.preflight import plan_of
+from pul_core.selection import UnreliableError
+from tasks.artifacts import column, read_table, vectors, write_table
+from tasks.cluster import cluster, select
+from tasks.decode import decode
+from tasks.evaluate import evaluate, oracle_diagnostics, read_summary
+from tasks.extract import extract_features
+from tasks.index import index
+from tasks.models import initial_model
+from tasks.references import Compute, Reliable
+from tasks.training import fine_tune, pretrain
+
+COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)
+
+
+@pytest.fixture
+def plan(tiny):
+    return plan_of(tiny | {"target": "x"}).model_dump()
+
+
+@pytest.fixture
+def blobs(home):
+    """Features of 40 images in 4 directions, with rows that have gaps."""
+    rng = np.random.default_rng(0)
+    values = np.repeat(np.eye(4, 8), 10, axis=0) + rng.normal(0, 0.05, (40, 8))
+    rows = np.arange(40) * 3 + 5
+    return write_table("features", pa.table({"row": rows, "feature": vectors(values.astype(np.float32))}))
+
+
+def clusters_of(features, plan, **changes):
+    return cluster.fn(features, settings=plan["clustering"] | {"num_clusters": 4} | changes, seed=0, compute=COMPUTE, iteration=1)
+
+
+def test_clusters_are_keyed_by_row_and_ascending(blobs, plan):
+    found = clusters_of(blobs, plan)
+    table, centres = read_table(found.clusters), read_table(found.centres)
+    assert column(table, "row").tolist() == list(range(5, 125, 3))
+    assert (np.diff(column(centres, "row")) >= 0).all()
+    assert set(column(centres, "row")) <= set(column(table, "row"))
+    np.testing.assert_array_equal(np.bincount(column(table, "cluster"))[column(centres, "cluster")], column(centres, "size"))
+    by_row = dict(zip(column(read_table(blobs), "row"), column(read_table(blobs), "feature"), strict=True))
+    for row, feature in zip(column(centres, "row"), column(centres, "feature"), strict=True):
+        np.testing.assert_array_equal(feature, by_row[row])
+
+
+def test_selection_agrees_with_the_table_it_read(blobs, plan):
+    found = clusters_of(blobs, plan)
+    chosen = read_table(select.fn(found, settings=plan["selection"] | {"min_similarity": 0.99}, iteration=1).reliable)
+    table, centres = read_table(found.clusters), read_table(found.centres)
+    wanted = column(table, "row")[column(table, "similarity") > np.float32(0.99)]
+    assert set(column(chosen, "row")) == set(wanted) | set(column(centres, "row"))
+
+
+def test_a_set_too_small_to_learn_from_is_refused(blobs, plan):
+    with pytest.raises(UnreliableError, match="lower min_similarity"):
+        select.fn(clusters_of(blobs, plan), settings=plan["selection"] | {"min_similarity": 1.0}, iteration=1)
+
+
+def test_default_number_of_clusters_is_used_when_none_is_given(blobs, plan):
+    assert clusters_of(blobs, plan, num_clusters=None).num_clusters == 2
+
+
+@pytest.fixture
+def data(home, tiny_pair, plan):
+    source, target = (index.fn(str(folder), role) for folder, role in zip(tiny_pair, ("source", "target"), strict=True))
+    size = {"height": 64, "width": 32}
+    pixels = {split: decode.fn(target, split=split, **size) for split in target.splits}
+    return source, target, decode.fn(source, split="train", **size), pixels
+
+
+@pytest.fixture
+def original(data, plan):
+    initial = initial_model.fn("resnet10t", weights="random", height=64, width=32, seed=0)
+    return pretrain.fn(initial, data[2], data[0].labels, settings=plan["pretraining"], seed=1, compute=COMPUTE).model
+
+
+def test_features_of_a_split_are_keyed_to_its_rows(data, original):
+    _, target, _, pixels = data
+    features = read_table(extract_features.fn(original, pixels["query"], batch_size=4, compute=COMPUTE, iteration=0, split="query"))
+    splits = column(read_table(target.images), "split")
+    assert column(features, "row").tolist() == np.flatnonzero(splits == "query").tolist()
+    assert features.schema.field("feature").type == pa.list_(pa.float32(), 512)
+
+
+def test_training_repeats_to_the_byte_and_follows_the_seed(data, original, plan):
+    def train(seed):
+        reliable = write_table("reliable", pa.table({"row": np.arange(12), "pseudo_label": np.arange(12) // 6, "similarity": np.ones(12)}))
+        arguments = {"settings": plan["fine_tuning"], "seed": seed, "compute": COMPUTE, "iteration": 1}
+        return fine_tune.fn(original, data[3]["train"], Reliable(reliable=reliable, num_classes=2), **arguments).model.sha256
+
+    assert train(5) == train(5) != train(6)
+
+
+def test_scores_and_diagnostics(data, original, plan):
+    _, target, _, pixels = data
+    query, gallery, train = (
+        extract_features.fn(original, pixels[split], batch_size=8, compute=COMPUTE, iteration=0, split=split)
+        for split in ("query", "gallery", "train")
+    )
+    scores = evaluate.fn(query, gallery, target, target.labels, compute=COMPUTE, iteration=0)
+    summary = read_summary(scores)
+    assert (summary.num_scored, summary.num_unscored) == (5, 0)
+    assert scores.rows == 5
+    pids = column(read_table(target.labels), "pid")
+    truth = np.unique(pids[:36], return_inverse=True)[1]
+    perfect = clusters_of(train, plan, num_clusters=6)
+    table = read_table(perfect.clusters).set_column(1, "cluster", pa.array(truth))
+    reliable = write_table("reliable", pa.table({"row": np.arange(36), "pseudo_label": truth, "similarity": np.ones(36)}))
+    found = oracle_diagnostics(
+        perfect.model_copy(update={"clusters": write_table("clusters", table)}), Reliable(reliable=reliable, num_classes=6), target.labels
+    )
+    assert found == {"oracle_nmi": pytest.approx(1), "oracle_reliable_purity": 1.0}
