@@ -1,7 +1,7 @@
 """What turns an image into a feature: a convolutional trunk and its average pool. Not the classifier, which only training has."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from difflib import get_close_matches
 
 import timm
 import torch
@@ -11,13 +11,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # What other projects put before a trunk's tensor names; the longest possible chain is stripped.
 PREFIXES = ("module.", "model.", "backbone.", "base.", "encoder.", "features.")
-
-
-class Fit(NamedTuple):
-    """How a foreign state dict met a trunk: tensors taken, and names the trunk has but the file lacks."""
-
-    taken: int
-    missing: tuple[str, ...]
 
 
 def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.Module:
@@ -32,7 +25,7 @@ def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.
         A module in channels_last memory format; its attribute ``num_features`` is d.
 
     Raises:
-        ValueError: timm knows no such model, or it has no convolutional feature map to pool.
+        ValueError: timm knows no such model, or it puts layers between its pool and its classifier.
 
     Source: Fan et al. 2018, section 4 (ResNet-50, average pool, 2048-d); the library is timm.
 
@@ -48,8 +41,8 @@ def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.
         backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="avg")
     except RuntimeError as error:
         if not timm.is_model(name):
-            close = ", ".join(timm.list_models(f"*{name[:6]}*")[:8])
-            raise ValueError(f"no backbone is called {name!r}; timm has, for example: {close or 'resnet50, mobilenetv2_100'}") from error
+            close = get_close_matches(name, timm.list_models(), 5) or ["resnet50", "mobilenetv2_100"]
+            raise ValueError(f"no backbone is called {name!r}; timm has, for example: {', '.join(close)}") from error
         raise
     # MobileNets keep a wide convolution behind the pool as part of the head; the feature of this method is the pooled map itself.
     if hasattr(backbone, "conv_head") and getattr(backbone, "head_hidden_size", backbone.num_features) != backbone.num_features:
@@ -76,7 +69,7 @@ def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return images.float().mul_(scale).sub_(shift).to(dtype)
 
 
-def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> Fit:
+def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> int:
     """Fill a trunk from somebody else's state dict (torchvision, timm, torchreid), whatever its tensors' prefix; classifiers are left out.
 
     Args:
@@ -84,20 +77,25 @@ def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> Fit:
         state: tensor by name.
 
     Returns:
-        How many tensors were taken and which are missing.
+        How many tensors were taken.
 
     Raises:
-        ValueError: a tensor has another shape than the trunk's, or tensors of the trunk are missing: it is another architecture.
+        ValueError: a tensor has another shape than the trunk's or is missing (another architecture), or the file holds two models.
 
     Example:
         >>> backbone = build_backbone("resnet10t")
         >>> foreign = {f"module.{name}": tensor for name, tensor in backbone.state_dict().items()}
-        >>> load_foreign_state(backbone, foreign).missing
-        ()
+        >>> load_foreign_state(backbone, foreign) == len(foreign)
+        True
     """
     own = backbone.state_dict()
-    found = {name: tensor for key, tensor in state.items() if (name := _own_name(key, own)) is not None}
-    missing = tuple(name for name in own if name not in found and not name.endswith("num_batches_tracked"))
+    found: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if (name := _own_name(key, own)) in found:
+            raise ValueError(f"there are two tensors {name}: the file holds more than one model")
+        if name is not None:
+            found[name] = tensor
+    missing = [name for name in own if name not in found and not name.endswith("num_batches_tracked")]
     if missing:
         raise ValueError(f"{len(missing)} of the backbone's {len(own)} tensors are missing, e.g. {missing[0]}: another architecture?")
     for name, tensor in found.items():
@@ -106,7 +104,7 @@ def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> Fit:
                 f"tensor {name} is {tuple(tensor.shape)} here and {tuple(own[name].shape)} in the backbone: another architecture?"
             )
     backbone.load_state_dict(found, strict=False)
-    return Fit(len(found), missing)
+    return len(found)
 
 
 def _own_name(key: str, own: Mapping[str, Tensor]) -> str | None:

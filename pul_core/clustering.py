@@ -1,7 +1,7 @@
 """Features to clusters, each with a centre: the feature nearest the centroid. Not the choice of what is reliable, which is `selection`.
 
-k-means is written out here because the result must be the same bytes at any number of threads and cores: scikit-learn's adds its threads'
-partial sums in the order they finish. It is checked against scikit-learn's in the tests; docs/adr/0003 has the figures.
+k-means is written out here because the same call with as many threads must give the same bytes, even with more threads than cores:
+scikit-learn's adds its threads' partial sums in the order they finish. Tests check it against scikit-learn's; docs/adr/0003 has figures.
 """
 
 from typing import Literal, NamedTuple
@@ -77,10 +77,10 @@ def cluster(
     n = len(features)
     if not 1 <= num_clusters <= n:
         raise ValueError(f"num_clusters must be between 1 and the number of images ({n}), not {num_clusters}")
-    raw = torch.tensor(features)  # (n, d), a copy: what Arrow lends may not be written to
-    if not torch.isfinite(raw).all():
-        raise ValueError("features hold NaN or infinity: the model's weights are damaged")
+    raw = torch.from_numpy(np.array(features, order="C"))  # (n, d), a copy: what Arrow lends may not be written to
     lengths = raw.norm(dim=1, keepdim=True)
+    if not torch.isfinite(lengths).all():
+        raise ValueError("features hold NaN or infinity, or numbers too large to square: the model's weights are damaged")
     if bool((lengths == 0).any()):
         raise ValueError(f"the feature of image {int(lengths.argmin())} is a zero vector, which has no direction to compare")
     unit = raw / lengths
@@ -89,6 +89,7 @@ def cluster(
     generator = Generator().manual_seed(seed)
     runs = [_kmeans(points, num_clusters, max_passes, generator) for _ in range(max(1, num_restarts))]
     assigned, inertia, passes = min(runs, key=lambda run: run[1])
+    assigned = assigned[_first_of_equals(points)]  # rounding may part equal points
     _, dense = torch.unique(assigned, return_inverse=True)  # drops clusters that stayed empty
     centroids, _ = _means(points, dense, int(dense.max()) + 1)
     centre = _nearest(points, dense, centroids, centre_from)
@@ -109,7 +110,10 @@ def _kmeans(points: Tensor, k: int, max_passes: int, generator: Generator) -> tu
         empty = torch.nonzero(counts == 0).flatten()
         if len(empty):  # an empty cluster starts again at a point that is worst off
             centroids[empty] = points[distances.topk(len(empty)).indices]
-    return assigned, float(distances.double().sum()), passes
+    centroids, _ = _means(points, assigned, k)  # the last pass may have moved them
+    blocks = zip(torch.split(points, CHUNK), torch.split(assigned, CHUNK), strict=True)
+    inertia = sum(float((block - centroids[own]).square().sum(dtype=torch.float64)) for block, own in blocks)
+    return assigned, inertia, passes
 
 
 def _plus_plus(points: Tensor, k: int, generator: Generator) -> Tensor:
@@ -136,6 +140,13 @@ def _assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     found = [(offsets - 2 * (block @ centroids.T)).min(1) for block in torch.split(points, CHUNK)]
     distances = torch.cat([part.values for part in found]) + points.square().sum(1)
     return torch.cat([part.indices for part in found]), distances.clamp_(min=0)
+
+
+def _first_of_equals(points: Tensor) -> Tensor:
+    """Return for each point the index of one that is equal to it, the same for all that are equal."""
+    rows = np.ascontiguousarray(points).view(np.dtype((np.void, points.shape[1] * points.element_size()))).ravel()
+    _, index, inverse = np.unique(rows, return_index=True, return_inverse=True)
+    return torch.from_numpy(index[inverse])
 
 
 def _means(points: Tensor, assigned: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 
 DISTRACTOR_PID = 0  # scored, always wrong
 JUNK_PID = -1  # left out of scoring
+TIE = 1e-6  # cosines this close are equal: a matrix product rounds equal features differently from column to column
 CHUNK = 256  # queries a block of similarities: memory grows with CHUNK x gallery
 
 
@@ -46,7 +47,7 @@ def score_queries(
     """Score each query by cosine under the Market-1501 protocol.
 
     A query's gallery leaves out junk and the same identity on the same camera. A positive's rank counts every wrong answer at least as
-    similar, so ties count against it. With ranks r_1 < ... < r_m of the m positives: ``AP = mean(j / r_j)``,
+    similar (within 1e-6), so ties count against it. With ranks r_1 < ... < r_m of the m positives: ``AP = mean(j / r_j)``,
     trapezoidal ``mean((j / r_j + (j - 1) / (r_j - 1)) / 2)`` with 1 for r_j = 1, ``INP = m / r_m``.
 
     Args:
@@ -89,7 +90,7 @@ def score_queries(
                 continue
             hits = -np.sort(-row[right])  # (m,) best first
             row[same] = -np.inf  # what is left are the wrong answers
-            better = np.searchsorted(-hits, -row, side="left")  # for each wrong answer: how many hits are strictly before it
+            better = np.searchsorted(-hits, -row - TIE, side="left")  # for each wrong answer: how many hits are strictly before it
             wrong_before = np.cumsum(np.bincount(better, minlength=len(hits) + 1)[:-1])  # (m,)
             rank = np.arange(1, len(hits) + 1) + wrong_before
             ap[i], trapezoidal[i] = average_precision(rank)
@@ -137,7 +138,7 @@ def summarise(scores: Scores, *, max_rank: int = 50) -> Summary:
 
 
 def _unit(features: npt.NDArray[np.float32], name: str) -> torch.Tensor:
-    tensor = torch.tensor(features)  # a copy: what Arrow lends may not be written to
+    tensor = torch.from_numpy(np.array(features, order="C"))  # a copy: what Arrow lends may not be written to
     lengths = tensor.norm(dim=1, keepdim=True)
     if not torch.isfinite(lengths).all() or bool((lengths == 0).any()):
         raise ValueError(f"a {name} feature is a zero vector or not finite")

@@ -31,7 +31,7 @@ def select_reliable(clustering: Clustering, *, min_similarity: float, close_to: 
     Args:
         clustering: of n images into k clusters.
         min_similarity: lambda, a cosine in [-1, 1].
-        close_to: the centre of the image's ``own_centre`` cluster (paper), or ``any_centre`` (authors' code; the label stays the own cluster's).
+        close_to: the centre of the image's ``own_centre`` cluster (paper), or ``any_centre`` (authors' code).
         keep_empty_classes: number classes like clusters even if some stay without an image (authors' code), instead of closing the gaps.
 
     Returns:
@@ -44,7 +44,8 @@ def select_reliable(clustering: Clustering, *, min_similarity: float, close_to: 
     Source: Fan et al. 2018, equation 3, lambda = 0.85.
 
     Example:
-        >>> clustering = Clustering(np.array([0, 0, 1, 1, 1]), np.array([0, 2]), *np.array([[1, .9, 1, .9, .5], [1, .9, 1, .9, .8]], np.float32), 0.0, 1)
+        >>> own, largest = np.array([[1, 0.9, 1, 0.9, 0.5], [1, 0.9, 1, 0.9, 0.8]], np.float32)
+        >>> clustering = Clustering(np.array([0, 0, 1, 1, 1]), np.array([0, 2]), own, largest, 0.0, 1)
         >>> select_reliable(clustering, min_similarity=0.85, close_to="own_centre", keep_empty_classes=False).positions.tolist()
         [0, 1, 2, 3]
     """

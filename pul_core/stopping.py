@@ -1,6 +1,7 @@
 """When the loop ends: the size of the reliable set has become stable. Labels and scores have no say."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 Reason = Literal["stable", "stable_only_centres", "stable_everything", "oscillating", "limit"]
@@ -26,8 +27,8 @@ def reason_to_stop(
 ) -> Reason | None:
     """Judge, after *select* of an iteration, whether that iteration is the last one.
 
-    Stable is ``|n_t - n_(t-1)| / max(n_(t-1), 1) <= stability_tolerance``, ``stability_patience`` times in a row. A stable set within 5 % of
-    the number of clusters, or of the number of images, is degenerate and called so. At the limit, three or more successive changes beyond
+    Stable is ``|n_t - n_(t-1)| / max(n_(t-1), 1) <= stability_tolerance``, ``stability_patience`` times in a row. A stable set within
+    5 % of the number of clusters, or of the number of images, is degenerate and called so. At the limit, three successive changes beyond
     the tolerance that alternate in sign are called oscillating.
 
     Args:
@@ -49,7 +50,7 @@ def reason_to_stop(
         >>> reason_to_stop([900], **rule), reason_to_stop([900, 700], **rule), reason_to_stop([900, 700, 705], **rule)
         (None, None, 'stable')
     """
-    changes = [(after - before) / max(before, 1) for before, after in zip(sizes, sizes[1:], strict=False)]
+    changes = [(after - before) / max(before, 1) for before, after in pairwise(sizes)]
     small = [abs(change) <= stability_tolerance for change in changes]
     if stop_when_stable and len(small) >= stability_patience and all(small[-stability_patience:]):
         if sizes[-1] <= 1.05 * num_clusters:

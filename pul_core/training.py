@@ -4,6 +4,7 @@ Training is a generator of per-epoch statistics: who calls it decides what to sh
 from (seed, epoch), so a training that goes on after epoch 3 from saved weights ends like one that was never interrupted.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,15 +44,15 @@ class Training:
     epochs_done: int = 0
 
     def state(self) -> dict[str, Any]:
-        """Return weights, optimiser state and the number of finished epochs."""
+        """Return a copy of weights, optimiser state and the number of finished epochs."""
         parts: dict[str, Any] = {"backbone": self.backbone, "classifier": self.classifier, "optimiser": self.optimiser}
-        return {name: part.state_dict() for name, part in parts.items()} | {"epochs_done": self.epochs_done}
+        return copy.deepcopy({name: part.state_dict() for name, part in parts.items()}) | {"epochs_done": self.epochs_done}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a state that ``state`` returned."""
         self.backbone.load_state_dict(state["backbone"])
         self.classifier.load_state_dict(state["classifier"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # it keeps the tensors it is given
         self.epochs_done = state["epochs_done"]
 
 

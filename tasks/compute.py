@@ -38,7 +38,7 @@ def prepare(compute: Compute) -> None:
 
 @functools.cache
 def _keep_memory() -> None:
-    """Let glibc keep freed blocks: it returns large ones to the system at once, and training then spends a quarter of its time on page faults."""
+    """Let glibc keep freed blocks: it gives large ones back at once, and training then spends a quarter of its time on page faults."""
     with contextlib.suppress(OSError, AttributeError):  # another C library: only slower
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(M_MMAP_THRESHOLD, 1 << 30)

@@ -126,12 +126,12 @@ def load_file_into(module: nn.Module, path: Path) -> None:
         raise DataError(f"there is no weights file {path}")
     try:
         state = tensors.load_file(path) if path.suffix == ".safetensors" else _checkpoint(path)
-        fit = load_foreign_state(module, state)
+        taken = load_foreign_state(module, state)
     except ValueError as error:
         raise DataError(f"{path} does not fit the backbone: {error}") from error
     except SafetensorError as error:
         raise DataError(f"{path} is no safetensors file: {error}") from error
-    step_logger().info("%s: %d tensors taken", path, fit.taken)
+    step_logger().info("%s: %d tensors taken", path, taken)
 
 
 def _load_packaged(module: nn.Module, backbone: str) -> None:

@@ -150,7 +150,7 @@ def _bare_source(module: str) -> str:
 
 
 def _cached_but_damaged(made: Task[P, R], key: str) -> bool:
-    store = get_result_store().update_for_task(made)
+    store: Any = get_result_store().update_for_task(made)
     if not store.exists(key):
         return False
     try:

@@ -139,7 +139,6 @@ def test_the_order_of_the_gallery_does_not_matter_even_with_ties(data, random):
 
 @pytest.mark.parametrize("d", [17, 64, 512, 2048])
 def test_the_order_of_a_gallery_with_identical_features_does_not_matter(d):
-    # FINDING: equal gallery features get cosines that differ in the last bit by their column in the product, so ties are no ties.
     rng = np.random.default_rng(d)
     for g in (4, 5, 33, 101, 1003):
         gallery = rng.normal(size=(3, d)).astype(np.float32)[rng.integers(3, size=g)]  # three different features, each many times
@@ -195,7 +194,6 @@ def test_a_distractor_nearer_than_the_positive_hurts():
 @pytest.mark.parametrize("q", [1, 7])
 @pytest.mark.parametrize("d", [2, 17, 64, 512, 2048])
 def test_constant_features_score_pessimistically_and_not_by_luck(d, q, g):
-    # FINDING: they score by luck where the columns of the product differ in the last bit (d = 2048 and one query, or g = 5).
     feature = np.random.default_rng(d).normal(size=d).astype(np.float32)
     pids = np.arange(g) % 2 + 1
     query = np.tile(feature, (q, 1)), np.ones(q, np.int64), np.ones(q, np.int64)
@@ -223,7 +221,6 @@ def test_cameras_of_two_digits_are_different_cameras():
 
 
 def test_one_reversed_query_is_a_query():
-    # FINDING: `np.ascontiguousarray` keeps the negative stride of a one-row array, which `torch.from_numpy` refuses.
     data = np.array([[1, 0]], np.float32)[::-1], np.array([4])[::-1], np.array([1])[::-1]
     assert score_queries(*data, np.array([[1, 0]], np.float32), np.array([4]), np.array([2])).ap.tolist() == [1.0]
 

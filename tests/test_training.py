@@ -225,7 +225,6 @@ def test_a_training_that_was_stopped_ends_like_one_that_was_not(images, through_
 
 
 def test_a_training_can_go_back_to_a_state_it_returned(images):
-    # FINDING: state() returns the live tensors, which the next epoch overwrites, so there is nothing to go back to.
     training = begin()
     epochs = train(training, images, ROWS, CLASSES, **PLAIN | {"epochs": 2})
     next(epochs)
@@ -238,7 +237,6 @@ def test_a_training_can_go_back_to_a_state_it_returned(images):
 
 
 def test_two_trainings_restored_from_one_state_do_not_touch_each_other(images):
-    # FINDING: load_state_dict of the optimiser keeps the momentum tensors it is given, so both go on in the same ones.
     begun = begin()
     list(train(begun, images, ROWS, CLASSES, **PLAIN))
     state = begun.state()
