@@ -1,0 +1,98 @@
+"""The command as a user types it: bad input is one line and exit code 1, nothing half-written stays."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PUL = Path(sys.executable).with_name("pul")
+
+
+@pytest.fixture
+def pul(tmp_path):
+    """Run `pul` in an empty directory with a clean environment."""
+
+    def run(*arguments, timeout=300, **environment):
+        clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **environment}
+        return subprocess.run([PUL, *arguments], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+def refused(done, *words):
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("pul: "), done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_help_names_every_command(pul):
+    done = pul("--help")
+    assert done.returncode == 0
+    for command in ("demo", "run", "results", "up"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], ["--target"]),
+        (["run", "--target", "nowhere"], ["nowhere", "is not a folder"]),
+        (["run", "--target", "."], ["holds no images"]),
+        (["run", "--target", "synthetic:0/nobody"], ["synthetic:SEED/source"]),
+        (["run", "--target", "{target}"], ["--source", "--original-model"]),
+        (["run", "--target", "{target}", "--source", "{one}"], ["1 identities", "at least 2"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--num-clusters", "99"], ["num_clusters is 99", "36"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--min-similarity", "2"], ["min_similarity", "less than or equal to 1"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--recipe", "best"], ["no recipe 'best'", "released-code"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--size", "big"], ["--size", "256x128"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--set", "x"], ["--set"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--set", "nonsense.epochs=2"], ["no parameter 'nonsense'"]),
+        (["run", "--config", "none.json"], ["none.json"]),
+        (["results"], ["pul demo"]),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(pul, tiny_pair, market, tmp_path_factory, arguments, words):
+    one = market(tmp_path_factory.mktemp("one"), range(1, 2))
+    names = {"source": tiny_pair[0], "target": tiny_pair[1], "one": one}
+    refused(pul(*(argument.format(**names) for argument in arguments)), *words)
+
+
+def test_a_dry_run_estimates_and_does_nothing(pul, tiny_pair, tmp_path):
+    options = ["--backbone", "resnet10t", "--weights", "random", "--size", "64x32", "--threads", "1", "--dry-run"]
+    done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options)
+    assert done.returncode == 0, done.stderr
+    assert "36 source images of 6 people -> 36 target images" in done.stdout
+    for word in ("source training", "an iteration", "disk", "memory"):
+        assert word in done.stdout
+    assert not (tmp_path / ".pul" / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_run_without_a_server_then_its_results_and_its_config_again(pul, tiny_pair, tiny, tmp_path):
+    options = [f"--set={section}.{name}={value}" for section, values in tiny.items() for name, value in values.items()]
+    done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options)
+    assert done.returncode == 0, done.stderr
+    assert "iteration | reliable | clusters | rank-1 |" in done.stdout
+    found = json.loads(pul("results", "--json").stdout)
+    assert [row["iteration"] for row in found["iterations"]] == [0, 1, 2]
+    assert found["iterations"][0]["reliable_set_size"] is None
+    assert all(0 <= row["rank_1"] <= 1 and 0 <= row["mAP"] <= 1 for row in found["iterations"])
+    again = pul("run", "--config", f".pul/runs/{found['run']}/config.json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(pul("results", "--json").stdout)["iterations"] == found["iterations"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".pul"], "everything lies below .pul"
+    assert "Traceback" not in done.stderr + again.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_half_way_says_why_in_a_line(pul, tiny_pair, tiny):
+    options = [f"--set={section}.{name}={value}" for section, values in tiny.items() for name, value in values.items()]
+    done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options, "--min-similarity", "1")
+    assert done.returncode == 1
+    assert "lower min_similarity" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,88 @@
+"""`pul up` as a user starts it, and `prefect deployment run pul/iterate` from another terminal with a clean environment."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory):
+    """Start everything in a directory that looks like the project's; yield the directory and the ports."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    ports = free_port(), free_port()
+    clean = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    command = [BIN / "pul", "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+    log = (folder / "up.log").open("w")
+    process = subprocess.Popen(command, cwd=folder, env=clean, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while "Ctrl-C stops" not in (folder / "up.log").read_text():
+        assert process.poll() is None and time.monotonic() < deadline, (folder / "up.log").read_text()
+        time.sleep(0.5)
+    yield folder, ports
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    for port in ports:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0, f"something still listens on {port}"
+
+
+def prefect(folder, *arguments, timeout=540):
+    """Type `prefect ...` in the project's directory with nothing in the environment."""
+    return subprocess.run([BIN / "prefect", *arguments], cwd=folder, env={}, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_the_deployment_runs_to_its_end(up, tiny, tiny_pair):
+    folder, _ = up
+    parameters = json.dumps(tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])})
+    done = prefect(folder, "deployment", "run", "pul/iterate", "--params", parameters, "--watch")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Completed" in done.stdout
+    results = subprocess.run([BIN / "pul", "results", "--json"], cwd=folder, env={}, capture_output=True, text=True, check=True)
+    assert len(json.loads(results.stdout)["iterations"]) == 3
+
+
+def test_the_stored_parameters_are_the_demos_and_make_a_form(up):
+    _, (port, _) = up
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/deployments/name/pul/iterate") as answer:
+        deployment = json.load(answer)
+    assert deployment["parameters"]["source"].startswith("synthetic:")
+    schema = deployment["parameter_openapi_schema"]
+    assert schema["required"] == ["target"]
+    assert all("description" in field for name, field in schema["definitions"]["Training"]["properties"].items())
+
+
+def test_mlflow_shows_the_run(up):
+    _, (_, port) = up
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search", b'{"max_results": 10}', {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        assert "source to target" in {experiment["name"] for experiment in json.load(answer)["experiments"]}
+
+
+def test_a_second_one_is_refused_in_a_line(up):
+    folder, (port, _) = up
+    done = subprocess.run([BIN / "pul", "up", "--prefect-port", str(port)], cwd=folder, env={}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"pul: port {port} is in use")
