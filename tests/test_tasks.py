@@ -108,10 +108,11 @@ def test_scores_and_diagnostics(data, original, plan):
     assert (summary.num_scored, summary.num_unscored) == (5, 0)
     assert scores.rows == 5
     pids = column(read_table(target.labels), "pid")
-    truth = np.unique(pids[:36], return_inverse=True)[1]
+    rows = column(read_table(train), "row")
+    truth = np.unique(pids[rows], return_inverse=True)[1]
     perfect = clusters_of(train, plan, num_clusters=6)
     table = read_table(perfect.clusters).set_column(1, "cluster", pa.array(truth))
-    reliable = write_table("reliable", pa.table({"row": np.arange(36), "pseudo_label": truth, "similarity": np.ones(36)}))
+    reliable = write_table("reliable", pa.table({"row": rows, "pseudo_label": truth, "similarity": np.ones(36)}))
     found = oracle_diagnostics(
         perfect.model_copy(update={"clusters": write_table("clusters", table)}), Reliable(reliable=reliable, num_classes=6), target.labels
     )

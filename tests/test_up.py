@@ -1,13 +1,8 @@
 """`pul up` as a user starts it, and `prefect deployment run pul/iterate` from another terminal with a clean environment."""
 
 import json
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -15,36 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory):
-    """Start everything in a directory that looks like the project's; yield the directory and the ports."""
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    ports = free_port(), free_port()
-    clean = {"PATH": os.environ["PATH"], "HOME": str(folder)}
-    command = [BIN / "pul", "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
-    log = (folder / "up.log").open("w")
-    process = subprocess.Popen(command, cwd=folder, env=clean, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 240
-    while "Ctrl-C stops" not in (folder / "up.log").read_text():
-        assert process.poll() is None and time.monotonic() < deadline, (folder / "up.log").read_text()
-        time.sleep(0.5)
-    yield folder, ports
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
-    for port in ports:
-        with socket.socket() as probe:
-            assert probe.connect_ex(("127.0.0.1", port)) != 0, f"something still listens on {port}"
 
 
 def prefect(folder, *arguments, timeout=540):
