@@ -70,7 +70,7 @@ def test_prefect_shows_the_graph_and_the_table(up, finished, page):
     page.goto(f"http://127.0.0.1:{port}/runs/flow-run/{finished}")
     page.get_by_text("Completed").first.wait_for()
     save(page, "prefect-run")
-    page.get_by_role("tab", name="Task Runs").click()
+    page.get_by_text("Task Runs", exact=True).first.click()
     page.get_by_text("fine-tune-1", exact=False).first.wait_for()
     page.goto(f"http://127.0.0.1:{port}/artifacts/key/pul-iterations")
     page.get_by_text("pul-iterations").first.wait_for()
