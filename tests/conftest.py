@@ -107,9 +107,9 @@ TINY = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
-    """Parameters of a run that takes seconds."""
+    """Parameters of a run that takes seconds; not to be changed in place."""
     return {key: dict(value) for key, value in TINY.items()}
 
 

@@ -26,20 +26,10 @@ QUIET = [
 
 
 @pytest.fixture(scope="module")
-def finished(up, tiny_pair):
+def finished(up, tiny, tiny_pair):
     """A finished run; returns its flow run's id."""
     folder, _ = up
-    parameters = {
-        "source": str(tiny_pair[0]),
-        "target": str(tiny_pair[1]),
-        "model": {"backbone": "resnet10t", "weights": "random", "height": 64, "width": 32},
-        "pretraining": {"epochs": 2, "batch_size": 8},
-        "fine_tuning": {"epochs": 1, "batch_size": 8},
-        "clustering": {"num_clusters": 6},
-        "selection": {"min_similarity": 0.5},
-        "stopping": {"max_iterations": 2},
-        "machine": {"threads": 1},
-    }
+    parameters = tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])}
     if os.environ.get("PUL_SCREENSHOTS"):
         parameters = {}  # the demo, which is nicer to look at
     command = [BIN / "prefect", "deployment", "run", "pul/iterate", "--params", json.dumps(parameters), "--watch"]
