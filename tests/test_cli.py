@@ -77,7 +77,8 @@ def test_a_run_without_a_server_then_its_results_and_its_config_again(pul, tiny_
     options = [f"--set={section}.{name}={value}" for section, values in tiny.items() for name, value in values.items()]
     done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options)
     assert done.returncode == 0, done.stderr
-    assert "iteration | reliable | clusters | rank-1 |" in done.stdout
+    heading = next(line for line in done.stdout.splitlines() if line.startswith("iteration"))
+    assert [title.strip() for title in heading.split("|")] == ["iteration", "reliable", "clusters", "rank-1", "mAP"]
     found = json.loads(pul("results", "--json").stdout)
     assert [row["iteration"] for row in found["iterations"]] == [0, 1, 2]
     assert found["iterations"][0]["reliable_set_size"] is None
@@ -92,7 +93,8 @@ def test_a_run_without_a_server_then_its_results_and_its_config_again(pul, tiny_
 @pytest.mark.slow
 def test_a_run_that_fails_half_way_says_why_in_a_line(pul, tiny_pair, tiny):
     options = [f"--set={section}.{name}={value}" for section, values in tiny.items() for name, value in values.items()]
-    done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options, "--min-similarity", "1")
+    done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options, "--set=selection.min_similarity=1")
     assert done.returncode == 1
-    assert "lower min_similarity" in done.stderr.splitlines()[-1]
+    (complaint,) = [line for line in done.stderr.splitlines() if line.startswith("pul: ")]
+    assert "lower min_similarity" in complaint
     assert "Traceback" not in done.stderr
