@@ -95,7 +95,7 @@ def pul(
             scores=score(trained.model, images, pixels, plan, compute, t),
         )
         history.append(track_iteration(run, current, images.labels))
-    finish_run(run, history, reason, EXPLANATIONS[reason], current.model)
+    finish_run(run, history, reason, EXPLANATIONS[reason])
     return run.name
 
 

@@ -23,7 +23,7 @@ from prefect.runtime import flow_run
 from tasks.artifacts import Artifact, locate, read_bytes, verify
 from tasks.home import home
 from tasks.layouts import DataError
-from tasks.models import read_model
+from tasks.models import read_config
 from tasks.progress import step_logger
 from tasks.references import Clusters, ImageSet, Reference, Reliable, TrainedModel
 from tasks.track_model import log_model
@@ -148,7 +148,7 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
 
 
 @task(name="finish_run", task_run_name="finish-run")
-def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str, explanation: str, final: Artifact) -> None:
+def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str, explanation: str) -> None:
     """Close the run: reason of the stop, the final model registered, one table of all iterations for Prefect and for the run's folder.
 
     Args:
@@ -156,7 +156,6 @@ def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str,
         iterations: metrics of iteration 0, 1, 2, ...
         reason: why the loop stopped.
         explanation: the same in words.
-        final: the last iteration's model.
     """
     client().set_tag(run.run_id, "pul.stop_reason", reason)
     rows = [{"iteration": number, **metrics} for number, metrics in enumerate(iterations)]
@@ -189,10 +188,11 @@ def _experiment(name: str) -> Experiment:
 
 
 def _log_model(child: str, model: Artifact) -> None:
-    _, config = read_model(model)
+    data = read_bytes(model)
+    config = read_config(data)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.safetensors")
-        file.write_bytes(read_bytes(model))
+        file.write_bytes(data)
         requirements = [f"{name}=={version(name)}" for name in ("pul-reid", "safetensors", "timm", "torch")]
         log_model(child, str(file), height=config.height, width=config.width, name="model", requirements=requirements)
 
