@@ -46,7 +46,14 @@ def bare_training(name: str, h: int, w: int, batches: int) -> Callable[[], None]
 
 def our_training(name: str, images: np.ndarray) -> Callable[[], None]:
     training = begin_training(
-        build_backbone(name), num_classes=CLASSES, backbone_learning_rate=0.01, classifier_learning_rate=0.01, seed=0, **OPTIMISER, **HEAD
+        build_backbone(name),
+        num_classes=CLASSES,
+        optimiser="sgd",
+        backbone_learning_rate=0.01,
+        classifier_learning_rate=0.01,
+        seed=0,
+        **OPTIMISER,
+        **HEAD,
     )
     rows, classes = np.arange(len(images)), np.arange(len(images)) % CLASSES
 

@@ -60,7 +60,7 @@ def demo() -> None:
 @app.command()
 def run(
     target: Annotated[str | None, typer.Option(help="Unlabelled images: Market-1501 layout, or a folder of crops.")] = None,
-    source: Annotated[str | None, typer.Option(help="Labelled images to train the original model on: Market-1501 layout.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Labelled images to train the original model on; may be given again.")] = None,
     original_model: Annotated[str | None, typer.Option(help="Instead of a source: a model file, or an earlier run's name.")] = None,
     recipe: Annotated[str | None, typer.Option(help="paper (default) or released-code.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model name; default resnet50. On a CPU: mobilenetv2_100.")] = None,
@@ -68,6 +68,7 @@ def run(
     size: Size = None,
     num_clusters: Annotated[int | None, typer.Option(help="K of k-means; default one cluster for 16 images.")] = None,
     min_similarity: Annotated[float | None, typer.Option(help="Lambda: least cosine to the centre of a reliable image.")] = None,
+    labelled: Annotated[str | None, typer.Option(help="Target labels to use: so many identities, a share like 10%, or a list.")] = None,
     max_iterations: Annotated[int | None, typer.Option(help="The last iteration at the latest.")] = None,
     seed: Annotated[int | None, typer.Option(help="Every random number of the run follows from it; default 0.")] = None,
     device: Annotated[str | None, typer.Option(help="A torch device; default the first GPU if there is one.")] = None,
@@ -87,7 +88,7 @@ def run(
     parameters = _read_config(config) if config else {}
     named = {
         "target": _absolute(target),
-        "source": _absolute(source),
+        "source": [_absolute(path) for path in source] if source else None,
         "original_model": _absolute(original_model),
         "recipe": recipe,
         "model.backbone": backbone,
@@ -101,6 +102,8 @@ def run(
     }
     if size is not None:
         named |= dict(zip(("model.height", "model.width"), _size(size), strict=True))
+    if labelled is not None:
+        parameters["few_labels"] = _few_labels(labelled)
     for key, value in (*named.items(), *map(_assignment, set_ or [])):
         if value is not None:
             _put(parameters, key, value)
@@ -218,6 +221,15 @@ def _size(text: str) -> tuple[int, int]:
     if not (height.isdigit() and width.isdigit()):
         raise ValueError(f"--size is height x width in pixels, e.g. 256x128, not {text!r}")
     return int(height), int(width)
+
+
+def _few_labels(text: str) -> dict[str, Any]:
+    """Read 25 as a number of identities, 10% as a share of them, and anything else as a file."""
+    if text.isdigit():
+        return {"identities": int(text)}
+    if text.endswith("%") and text[:-1].replace(".", "", 1).isdigit():
+        return {"share": float(text[:-1]) / 100}
+    return {"file": _absolute(text)}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -30,10 +30,11 @@ class Training(Section):
 
     epochs: int | None = Field(None, ge=1, le=1000, description="Passes over the training images.")
     batch_size: int | None = Field(None, ge=2, le=4096, description="Images a step.")
-    backbone_learning_rate: float | None = Field(None, gt=0, le=10, description="Peak learning rate of the backbone (SGD).")
+    optimiser: Literal["sgd", "adam"] | None = Field(None, description="SGD (authors' code) or Adam.")
+    backbone_learning_rate: float | None = Field(None, gt=0, le=10, description="Peak learning rate of the backbone.")
     classifier_learning_rate: float | None = Field(None, gt=0, le=10, description="Peak learning rate of the new classifier.")
-    momentum: float | None = Field(None, ge=0, lt=1, description="Momentum of SGD.")
-    nesterov: bool | None = Field(None, description="Nesterov's momentum.")
+    momentum: float | None = Field(None, ge=0, lt=1, description="Momentum of SGD; Adam has its own.")
+    nesterov: bool | None = Field(None, description="Nesterov's momentum, for SGD.")
     weight_decay: float | None = Field(None, ge=0, le=1, description="L2 penalty.")
     schedule: Literal["constant", "one_cycle"] | None = Field(None, description="Learning rate over the steps.")
     batch_norm: bool | None = Field(None, description="BatchNorm between features and classifier.")
@@ -70,6 +71,14 @@ class Selection(Section):
     keep_empty_classes: bool | None = Field(None, description="Keep a class for clusters without a reliable image (authors' code).")
 
 
+class FewLabels(Section):
+    """Target labels that may be used in training; set one of them or none. Without, no target label is ever looked at."""
+
+    identities: int | None = Field(None, ge=1, description="The first so many identities of the target's training images.")
+    share: float | None = Field(None, gt=0, le=1, description="The first identities, as a share of all.")
+    file: str | None = Field(None, description="A list: a file name and an identity a line (-1: unlabelled), or an identity a line.")
+
+
 class Stopping(Section):
     """When the loop ends. Labels have no say."""
 
@@ -91,7 +100,7 @@ class Plan(Section):
     """Everything a run does, nothing left open."""
 
     recipe: str
-    source: str | None
+    source: list[str]
     target: str
     original_model: str | None
     model: Model
@@ -100,5 +109,6 @@ class Plan(Section):
     selection: Selection
     fine_tuning: Training
     stopping: Stopping
+    few_labels: FewLabels
     machine: Machine
     seed: int

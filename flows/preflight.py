@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from flows.config import Machine, Plan
+from flows.config import FewLabels, Machine, Plan
 from flows.recipes import RECIPES, resolve
 from tasks.compute import resolve_compute
-from tasks.preflight import Counts, Estimate, check, count_images, estimate
+from tasks.preflight import Counts, Estimate, add_counts, check, count_images, estimate
 
 
 def plan_of(parameters: dict[str, Any]) -> Plan:
@@ -17,13 +17,13 @@ def plan_of(parameters: dict[str, Any]) -> Plan:
     recipe = parameters.get("recipe", "paper")
     if recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}; there are {' and '.join(RECIPES)}")
-    known = {*RECIPES[recipe], "recipe", "source", "target", "original_model", "machine", "seed"}
+    known = {*RECIPES[recipe], "recipe", "source", "target", "original_model", "few_labels", "machine", "seed"}
     if unknown := sorted(set(parameters) - known):
         raise ValueError(f"there is no parameter {unknown[0]!r}; there are {', '.join(sorted(known))}")
     sections = {name: type(default).model_validate(parameters.get(name, {})) for name, default in RECIPES[recipe].items()}
-    rest = {name: parameters.get(name) for name in ("source", "original_model")}
-    machine = Machine.model_validate(parameters.get("machine", {}))
-    return resolve(recipe, sections, **rest, target=parameters["target"], machine=machine, seed=parameters.get("seed", 0))
+    rest: dict[str, Any] = {"target": parameters["target"], "original_model": parameters.get("original_model")}
+    rest |= {name: kind.model_validate(parameters.get(name, {})) for name, kind in (("machine", Machine), ("few_labels", FewLabels))}
+    return resolve(recipe, sections, source=parameters.get("source"), **rest, seed=parameters.get("seed", 0))
 
 
 def look_first(parameters: dict[str, Any]) -> tuple[Plan, Counts | None, Counts]:
@@ -33,7 +33,7 @@ def look_first(parameters: dict[str, Any]) -> tuple[Plan, Counts | None, Counts]
         ValueError: in one sentence, what to change.
     """
     plan = plan_of(parameters)
-    source = count_images(plan.source) if plan.source else None
+    source = add_counts([count_images(path) for path in plan.source]) if plan.source else None
     target = count_images(plan.target)
     check(source, target, original_model=plan.original_model, num_clusters=plan.clustering.num_clusters)
     return plan, source, target

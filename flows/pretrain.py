@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
-from flows.config import Clustering, Machine, Model, Plan, Selection, Stopping, Training
+from flows.config import Clustering, FewLabels, Machine, Model, Plan, Selection, Stopping, Training
 from flows.recipes import RecipeName, resolve
 from pul_core.seeds import derive_seed
 from tasks.artifacts import Artifact, locate
@@ -18,25 +18,27 @@ from tasks.references import Compute, ImageSet
 from tasks.training import pretrain as pretrain_step
 
 
-def original_model_of(plan: Plan, source: ImageSet | None, compute: Compute) -> tuple[Artifact, dict[str, int]]:
+def original_model_of(plan: Plan, sources: list[ImageSet], compute: Compute) -> tuple[Artifact, dict[str, int]]:
     """Return the model that every iteration starts from, and the input size it wants."""
     size: dict[str, Any] = {"height": plan.model.height, "width": plan.model.width}
     if plan.original_model:
         brought = import_model(plan.original_model, backbone=plan.model.backbone, **size)
         return brought, model_size(brought)
-    if source is None:
+    if not sources:
         raise DataError("a run needs a labelled source (--source DIR) or a trained model (--original-model FILE)")
-    if source.labels is None:
-        raise DataError(f"{source.root} has no identities to learn from: a source needs the Market-1501 layout (bounding_box_train/)")
+    for source in sources:
+        if source.labels is None:
+            raise DataError(f"{source.root} has no identities to learn from: a source needs the Market-1501 layout (bounding_box_train/)")
     initial = initial_model(plan.model.backbone, weights=plan.model.weights, seed=derive_seed(plan.seed, "initial"), **size)
-    pixels = decode(source, split="train", **size)
+    pixels = [decode(source, split="train", **size) for source in sources]
+    labels = [source.labels for source in sources if source.labels]
     settings, seed = plan.pretraining.model_dump(), derive_seed(plan.seed, "pretrain")
-    return pretrain_step(initial, pixels, source.labels, settings=settings, seed=seed, compute=compute).model, size
+    return pretrain_step(initial, pixels, labels, settings=settings, seed=seed, compute=compute).model, size
 
 
 @flow(name="pretrain", validate_parameters=True)
 def pretrain(
-    source: str = Field(description="The labelled images in Market-1501 layout, or synthetic:SEED/source."),
+    source: str | list[str] = Field(description="The labelled images in Market-1501 layout, or synthetic:SEED/source; several are joined."),
     recipe: RecipeName = Field("paper", description="Values for everything left empty below."),
     model: Model = Model(),
     pretraining: Training = Training(),
@@ -46,7 +48,8 @@ def pretrain(
     """Train the original model on a labelled source and return where its file lies; `pul` with the same parameters reuses it."""
     sections = {"model": model, "pretraining": pretraining, "clustering": Clustering(), "selection": Selection()}
     sections |= {"fine_tuning": Training(), "stopping": Stopping()}
-    plan = resolve(recipe, sections, source=source, target="", original_model=None, machine=machine, seed=seed)
+    rest = {"target": "", "original_model": None, "few_labels": FewLabels(), "machine": machine, "seed": seed}
+    plan = resolve(recipe, sections, source=source, **rest)
     compute = resolve_compute(machine.device, machine.threads)
-    trained, _ = original_model_of(plan, index(source, "source"), compute)
+    trained, _ = original_model_of(plan, [index(path, "source") for path in plan.source], compute)
     return locate(trained)

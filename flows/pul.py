@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from pydantic import Field
 
-from flows.config import Clustering, Machine, Model, Plan, Selection, Stopping, Training
+from flows.config import Clustering, FewLabels, Machine, Model, Plan, Selection, Stopping, Training
 from flows.pretrain import original_model_of
 from flows.recipes import RecipeName, resolve
 from pul_core.seeds import derive_seed
@@ -18,6 +18,7 @@ from tasks.compute import resolve_compute
 from tasks.decode import decode
 from tasks.evaluate import evaluate
 from tasks.extract import extract_features
+from tasks.few_labels import reveal
 from tasks.index import index
 from tasks.references import Compute, ImageSet, Pixels
 from tasks.tracking import Iteration, close_run, finish_run, track_iteration, track_run
@@ -33,7 +34,9 @@ def pul(
     target: str = Field(
         description="The unlabelled images: a folder (Market-1501 layout, or crops at any depth), or synthetic:SEED/target."
     ),
-    source: str | None = Field(None, description="The labelled images in Market-1501 layout, or synthetic:SEED/source."),
+    source: str | list[str] | None = Field(
+        None, description="The labelled images in Market-1501 layout, or synthetic:SEED/source; several are joined."
+    ),
     original_model: str | None = Field(None, description="Instead of a source: a trained model's file, or an earlier run."),
     recipe: RecipeName = Field("paper", description="Values for everything left empty below."),
     model: Model = Model(),
@@ -42,6 +45,7 @@ def pul(
     selection: Selection = Selection(),
     fine_tuning: Training = Training(),
     stopping: Stopping = Stopping(),
+    few_labels: FewLabels = FewLabels(),
     machine: Machine = Machine(),
     seed: int = Field(0, ge=0, description="Every random number of the run follows from it."),
 ) -> str:
@@ -52,13 +56,15 @@ def pul(
     """
     sections = {"model": model, "pretraining": pretraining, "clustering": clustering, "selection": selection}
     sections |= {"fine_tuning": fine_tuning, "stopping": stopping}
-    plan = resolve(recipe, sections, source=source, target=target, original_model=original_model, machine=machine, seed=seed)
+    rest = {"target": target, "original_model": original_model, "few_labels": few_labels, "machine": machine, "seed": seed}
+    plan = resolve(recipe, sections, source=source, **rest)
     compute = resolve_compute(machine.device, machine.threads)
 
     images = index(target, "target")
-    source_images = index(source, "source") if source else None
-    run = track_run(plan.model_dump(), images, source_images)
-    original, size = original_model_of(plan, source_images, compute)
+    sources = [index(path, "source") for path in plan.source]
+    labelled = reveal(images, settings=plan.few_labels.model_dump())
+    run = track_run(plan.model_dump(), images, sources)
+    original, size = original_model_of(plan, sources, compute)
     pixels = {split: decode(images, split=split, **size) for split in images.splits}
 
     current = Iteration(iteration=0, model=original, scores=score(original, images, pixels, plan, compute, 0))
@@ -71,11 +77,11 @@ def pul(
             current.model, pixels["train"], batch_size=plan.machine.extraction_batch_size, compute=compute, iteration=t - 1, split="train"
         )
         clusters = cluster(
-            features, settings=plan.clustering.model_dump(), seed=derive_seed(seed, t, "cluster"), compute=compute, iteration=t
+            features, labelled, settings=plan.clustering.model_dump(), seed=derive_seed(seed, t, "cluster"), compute=compute, iteration=t
         )
-        reliable = select(clusters, settings=plan.selection.model_dump(), iteration=t)
-        sizes.append(reliable.reliable.rows)
-        reason = reason_to_stop(sizes, num_clusters=clusters.num_clusters, num_images=features.rows, **plan.stopping.model_dump())
+        reliable = select(clusters, labelled, settings=plan.selection.model_dump(), iteration=t)
+        sizes.append(reliable.size)
+        reason = reason_to_stop(sizes, num_clusters=clusters.num_clusters, num_images=clusters.clusters.rows, **plan.stopping.model_dump())
         trained = fine_tune(
             original,
             pixels["train"],

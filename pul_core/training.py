@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,14 @@ from pul_core.backbone import normalise
 from pul_core.seeds import derive_seed
 
 Schedule = Literal["constant", "one_cycle"]
+Optimiser = Literal["sgd", "adam"]
+
+
+class Images(Protocol):
+    """Pixels that can be had by row: an array (n, h, w, 3) uint8, or several files that look like one."""
+
+    def __getitem__(self, rows: npt.NDArray[np.int64], /) -> npt.NDArray[np.uint8]:
+        """Return the images at these rows (b, h, w, 3)."""
 
 
 class EpochStatistics(NamedTuple):
@@ -60,6 +68,7 @@ def begin_training(
     backbone: nn.Module,
     *,
     num_classes: int,
+    optimiser: Optimiser,
     backbone_learning_rate: float,
     classifier_learning_rate: float,
     momentum: float,
@@ -77,9 +86,11 @@ def begin_training(
     Args:
         backbone: (b, 3, h, w) -> (b, d), with attribute ``num_features`` = d; moved to the device and trained in place.
         num_classes: outputs of the classifier.
+        optimiser: ``sgd``, or ``adam`` with its usual betas, for which momentum and nesterov mean nothing.
         backbone_learning_rate: peak learning rate of the backbone.
         classifier_learning_rate: the same of the classifier.
-        momentum, nesterov, weight_decay: of SGD.
+        momentum, nesterov: of SGD.
+        weight_decay: L2 penalty, in the gradient.
         batch_norm: normalise the features before the classifier.
         dropout: share of the features dropped before the classifier.
         seed: of the classifier's weights.
@@ -95,8 +106,8 @@ def begin_training(
 
     Example:
         >>> from pul_core.backbone import build_backbone
-        >>> training = begin_training(build_backbone("resnet10t"), num_classes=5, backbone_learning_rate=0.01, classifier_learning_rate=0.1,
-        ...     momentum=0.9, nesterov=True, weight_decay=5e-4, batch_norm=True, dropout=0.0, seed=0)
+        >>> training = begin_training(build_backbone("resnet10t"), num_classes=5, optimiser="sgd", backbone_learning_rate=0.01,
+        ...     classifier_learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, batch_norm=True, dropout=0.0, seed=0)
         >>> training.epochs_done
         0
     """
@@ -114,13 +125,15 @@ def begin_training(
         {"params": list(backbone.parameters()), "peak": backbone_learning_rate},
         {"params": list(classifier.parameters()), "peak": classifier_learning_rate},
     ]
-    optimiser = torch.optim.SGD(groups, lr=backbone_learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-    return Training(backbone, classifier, optimiser)
+    if optimiser == "adam":
+        return Training(backbone, classifier, torch.optim.Adam(groups, lr=backbone_learning_rate, weight_decay=weight_decay))
+    sgd = torch.optim.SGD(groups, lr=backbone_learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    return Training(backbone, classifier, sgd)
 
 
 def train(
     training: Training,
-    images: npt.NDArray[np.uint8],
+    images: Images,
     rows: npt.NDArray[np.int64],
     classes: npt.NDArray[np.int64],
     *,
@@ -166,8 +179,8 @@ def train(
 
     Example:
         >>> from pul_core.backbone import build_backbone
-        >>> training = begin_training(build_backbone("resnet10t"), num_classes=2, backbone_learning_rate=0.01, classifier_learning_rate=0.1,
-        ...     momentum=0.9, nesterov=True, weight_decay=0, batch_norm=True, dropout=0.0, seed=0)
+        >>> training = begin_training(build_backbone("resnet10t"), num_classes=2, optimiser="adam", backbone_learning_rate=0.01,
+        ...     classifier_learning_rate=0.01, momentum=0.9, nesterov=True, weight_decay=0, batch_norm=True, dropout=0.0, seed=0)
         >>> images = np.zeros((8, 64, 32, 3), np.uint8); images[4:] = 255
         >>> off = dict(flip_probability=0, crop_share=0, erase_probability=0, rotation_degrees=0, shift_share=0)
         >>> history = list(train(training, images, np.arange(8), np.arange(8) // 4, epochs=2, batch_size=4, schedule="constant",

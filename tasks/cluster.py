@@ -7,20 +7,24 @@ import pyarrow as pa
 
 from pul_core.clustering import Clustering, default_num_clusters
 from pul_core.clustering import cluster as core_cluster
+from pul_core.few_labels import join_labelled, num_unlabelled_clusters
 from pul_core.selection import select_reliable
 from tasks.artifacts import Artifact, column, read_table, vectors, write_table
 from tasks.compute import prepare
 from tasks.progress import step_logger
-from tasks.references import Clusters, Compute, Reliable
+from tasks.references import Clusters, Compute, Labelled, Reliable
 from tasks.steps import step
 
 
 @step("cluster-{iteration}")
-def cluster(features: Artifact, *, settings: dict[str, Any], seed: int, compute: Compute, iteration: int) -> Clusters:
-    """Cluster the features and find each cluster's centre.
+def cluster(
+    features: Artifact, labelled: Labelled | None = None, *, settings: dict[str, Any], seed: int, compute: Compute, iteration: int
+) -> Clusters:
+    """Cluster the features of the unlabelled images and find each cluster's centre.
 
     Args:
         features: of the target's training images.
+        labelled: images that stay out, because their identities are known.
         settings: keyword arguments of ``pul_core.clustering.cluster``; ``num_clusters`` None stands for the stated default.
         seed: of k-means.
         compute: threads.
@@ -29,7 +33,11 @@ def cluster(features: Artifact, *, settings: dict[str, Any], seed: int, compute:
     prepare(compute)
     table = read_table(features)
     rows, values = column(table, "row"), column(table, "feature")
-    k = settings["num_clusters"] or default_num_clusters(len(rows))
+    if labelled:
+        unknown = ~np.isin(rows, column(read_table(labelled.labelled), "row"))
+        rows, values = rows[unknown], values[unknown]
+    k = settings["num_clusters"]
+    k = num_unlabelled_clusters(k, labelled.num_identities if labelled else 0) if k else default_num_clusters(len(rows))
     found = core_cluster(values, **settings | {"num_clusters": k}, seed=seed)
     sizes = np.bincount(found.cluster)
     note = "" if settings["num_clusters"] else " (default: one for 16 images)"
@@ -53,11 +61,12 @@ def cluster(features: Artifact, *, settings: dict[str, Any], seed: int, compute:
 
 
 @step("select-{iteration}")
-def select(clusters: Clusters, *, settings: dict[str, Any], iteration: int) -> Reliable:
-    """Keep the reliable images.
+def select(clusters: Clusters, labelled: Labelled | None = None, *, settings: dict[str, Any], iteration: int) -> Reliable:
+    """Keep the reliable images, and the labelled ones beside them.
 
     Args:
         clusters: with similarities and centres.
+        labelled: images whose identities are known.
         settings: keyword arguments of ``pul_core.selection.select_reliable``.
         iteration: names the task run.
     """
@@ -70,5 +79,10 @@ def select(clusters: Clusters, *, settings: dict[str, Any], iteration: int) -> R
     step_logger().info(
         "select %d: %d of %d images are reliable, in %d classes", iteration, len(found.positions), len(rows), found.num_classes
     )
-    reliable = pa.table({"row": rows[found.positions], "pseudo_label": found.pseudo_labels, "similarity": found.similarity})
-    return Reliable(reliable=write_table("reliable", reliable), num_classes=found.num_classes)
+    known, truth = (column(read_table(labelled.labelled), name) for name in ("row", "class")) if labelled else (np.empty(0, np.int64),) * 2
+    num_identities = labelled.num_identities if labelled else 0
+    joined = join_labelled(rows[found.positions], found.pseudo_labels, found.num_classes, known, truth, num_identities)
+    similarity = np.ones(len(joined.rows), np.float32)
+    similarity[~joined.labelled] = found.similarity
+    table = pa.table({"row": joined.rows, "pseudo_label": joined.classes, "similarity": similarity, "labelled": joined.labelled})
+    return Reliable(reliable=write_table("reliable", table), num_classes=joined.num_classes, num_labelled=len(known))

@@ -78,6 +78,25 @@ def open_pixels(pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.u
     return rows, np.memmap(path, np.uint8, mode="r", shape=(len(rows), pixels.height, pixels.width, 3))
 
 
+class Joined:
+    """Images of several files under one numbering, read where they lie: (n, h, w, 3) that is only ever indexed by rows."""
+
+    def __init__(self, parts: list[npt.NDArray[np.uint8]]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Return the images at these rows (b, h, w, 3)."""
+        if len(self.parts) == 1:
+            return self.parts[0][rows]
+        found = np.empty((len(rows), *self.parts[0].shape[1:]), np.uint8)
+        part = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(part):
+            here = part == number
+            found[here] = self.parts[number][rows[here] - self.starts[number]]
+        return found
+
+
 def skipped(pixels: Pixels) -> Iterator[tuple[int, str]]:
     """Yield row and reason of the images that were skipped."""
     decoded = read_table(pixels.decoded, ["row", "error"])

@@ -43,6 +43,7 @@ def oracle_diagnostics(clusters: Clusters, reliable: Reliable, labels: Artifact)
     """Return what only labels tell: NMI of the clusters, and the share of reliable images that are of their class's commonest identity."""
     pids = column(read_table(labels), "pid")
     table, chosen = read_table(clusters.clusters), read_table(reliable.reliable)
+    chosen = chosen.filter(pa.compute.invert(chosen.column("labelled")))
     truth, classes = pids[column(chosen, "row")], column(chosen, "pseudo_label")
     pairs, counts = np.unique(np.stack((classes, truth)), axis=1, return_counts=True)
     commonest = np.zeros(reliable.num_classes, np.int64)

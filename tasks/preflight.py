@@ -50,6 +50,12 @@ def count_images(path: str) -> Counts:
     return Counts(splits={split: splits.count(split) for split in sorted(set(splits))}, identities=len(pids))
 
 
+def add_counts(sets: list[Counts]) -> Counts:
+    """Count several sources as one: identities are kept apart."""
+    splits = {split: sum(one.splits.get(split, 0) for one in sets) for one in sets for split in one.splits}
+    return Counts(splits=splits, identities=sum(one.identities for one in sets))
+
+
 def check(source: Counts | None, target: Counts, *, original_model: str | None, num_clusters: int | None) -> None:
     """Refuse what cannot work.
 

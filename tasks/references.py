@@ -49,11 +49,24 @@ class Clusters(Reference):
     num_single_image_clusters: int
 
 
+class Labelled(Reference):
+    """``labelled`` has (row, class): target images whose identity may be used."""
+
+    labelled: Artifact
+    num_identities: int
+
+
 class Reliable(Reference):
-    """``reliable`` has (row, pseudo_label, similarity)."""
+    """``reliable`` has (row, pseudo_label, similarity, labelled); few labelled images stand in it too, with similarity 1."""
 
     reliable: Artifact
     num_classes: int
+    num_labelled: int = 0
+
+    @property
+    def size(self) -> int:
+        """Return n_t, the number of images that were selected; labelled ones were not."""
+        return self.reliable.rows - self.num_labelled
 
 
 class TrainedModel(Reference):

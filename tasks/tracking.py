@@ -63,15 +63,15 @@ def client() -> MlflowClient:
 
 
 @task(name="track_run", task_run_name="track-run")
-def track_run(plan: dict[str, Any], target: ImageSet, source: ImageSet | None) -> TrackedRun:
+def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -> TrackedRun:
     """Open this flow run's MLflow run, or find it again on a retry, and write the run's config beside its artifacts.
 
     Args:
         plan: the resolved parameters, as they go into ``config.json``.
         target: recorded as a dataset input.
-        source: recorded as a dataset input.
+        sources: recorded as dataset inputs.
     """
-    pair = f"{source.name if source else Path(plan['original_model']).name} to {target.name}"
+    pair = f"{' + '.join(source.name for source in sources) or Path(plan['original_model']).name} to {target.name}"
     experiment = _experiment(pair)
     name, flow_run_id = str(flow_run.name), str(flow_run.id)
     found = client().search_runs([experiment.experiment_id], f"tags.`pul.flow_run_id` = '{flow_run_id}' and tags.`pul.kind` = 'run'")
@@ -81,7 +81,7 @@ def track_run(plan: dict[str, Any], target: ImageSet, source: ImageSet | None) -
     client().update_run(run_id, status="RUNNING")
     if not found:
         client().log_batch(run_id, params=[Param(key, str(value)) for key, value in _flat(plan)])
-        client().log_inputs(run_id, [_dataset(images, role) for images, role in ((source, "source"), (target, "target")) if images])
+        client().log_inputs(run_id, [*(_dataset(images, "source") for images in sources), _dataset(target, "target")])
     folder = home() / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
@@ -125,8 +125,9 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
     metrics: dict[str, float] = {}
     if iteration.clusters and iteration.reliable:
         metrics |= {
-            "reliable_set_size": iteration.reliable.reliable.rows,
-            "reliable_fraction": iteration.reliable.reliable.rows / iteration.clusters.clusters.rows,
+            "reliable_set_size": iteration.reliable.size,
+            "reliable_fraction": iteration.reliable.size / iteration.clusters.clusters.rows,
+            "num_labelled_images": iteration.reliable.num_labelled,
             "num_clusters": iteration.clusters.num_clusters,
             "num_single_image_clusters": iteration.clusters.num_single_image_clusters,
             "seconds_cluster": iteration.clusters.clusters.seconds,

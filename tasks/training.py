@@ -9,38 +9,42 @@ import pyarrow as pa
 from pul_core.training import EpochStatistics, begin_training, train
 from tasks.artifacts import Artifact, column, read_table, write_table
 from tasks.compute import prepare
-from tasks.decode import open_pixels
+from tasks.decode import Joined, open_pixels
 from tasks.layouts import DataError
 from tasks.models import read_model, write_model
 from tasks.progress import progress
 from tasks.references import Compute, Pixels, Reliable, TrainedModel
 from tasks.steps import step
 
-BEGIN = ("backbone_learning_rate", "classifier_learning_rate", "momentum", "nesterov", "weight_decay", "batch_norm", "dropout")
+BEGIN = ("optimiser", "backbone_learning_rate", "classifier_learning_rate", "momentum", "nesterov", "weight_decay", "batch_norm", "dropout")
 
 
 @step("pretrain")
-def pretrain(initial: Artifact, pixels: Pixels, labels: Artifact, *, settings: dict[str, Any], seed: int, compute: Compute) -> TrainedModel:
-    """Train a backbone to tell the source's identities apart (IDE).
+def pretrain(
+    initial: Artifact, pixels: list[Pixels], labels: list[Artifact], *, settings: dict[str, Any], seed: int, compute: Compute
+) -> TrainedModel:
+    """Train a backbone to tell the sources' identities apart (IDE). Equal numbers in two sources are two people.
 
     Args:
         initial: the model to start from; not changed.
-        pixels: training images of the source.
-        labels: the source's identities.
+        pixels: training images of each source.
+        labels: identities of each source.
         settings: keyword arguments of ``pul_core.training``.
         seed: of everything random.
         compute: device, threads, precision.
 
     Raises:
-        DataError: the source has fewer than two identities.
+        DataError: the sources have fewer than two identities.
     """
-    rows, _ = open_pixels(pixels)
-    pids = column(read_table(labels), "pid")[rows]  # labels' rows are 0, 1, 2, ...
-    wanted = np.flatnonzero(pids > 0)
-    identities, classes = np.unique(pids[wanted], return_inverse=True)
-    if len(identities) < 2:
-        raise DataError(f"the source has {len(identities)} identity to train on, but needs at least 2; file names start with it")
-    return _train("pretrain", initial, pixels, wanted, classes, len(identities), settings, seed, compute)
+    pids = [column(read_table(table), "pid")[open_pixels(part)[0]] for table, part in zip(labels, pixels, strict=True)]
+    source = np.repeat(np.arange(len(pids)), [len(part) for part in pids])
+    everyone = np.stack((source, np.concatenate(pids)))  # (2, n): rows of labels are 0, 1, 2, ...
+    wanted = np.flatnonzero(everyone[1] > 0)
+    identities, classes = np.unique(everyone[:, wanted], axis=1, return_inverse=True)
+    num_classes = identities.shape[1]
+    if num_classes < 2:
+        raise DataError(f"the source has {num_classes} identity to train on, but needs at least 2; file names start with it")
+    return _train("pretrain", initial, pixels, wanted, classes, num_classes, settings, seed, compute)
 
 
 @step("fine-tune-{iteration}")
@@ -62,14 +66,14 @@ def fine_tune(
     table = read_table(reliable.reliable)
     chosen = np.searchsorted(rows, column(table, "row"))
     return _train(
-        f"fine-tune {iteration}", start, pixels, chosen, column(table, "pseudo_label"), reliable.num_classes, settings, seed, compute
+        f"fine-tune {iteration}", start, [pixels], chosen, column(table, "pseudo_label"), reliable.num_classes, settings, seed, compute
     )
 
 
 def _train(
     what: str,
     start: Artifact,
-    pixels: Pixels,
+    pixels: list[Pixels],
     chosen: npt.NDArray[np.int64],
     classes: npt.NDArray[np.int64],
     num_classes: int,
@@ -79,7 +83,7 @@ def _train(
 ) -> TrainedModel:
     prepare(compute)
     backbone, config = read_model(start)
-    _, images = open_pixels(pixels)
+    images = Joined([open_pixels(part)[1] for part in pixels])
     begin = {name: settings[name] for name in BEGIN}
     training = begin_training(backbone, num_classes=num_classes, seed=seed, device=compute.device, **begin)
     history: list[EpochStatistics] = []

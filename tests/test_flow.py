@@ -200,3 +200,14 @@ def test_fine_tuning_starts_from_the_original_and_never_from_the_last_model(modu
     _, one, two, three = models(module_home, state.result())
     assert one == two == three
     assert fixed[0].reliable.sha256 != fixed[1].reliable.sha256, "other models gave other sets, had they been asked"
+
+
+def test_few_labels_and_two_sources(module_home, parameters, tmp_path, market):
+    from tasks.tracking import read_results
+
+    sources = [parameters["source"], str(market(tmp_path / "other", range(1, 4)))]
+    state, _ = run(parameters | {"source": sources, "few_labels": {"identities": 2}})
+    found = read_results(state.result())
+    assert "source + other to target" in found["experiment"]
+    assert found["iterations"][1]["num_labelled_images"] == 12
+    assert found["iterations"][1]["num_clusters"] == 4

@@ -77,7 +77,7 @@ def data(home, tiny_pair, plan):
 @pytest.fixture
 def original(data, plan):
     initial = initial_model.fn("resnet10t", weights="random", height=64, width=32, seed=0)
-    return pretrain.fn(initial, data[2], data[0].labels, settings=plan["pretraining"], seed=1, compute=COMPUTE).model
+    return pretrain.fn(initial, [data[2]], [data[0].labels], settings=plan["pretraining"], seed=1, compute=COMPUTE).model
 
 
 def test_features_of_a_split_are_keyed_to_its_rows(data, original):
@@ -112,7 +112,9 @@ def test_scores_and_diagnostics(data, original, plan):
     truth = np.unique(pids[rows], return_inverse=True)[1]
     perfect = clusters_of(train, plan, num_clusters=6)
     table = read_table(perfect.clusters).set_column(1, "cluster", pa.array(truth))
-    reliable = write_table("reliable", pa.table({"row": rows, "pseudo_label": truth, "similarity": np.ones(36)}))
+    reliable = write_table(
+        "reliable", pa.table({"row": rows, "pseudo_label": truth, "similarity": np.ones(36), "labelled": np.zeros(36, bool)})
+    )
     found = oracle_diagnostics(
         perfect.model_copy(update={"clusters": write_table("clusters", table)}), Reliable(reliable=reliable, num_classes=6), target.labels
     )

@@ -15,6 +15,7 @@ from pul_core.training import begin_training, learning_rate_share, train
 
 HEAD = {
     "num_classes": 3,
+    "optimiser": "sgd",
     "backbone_learning_rate": 0.005,
     "classifier_learning_rate": 0.05,
     "momentum": 0.9,
@@ -201,12 +202,14 @@ def fresh(**options):
     return begin(backbone_seed=77, **options | {"seed": 78})
 
 
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("through_a_file", [False, True])
-def test_a_training_that_was_stopped_ends_like_one_that_was_not(images, through_a_file):
-    whole = begin(resnet=not through_a_file, dropout=0.5)
+def test_a_training_that_was_stopped_ends_like_one_that_was_not(images, through_a_file, optimiser):
+    options = {"resnet": not through_a_file, "dropout": 0.5, "optimiser": optimiser}
+    whole = begin(**options)
     history = list(train(whole, images, ROWS, CLASSES, **ALL_RANDOM))
 
-    stopped = begin(resnet=not through_a_file, dropout=0.5)
+    stopped = begin(**options)
     epochs = train(stopped, images, ROWS, CLASSES, **ALL_RANDOM)
     first = [next(epochs), next(epochs)]
     state = stopped.state()
@@ -214,7 +217,7 @@ def test_a_training_that_was_stopped_ends_like_one_that_was_not(images, through_
         torch.save(state, file := io.BytesIO())
         state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
 
-    restored = fresh(resnet=not through_a_file, dropout=0.5)
+    restored = fresh(**options)
     restored.restore(state)
     assert restored.epochs_done == 2
     rest = list(train(restored, images, ROWS, CLASSES, **ALL_RANDOM))

@@ -1,0 +1,158 @@
+"""A few labels on the target, and several sources: who is labelled, what is clustered, and what one softmax then holds."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.preflight import plan_of
+from pul_core.few_labels import first_identities, join_labelled, num_unlabelled_clusters
+from tasks.artifacts import column, read_table
+from tasks.cluster import cluster, select
+from tasks.decode import decode
+from tasks.extract import extract_features
+from tasks.few_labels import reveal
+from tasks.index import index
+from tasks.layouts import DataError
+from tasks.models import initial_model
+from tasks.references import Compute
+from tasks.training import pretrain
+
+COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)
+SHARED = Path(os.environ.get("PUL_SHARED", Path(__file__).parent.parent.parent / "shared"))
+NONE = {"identities": None, "share": None, "file": None}
+SIZE = {"height": 64, "width": 32}
+
+
+@pytest.fixture
+def target(home, tiny_pair):
+    return index.fn(str(tiny_pair[1]), "target")
+
+
+def pids_of(target, rows):
+    return column(read_table(target.labels), "pid")[rows]
+
+
+def test_the_first_identities_are_labelled(target):
+    found = reveal.fn(target, settings=NONE | {"identities": 2})
+    table = read_table(found.labelled)
+    assert found.num_identities == 2
+    assert sorted(set(pids_of(target, column(table, "row")))) == [11, 12]
+    assert column(table, "class").tolist() == [0] * 6 + [1] * 6
+
+
+def test_a_share_is_of_the_identities(target):
+    assert reveal.fn(target, settings=NONE | {"share": 0.5}).num_identities == 3
+
+
+def test_without_settings_no_label_is_looked_at(target):
+    assert reveal.fn(target.model_copy(update={"labels": None}), settings=NONE) is None
+
+
+def test_a_list_names_files_or_identities(target, tmp_path):
+    names = [Path(path).name for path in read_table(target.images).column("path").to_pylist()]
+    lines = [f"{name} {'somebody' if name.startswith('0013') else -1}" for name in names if name.startswith(("0013", "0014"))]
+    (tmp_path / "by-file.list").write_text("\n".join(lines))
+    (tmp_path / "by-identity.list").write_text("0013\n")
+    by_file, by_identity = (
+        reveal.fn(target, settings=NONE | {"file": str(tmp_path / f"{name}.list")}) for name in ("by-file", "by-identity")
+    )
+    assert by_file.labelled.sha256 == by_identity.labelled.sha256
+    assert set(pids_of(target, column(read_table(by_file.labelled), "row"))) == {13}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("nobody.jpg 3", "labels nobody.jpg, which is no training image"),
+        ("0011_c1s1_000000_00.jpg 1\nx\n", "line 2"),
+        ("0011_c1s1_000000_00.jpg -1", "every line says -1"),
+        ("77\n78", "none of the identities"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused(target, tmp_path, text, complaint):
+    (tmp_path / "wrong.list").write_text(text)
+    with pytest.raises(DataError, match=complaint):
+        reveal.fn(target, settings=NONE | {"file": str(tmp_path / "wrong.list")})
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"identities": 99}, "only 6"),
+        ({"identities": 6}, "nothing is left"),
+        ({"identities": 2, "share": 0.5}, "one of"),
+        ({"file": "/nowhere.list"}, "no list"),
+    ],
+)
+def test_labels_that_are_not_there_are_refused(target, settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        reveal.fn(target, settings=NONE | settings)
+
+
+@pytest.mark.skipif(not (SHARED / "data/lists").is_dir(), reason="the authors' lists are not at hand")
+@pytest.mark.parametrize(("name", "count"), [("Duke", 25), ("Market", 25), ("Market", 50)])
+def test_the_authors_lists_label_their_first_identities(home, tmp_path, name, count):
+    file = SHARED / "data/lists" / name / f"{count}train.list"
+    folder = tmp_path / name / "bounding_box_train"
+    folder.mkdir(parents=True)
+    for line in file.read_text().splitlines():
+        (folder / line.split()[0]).write_bytes(b"x")
+    found = reveal.fn(index.fn(str(folder.parent), "target"), settings=NONE | {"file": str(file)})
+    assert found.num_identities == count
+    labelled = [line for line in file.read_text().splitlines() if not line.endswith(" -1")]
+    assert 0 < found.labelled.rows == len(labelled)
+
+
+def test_labelled_images_are_not_clustered_and_come_first_in_the_softmax(target, tiny):
+    plan = plan_of(tiny | {"target": "x"}).model_dump()
+    pixels = decode.fn(target, split="train", **SIZE)
+    model = initial_model.fn("resnet10t", weights="random", **SIZE, seed=0)
+    features = extract_features.fn(model, pixels, batch_size=8, compute=COMPUTE, iteration=0, split="train")
+    known = reveal.fn(target, settings=NONE | {"identities": 2})
+    clusters = cluster.fn(features, known, settings=plan["clustering"] | {"num_clusters": 6}, seed=0, compute=COMPUTE, iteration=1)
+    assert (clusters.num_clusters, clusters.clusters.rows) == (4, 24)
+    reliable = select.fn(clusters, known, settings=plan["selection"], iteration=1)
+    table = read_table(reliable.reliable)
+    labelled = column(table, "labelled")
+    assert (reliable.num_labelled, labelled.sum(), reliable.size) == (12, 12, (~labelled).sum())
+    assert (column(table, "pseudo_label")[labelled] < 2).all() and (column(table, "pseudo_label")[~labelled] >= 2).all()
+    assert (np.diff(column(table, "row")) > 0).all()
+    with pytest.raises(ValueError, match="must be larger"):
+        cluster.fn(features, known, settings=plan["clustering"] | {"num_clusters": 2}, seed=0, compute=COMPUTE, iteration=1)
+
+
+def test_equal_numbers_in_two_sources_are_two_people(home, tmp_path, market, tiny):
+    plan = plan_of(tiny | {"target": "x"}).model_dump()
+    sets = [index.fn(str(market(tmp_path / name, range(1, 4))), "source") for name in ("a", "b")]
+    pixels = [decode.fn(images, split="train", **SIZE) for images in sets]
+    initial = initial_model.fn("resnet10t", weights="random", **SIZE, seed=0)
+    settings = plan["pretraining"] | {"label_smoothing": 0.0, "epochs": 1, "backbone_learning_rate": 1e-9, "classifier_learning_rate": 1e-9}
+    trained = pretrain.fn(initial, pixels, [images.labels for images in sets], settings=settings, seed=0, compute=COMPUTE)
+    epoch = read_table(trained.training).to_pylist()[0]
+    assert epoch["images"] == 36
+    assert epoch["loss"] == pytest.approx(np.log(6), abs=0.05)  # an untrained softmax over six people, not three
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=30), st.integers(1, 4), st.integers(1, 4), st.integers(0, 99))
+def test_joining_keeps_every_image_with_its_class(is_labelled, num_classes, num_labelled, seed):
+    rng = np.random.default_rng(seed)
+    known = np.array(is_labelled)
+    rows = np.sort(rng.choice(1000, len(known), replace=False))
+    pseudo, truth = rng.integers(0, num_classes, (~known).sum()), rng.integers(0, num_labelled, known.sum())
+    joined = join_labelled(rows[~known], pseudo, num_classes, rows[known], truth, num_labelled)
+    assert joined.num_classes == num_classes + num_labelled
+    wanted = dict(zip(rows[known].tolist(), truth.tolist(), strict=True))
+    wanted |= {row: label + num_labelled for row, label in zip(rows[~known].tolist(), pseudo.tolist(), strict=True)}
+    assert joined.rows.tolist() == sorted(wanted)
+    assert dict(zip(joined.rows.tolist(), joined.classes.tolist(), strict=True)) == wanted
+    assert joined.labelled.tolist() == is_labelled
+
+
+def test_nobody_is_no_identity():
+    assert first_identities(np.array([-1, 0, 5]), share=1.0).tolist() == [5]
+    with pytest.raises(ValueError, match="larger"):
+        num_unlabelled_clusters(5, 5)
