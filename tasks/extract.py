@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pul_core.extraction import extract_features as core_extract
 from tasks.artifacts import Artifact, vectors, write_batches
+from tasks.checkpoints import kept
 from tasks.compute import prepare
 from tasks.decode import open_pixels
 from tasks.models import read_model
@@ -38,11 +40,20 @@ def extract_features(model: Artifact, pixels: Pixels, *, batch_size: int, comput
     def groups() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(rows), ROW_GROUP):
             part = slice(start, start + ROW_GROUP)
-            blocks = []
-            for block in core_extract(backbone, images[part], batch_size=batch_size, device=compute.device, bf16=compute.bf16_inference):
-                blocks.append(block)
-                shown.advance(len(block))
-            yield pa.record_batch([pa.array(rows[part]), vectors(np.concatenate(blocks))], schema=schema)
+            values = group(str(start), images[part])
+            yield pa.record_batch([pa.array(rows[part]), vectors(values)], schema=schema)
 
-    with progress(f"extract features {iteration} {split}", len(rows)) as shown:
+    def group(name: str, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        if done := work.load(name):
+            shown.advance(len(pixels))
+            return np.frombuffer(done, np.float32).reshape(-1, d)
+        blocks = []
+        for block in core_extract(backbone, pixels, batch_size=batch_size, device=compute.device, bf16=compute.bf16_inference):
+            blocks.append(block)
+            shown.advance(len(block))
+        values = np.concatenate(blocks)
+        work.save(name, values.tobytes())
+        return values
+
+    with progress(f"extract features {iteration} {split}", len(rows)) as shown, kept() as work:
         return write_batches("features", schema, groups(), len(rows))

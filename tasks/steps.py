@@ -14,6 +14,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,7 +32,9 @@ R = TypeVar("R", bound=BaseModel)
 PROJECT = ("pul_core", "tasks")
 LIBRARIES = ("numpy", "pillow", "pyarrow", "timm", "torch")
 # Modules that only say where and how things are recorded: they change no result.
-PLUMBING = ("tasks.steps", "tasks.home", "tasks.progress")
+PLUMBING = ("tasks.steps", "tasks.home", "tasks.progress", "tasks.checkpoints")
+
+_running: ContextVar[Callable[[], str] | None] = ContextVar("running", default=None)
 
 
 class StepCache(CachePolicy):
@@ -56,10 +59,12 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             token = provenance.set({"step": function.__name__, "inputs": identity(bound.arguments)})
+            running = _running.set(lambda: step_key(function, bound.arguments))
             started = time.monotonic()
             try:
                 return _with_seconds(function(*args, **kwargs), time.monotonic() - started)
             finally:
+                _running.reset(running)
                 provenance.reset(token)
 
         made: Task[P, R] = Task(
@@ -78,6 +83,12 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return call
 
     return decorate
+
+
+def running_key() -> str | None:
+    """Return the cache key of the step that runs; None outside a step."""
+    key = _running.get()
+    return key() if key else None
 
 
 def step_key(function: Callable[..., Any], inputs: dict[str, Any]) -> str:

@@ -1,18 +1,21 @@
 """Steps *pretrain* and *fine_tune*: the same training, on true identities of the source or on pseudo-labels of the target."""
 
+import io
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
-from pul_core.training import EpochStatistics, begin_training, train
+from pul_core.training import EpochStatistics, Training, begin_training, train
 from tasks.artifacts import Artifact, column, read_table, write_table
+from tasks.checkpoints import kept
 from tasks.compute import prepare
 from tasks.decode import Joined, open_pixels
 from tasks.layouts import DataError
 from tasks.models import read_model, write_model
-from tasks.progress import progress
+from tasks.progress import progress, step_logger
 from tasks.references import Compute, Pixels, Reliable, TrainedModel
 from tasks.steps import step
 
@@ -86,8 +89,9 @@ def _train(
     images = Joined([open_pixels(part)[1] for part in pixels])
     begin = {name: settings[name] for name in BEGIN}
     training = begin_training(backbone, num_classes=num_classes, seed=seed, device=compute.device, **begin)
-    history: list[EpochStatistics] = []
-    with progress(what, len(chosen) * settings["epochs"]) as shown:
+    with progress(what, len(chosen) * settings["epochs"]) as shown, kept() as work:
+        history = _go_on(training, work.load("epoch"))
+        shown.advance(len(chosen) * len(history))
         for epoch in train(
             training,
             images,
@@ -100,10 +104,28 @@ def _train(
             **{name: value for name, value in settings.items() if name not in BEGIN},
         ):
             history.append(epoch)
+            if epoch.epoch < settings["epochs"]:
+                work.save("epoch", _so_far(training, history))
             shown.note = f", epoch {epoch.epoch}/{settings['epochs']}, loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}"
     model = write_model(training.backbone, config)
     columns = dict(zip(EpochStatistics._fields, zip(*history, strict=True), strict=True))
     return TrainedModel(model=model, training=write_table("training", pa.table({"row": range(len(history)), **columns})))
+
+
+def _so_far(training: Training, history: list[EpochStatistics]) -> bytes:
+    file = io.BytesIO()
+    torch.save({"training": training.state(), "history": [list(epoch) for epoch in history]}, file)
+    return file.getvalue()
+
+
+def _go_on(training: Training, data: bytes | None) -> list[EpochStatistics]:
+    """Bring a training to where its checkpoint was taken and return the statistics of the epochs until then."""
+    if data is None:
+        return []
+    saved = torch.load(io.BytesIO(data), weights_only=True)
+    training.restore(saved["training"])
+    step_logger().info("goes on after epoch %d", training.epochs_done)
+    return [EpochStatistics(*epoch) for epoch in saved["history"]]
 
 
 def read_training(trained: TrainedModel) -> list[dict[str, Any]]:
