@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check format bench up clean
+.PHONY: help install demo test test-faults check format bench up clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -36,6 +36,9 @@ check: install  ## format, lint, types, contracts, fast tests
 
 test: install  ## all tests, real flows, servers and a browser included
 	$(BIN)/python -m pytest --doctest-modules pul_core flows tests
+
+test-faults: install  ## kill runs at random moments, 30 times, and compare what they leave
+	PUL_FAULTS=30 $(BIN)/python -m pytest --timeout=7200 tests/test_faults.py
 
 format: install  ## mend what can be mended
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,6 +118,20 @@ def run(
 
 
 @app.command()
+def resume(run: Annotated[str | None, typer.Argument(help="A run's name; the newest one if left out.")] = None) -> None:
+    """Go on with a run that crashed, was killed or was stopped, in this process; finished steps come from the cache.
+
+    A run that `pul up` still knows can go on with Retry in Prefect's UI as well.
+    """
+    from tasks.lost_runs import config_to_resume
+    from tasks.tracking import RESUME
+
+    name, config = config_to_resume(run)
+    os.environ[RESUME] = name
+    _run_here(config)
+
+
+@app.command()
 def results(
     run: Annotated[str | None, typer.Argument(help="A run's name; the newest one if left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: fractions, one object an iteration.")] = False,
@@ -146,19 +162,29 @@ def up(
 def _run_here(parameters: dict[str, Any]) -> None:
     """Check, then run the flow in this process: with the server of `pul up` if it answers, else with one of its own."""
     from deployments.complaints import quieten
-    from deployments.servers import server_answers
+    from deployments.servers import server_answers, stop_stray_servers
 
     counts = _check(parameters)
     url = active_server()
     if url is None or not server_answers(f"{url}/health"):
         use_server(None)
+        stop_stray_servers()
     logging.captureWarnings(True)
+    signal.signal(signal.SIGTERM, _stop_tidily)
     from flows.pul import pul
+    from tasks.lost_runs import close_lost_runs
     from tasks.tracking import read_results
 
     quieten()
     typer.echo(f"{counts}\nstarting (the first time takes a while longer) ...", err=True)
+    for name in close_lost_runs(prefect=True):
+        typer.echo(f"run {name} ended without a word; it is closed now. Started again with --config, it goes on where it was.", err=True)
     typer.echo("\n" + _table(read_results(pul(**parameters))))
+
+
+def _stop_tidily(*_: object) -> None:
+    """Let SIGTERM end the process like Ctrl-C does, so that the run is closed and Prefect's server stops too."""
+    raise KeyboardInterrupt
 
 
 def _check(parameters: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """`pul up`: Prefect's server, MLflow's server, the deployments and one process worker, on loopback, stopped together."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ import time
 import urllib.request
 from pathlib import Path
 from urllib.error import URLError
+
+import psutil
 
 from deployments.environment import use_server
 from tasks.home import home
@@ -54,6 +57,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
         parts["worker"] = _start("worker", [_tool("prefect"), *worker], environment)
         _wait(f"http://{HOST}:{mlflow_port}/health", parts["mlflow server"], logs / "mlflow-server.log")
         use_server(api)
+        _close_lost_runs(api)
         _announce(prefect_port, mlflow_port, logs)
         _watch(parts, logs)
     except KeyboardInterrupt:
@@ -61,6 +65,29 @@ def up(prefect_port: int, mlflow_port: int) -> None:
     finally:
         use_server(None)
         _stop(parts)
+
+
+def _close_lost_runs(api: str) -> None:
+    """Close what an earlier worker left open."""
+    os.environ["PREFECT_API_URL"] = api  # before the first import of prefect in this process
+    from tasks.lost_runs import close_lost_runs
+
+    for name in close_lost_runs(prefect=True):
+        print(f"run {name} ended without a word: closed; press Retry in Prefect, or start it again")
+
+
+def stop_stray_servers() -> int:
+    """Stop temporary servers of Prefect that a killed `pul run` left on this home, and return how many there were."""
+    strays = []
+    for process in psutil.process_iter(["cmdline", "ppid"]):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            temporary = "prefect.server.api.server:create_app" in (process.info["cmdline"] or []) and process.info["ppid"] == 1
+            if temporary and process.environ().get("PREFECT_HOME") == os.environ["PREFECT_HOME"]:
+                process.terminate()
+                strays.append(process)
+    for process in psutil.wait_procs(strays, timeout=STOP_SECONDS)[1]:
+        process.kill()
+    return len(strays)
 
 
 def server_answers(url: str) -> bool:

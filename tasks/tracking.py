@@ -6,6 +6,8 @@ flow run finds its parent by the flow run's id and goes on with it.
 
 import functools
 import json
+import os
+import socket
 import tempfile
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -14,6 +16,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import psutil
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param
 from mlflow.tracking import MlflowClient
 from prefect import task
@@ -30,6 +33,8 @@ from tasks.track_model import log_model
 from tasks.training import read_training
 
 RANKS = (1, 5, 10, 20)
+PROCESS = "pul.process"
+RESUME = "PUL_RESUME"  # name of the run that goes on in this process
 
 
 class TrackedRun(Reference):
@@ -64,7 +69,7 @@ def client() -> MlflowClient:
 
 @task(name="track_run", task_run_name="track-run")
 def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -> TrackedRun:
-    """Open this flow run's MLflow run, or find it again on a retry, and write the run's config beside its artifacts.
+    """Open this flow run's MLflow run, or find it again on a retry or for `pul resume`, and write the run's config beside its artifacts.
 
     Args:
         plan: the resolved parameters, as they go into ``config.json``.
@@ -73,12 +78,16 @@ def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -
     """
     pair = f"{' + '.join(source.name for source in sources) or Path(plan['original_model']).name} to {target.name}"
     experiment = _experiment(pair)
-    name, flow_run_id = str(flow_run.name), str(flow_run.id)
-    found = client().search_runs([experiment.experiment_id], f"tags.`pul.flow_run_id` = '{flow_run_id}' and tags.`pul.kind` = 'run'")
+    flow_run_id = str(flow_run.id)
+    same = f"attributes.run_name = '{resumed}'" if (resumed := os.environ.get(RESUME)) else f"tags.`pul.flow_run_id` = '{flow_run_id}'"
+    found = client().search_runs([experiment.experiment_id], f"{same} and tags.`pul.kind` = 'run'")
+    name = str(found[0].info.run_name) if found else str(flow_run.name)
     tags = {"pul.kind": "run", "pul.flow_run_id": flow_run_id, "pul.flow_run_url": flow_run.ui_url or "", "pul.recipe": plan["recipe"]}
     run = found[0] if found else client().create_run(experiment.experiment_id, run_name=name, tags=tags | _commit())
     run_id = run.info.run_id
     client().update_run(run_id, status="RUNNING")
+    for tag, value in ((PROCESS, process_tag(os.getpid())), ("pul.flow_run_id", flow_run_id), ("pul.flow_run_url", flow_run.ui_url or "")):
+        client().set_tag(run_id, tag, value)  # of a retried run they change
     if not found:
         client().log_batch(run_id, params=[Param(key, str(value)) for key, value in _flat(plan)])
         client().log_inputs(run_id, [*(_dataset(images, "source") for images in sources), _dataset(target, "target")])
@@ -86,6 +95,9 @@ def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
     client().log_dict(run_id, plan, "config.json")
+    for artifact in (target.images, target.labels):
+        if artifact:
+            _link_one(folder, artifact)
     step_logger().info("run %s: experiment %r, config %s", name, pair, folder / "config.json")
     return TrackedRun(run_id=run_id, name=name, folder=str(folder))
 
@@ -180,6 +192,15 @@ def close_run(flow_run_id: str, status: str) -> None:
             client().set_terminated(run.info.run_id, status)
 
 
+def process_tag(pid: int) -> str:
+    """Return what tells a process from any other, even from a later one with the same number.
+
+    Raises:
+        psutil.NoSuchProcess: there is none.
+    """
+    return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time():.2f}"
+
+
 def _experiment(name: str) -> Experiment:
     if known := client().get_experiment_by_name(name):
         return known
@@ -201,9 +222,10 @@ def _log_model(child: str, model: Artifact) -> None:
 def _child(experiment_id: str, run: TrackedRun, iteration: int) -> str:
     of_parent = f"tags.`mlflow.parentRunId` = '{run.run_id}' and tags.`pul.iteration` = '{iteration}'"
     found = client().search_runs([experiment_id], of_parent)
-    if found:
-        return str(found[0].info.run_id)
     flow_run_id = client().get_run(run.run_id).data.tags["pul.flow_run_id"]
+    if found:
+        client().set_tag(found[0].info.run_id, "pul.flow_run_id", flow_run_id)
+        return str(found[0].info.run_id)
     tags = {"mlflow.parentRunId": run.run_id, "pul.iteration": str(iteration), "pul.kind": "iteration", "pul.flow_run_id": flow_run_id}
     child = client().create_run(experiment_id, run_name=f"{run.name} iteration {iteration}", tags=tags)
     client().log_param(child.info.run_id, "iteration", iteration)
@@ -234,11 +256,15 @@ def _link(run: TrackedRun, iteration: Iteration) -> None:
     folder = Path(run.folder, f"iteration={iteration.iteration}")
     folder.mkdir(exist_ok=True)
     for artifact in _artifacts(iteration):
-        if "://" in locate(artifact):
-            continue
-        link = folder / f"{'model' if artifact.kind == 'models' else artifact.kind}{Path(artifact.uri).suffix}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path(verify(artifact)))
+        _link_one(folder, artifact)
+
+
+def _link_one(folder: Path, artifact: Artifact) -> None:
+    if "://" in locate(artifact):
+        return
+    link = folder / f"{'model' if artifact.kind == 'models' else artifact.kind}{Path(artifact.uri).suffix}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(verify(artifact)))
 
 
 def _artifacts(iteration: Iteration) -> Iterable[Artifact]:
