@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from deployments.environment import active_server, configure, use_server
+from deployments.on_call_cli import doctor, gc
 
 app = typer.Typer(
     help="Carry a person re-identification model from labelled cameras to a camera network nobody has labelled.",
@@ -37,6 +38,10 @@ def main() -> None:
         if line is None:
             raise
         sys.exit(f"pul: {line}")
+
+
+app.command()(doctor)
+app.command()(gc)
 
 
 @app.callback()

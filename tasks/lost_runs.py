@@ -19,9 +19,17 @@ from tasks.tracking import PROCESS, client, close_run, process_tag, read_results
 
 def lost_runs() -> list[Run]:
     """Return the MLflow runs that are open although the process that wrote them is gone; other machines' are not judged."""
+    return [run for run in _running() if _is_gone(run.data.tags.get(PROCESS))]
+
+
+def open_runs() -> list[str]:
+    """Return the names of all runs that are open in MLflow."""
+    return [str(run.info.run_name) for run in _running()]
+
+
+def _running() -> list[Run]:
     experiments = [experiment.experiment_id for experiment in client().search_experiments()]
-    running = client().search_runs(experiments, "attributes.status = 'RUNNING' and tags.`pul.kind` = 'run'")
-    return [run for run in running if _is_gone(run.data.tags.get(PROCESS))]
+    return list(client().search_runs(experiments, "attributes.status = 'RUNNING' and tags.`pul.kind` = 'run'"))
 
 
 def close_lost_runs(*, prefect: bool) -> list[str]:

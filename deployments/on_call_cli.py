@@ -1,0 +1,74 @@
+"""Commands for the person on call: what is wrong, and what may be cleared away."""
+
+import json
+import shutil
+from typing import Annotated
+
+import typer
+
+from deployments.environment import active_server
+from tasks.home import home
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Say what runs, what is stuck, what is damaged and how much room is left; exit code 1 if something wants attention."""
+    from deployments.complaints import quieten
+    from deployments.servers import server_answers
+    from tasks.housekeeping import find_damage, sizes
+    from tasks.lost_runs import lost_runs, open_runs
+
+    quieten()
+    url = active_server()
+    lost = [str(run.info.run_name) for run in lost_runs()]
+    found = {
+        "home": str(home()),
+        "free_bytes": shutil.disk_usage(home()).free,
+        "bytes": sizes(),
+        "server": url,
+        "server_answers": url is not None and server_answers(f"{url}/health"),
+        "running": [name for name in open_runs() if name not in lost],
+        "lost": lost,
+        "unfinished_steps": sorted(path.name for path in home().glob("checkpoints/*")),
+        "damaged": [f"{damage.path} {damage.what}" for damage in find_damage()],
+    }
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(_report(found)))
+    if lost or found["damaged"] or (url and not found["server_answers"]):
+        raise typer.Exit(1)
+
+
+def gc(
+    older_than: Annotated[float, typer.Option(min=0, help="Days since something was last written or read.")] = 7,
+    thin: Annotated[bool, typer.Option(help="Give up features and models between the first and the last iteration too.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="List it and remove nothing.")] = False,
+) -> None:
+    """Remove what no run needs: old unfinished work, unused caches, files no run refers to. Configs, tables and scores of runs stay."""
+    from deployments.complaints import quieten
+    from tasks.housekeeping import find_rubbish, remove
+    from tasks.lost_runs import lost_runs, open_runs
+
+    quieten()
+    lost = {run.info.run_name for run in lost_runs()}
+    if older_than < 1 and (running := [name for name in open_runs() if name not in lost]):
+        raise ValueError(f"run {running[0]} is running and its newest files are not to be touched: wait, or use --older-than 1")
+    rubbish = find_rubbish(older_than_days=older_than, keep_iterations=not thin)
+    for item in rubbish:
+        typer.echo(f"{item.bytes / 1e6:10.1f} MB  {item.path.relative_to(home())}  {item.why}")
+    if not dry_run:
+        remove(rubbish)
+    typer.echo(f"{sum(item.bytes for item in rubbish) / 1e6:10.1f} MB in {len(rubbish)} {'would go' if dry_run else 'are gone'}")
+
+
+def _report(found: dict[str, object]) -> list[str]:
+    sizes, damaged, lost, running, unfinished = (found[name] for name in ("bytes", "damaged", "lost", "running", "unfinished_steps"))
+    assert isinstance(sizes, dict) and isinstance(damaged, list) and isinstance(lost, list)
+    assert isinstance(running, list) and isinstance(unfinished, list) and isinstance(found["free_bytes"], int)
+    lines = [f"home     {found['home']}, {found['free_bytes'] / 1e9:.1f} GB free"]
+    lines += [f"  {name:12} {size / 1e6:10.1f} MB" for name, size in sizes.items() if size > 1e6]
+    if found["server"]:
+        lines.append(f"server   {found['server']}" + ("" if found["server_answers"] else " does not answer: start pul up again"))
+    lines += [f"running  {name}" for name in running]
+    lines += [f"lost     {name}: its process is gone; pul resume {name}" for name in lost]
+    if unfinished:
+        lines.append(f"steps    {len(unfinished)} unfinished; they go on when their run is resumed, and pul gc clears those nobody wants")
+    lines += [f"damaged  {line}; pul resume or the same run again makes it anew" for line in damaged]
+    return [*lines, "nothing wants attention" if not (lost or damaged) else ""]
