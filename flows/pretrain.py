@@ -12,8 +12,8 @@ from tasks.artifacts import Artifact, locate
 from tasks.compute import resolve_compute
 from tasks.decode import decode
 from tasks.index import index
-from tasks.layouts import DataError
 from tasks.models import import_model, initial_model, model_size
+from tasks.preflight import check_sets
 from tasks.references import Compute, ImageSet
 from tasks.training import pretrain as pretrain_step
 
@@ -24,10 +24,7 @@ def original_model_of(plan: Plan, source: ImageSet | None, compute: Compute) -> 
     if plan.original_model:
         brought = import_model(plan.original_model, backbone=plan.model.backbone, **size)
         return brought, model_size(brought)
-    if source is None:
-        raise DataError("a run needs a labelled source (--source DIR) or a trained model (--original-model FILE)")
-    if source.labels is None:
-        raise DataError(f"{source.root} has no identities to learn from: a source needs the Market-1501 layout (bounding_box_train/)")
+    assert source is not None and source.labels is not None, "check_sets comes first"
     initial = initial_model(plan.model.backbone, weights=plan.model.weights, seed=derive_seed(plan.seed, "initial"), **size)
     pixels = decode(source, split="train", **size)
     settings, seed = plan.pretraining.model_dump(), derive_seed(plan.seed, "pretrain")
@@ -48,5 +45,7 @@ def pretrain(
     sections |= {"fine_tuning": Training(), "stopping": Stopping()}
     plan = resolve(recipe, sections, source=source, target="", original_model=None, machine=machine, seed=seed)
     compute = resolve_compute(machine.device, machine.threads)
-    trained, _ = original_model_of(plan, index(source, "source"), compute)
+    images = index(source, "source")
+    check_sets(images, None)
+    trained, _ = original_model_of(plan, images, compute)
     return locate(trained)

@@ -19,6 +19,7 @@ from tasks.decode import decode
 from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.index import index
+from tasks.preflight import check_sets
 from tasks.references import Compute, ImageSet, Pixels
 from tasks.tracking import Iteration, close_run, finish_run, track_iteration, track_run
 from tasks.training import fine_tune
@@ -57,6 +58,7 @@ def pul(
 
     images = index(target, "target")
     source_images = index(source, "source") if source else None
+    check_sets(source_images, images, original_model=original_model, num_clusters=plan.clustering.num_clusters)
     run = track_run(plan.model_dump(), images, source_images)
     original, size = original_model_of(plan, source_images, compute)
     pixels = {split: decode(images, split=split, **size) for split in images.splits}

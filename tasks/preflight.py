@@ -1,20 +1,28 @@
 """What can be known before hours are spent: whether the data can work at all, and how long, how much disk and memory a run will take."""
 
+import logging
 import resource
 import time
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from pul_core.backbone import build_backbone
 from pul_core.clustering import default_num_clusters
+from pul_core.evaluation import DISTRACTOR_PID
 from pul_core.extraction import extract_features
 from pul_core.training import begin_training, train
+from tasks.artifacts import column, read_table
 from tasks.compute import prepare
+from tasks.data_check import Finding, evaluation_findings, file_findings, identity_findings, usable
 from tasks.index import dataset_root
 from tasks.layouts import DataError, read_layout
-from tasks.references import Compute, Reference
+from tasks.progress import step_logger
+from tasks.references import Compute, ImageSet, Reference
 from tasks.training import BEGIN
 
 PROBE_BATCHES = 4
@@ -25,7 +33,7 @@ class Counts(Reference):
     """How many images of a set belong to each split, and how many identities its training split has (0 unknown)."""
 
     splits: dict[str, int]
-    identities: int
+    identities: int = 0
 
 
 class Estimate(Reference):
@@ -44,14 +52,65 @@ def count_images(path: str) -> Counts:
     Raises:
         DataError: it cannot be used.
     """
-    _, listed = read_layout(dataset_root(path))
-    splits = [image.split for image in listed]
-    pids = {image.pid for image in listed if image.split == "train" and (image.pid or 0) > 0}
-    return Counts(splits={split: splits.count(split) for split in sorted(set(splits))}, identities=len(pids))
+    splits: Counter[str] = Counter()
+    pids = set[int | str]()
+    for image in read_layout(dataset_root(path))[1]:
+        splits[image.split] += 1
+        if image.split == "train" and image.pid is not None and (isinstance(image.pid, str) or image.pid > DISTRACTOR_PID):
+            pids.add(image.pid)
+    return Counts(splits=dict(sorted(splits.items())), identities=len(pids))
 
 
-def check(source: Counts | None, target: Counts, *, original_model: str | None, num_clusters: int | None) -> None:
+def check_sets(source: ImageSet | None, target: ImageSet | None, **plan: Any) -> None:
+    """Warn of what is wrong with the indexed sets of a run and refuse what cannot work, before hours are spent.
+
+    A target's identities decide nothing here: what they tell is about scores, and is only noted.
+
+    Args:
+        source: the labelled set; None when a model is brought.
+        target: the unlabelled set; None if a source model is all that is wanted.
+        plan: keyword arguments of `check`.
+
+    Raises:
+        DataError: in one sentence, what to change.
+    """
+    counts: dict[str, Counts | None] = {"source": None, "target": None}
+    for role, images in (("source", source), ("target", target)):
+        if images is None:
+            continue
+        table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
+        _report(role, logging.WARNING, file_findings(table))
+        if role == "source":
+            _report(role, logging.WARNING, identity_findings(table, labels))
+        else:
+            _report(role, logging.INFO, evaluation_findings(table, labels))
+        counts[role] = _count_usable(images, table, labels if role == "source" else None)
+    check(**counts, **plan)
+
+
+def _report(role: str, level: int, findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        shown = f" ({', '.join(map(ascii, finding.examples))})" if finding.examples else ""
+        step_logger().log(level, "%s: %s, %s%s: %s", role, finding.code, f"{finding.count:,}", shown, finding.advice)
+
+
+def _count_usable(images: ImageSet, table: pa.Table, labels: pa.Table | None) -> Counts:
+    good, split = usable(table), np.asarray(table["split"])
+    splits = {name: int((good & (split == name)).sum()) for name in images.splits}
+    if labels is None:
+        return Counts(splits=splits)
+    pids = column(labels, "pid")[good & (split == "train")]
+    return Counts(splits=splits, identities=len(np.unique(pids[pids > DISTRACTOR_PID])))
+
+
+def check(source: Counts | None, target: Counts | None, *, original_model: str | None = None, num_clusters: int | None = None) -> None:
     """Refuse what cannot work.
+
+    Args:
+        source: counts of the labelled set; None when a model is brought.
+        target: counts of the unlabelled set; None if a source model is all that is wanted.
+        original_model: the model that is brought.
+        num_clusters: K of k-means; None for the default, which always fits.
 
     Raises:
         DataError: in one sentence, what to change.
@@ -65,9 +124,13 @@ def check(source: Counts | None, target: Counts, *, original_model: str | None, 
             f"the source has {source.identities} identities to train on, but at least 2 are needed: it wants the Market-1501 layout, "
             "bounding_box_train/PPPP_cC...jpg with the identity first"
         )
+    if target is None:
+        return
     images = target.splits.get("train", 0)
     if images < 4:
-        raise DataError(f"the target has {images} training images; two clusters of two images are the least that can be learnt from")
+        raise DataError(f"the target has {images} training images that can be used; two clusters of two images are the least to learn from")
+    if empty := [split for split, count in target.splits.items() if count == 0]:
+        raise DataError(f"none of the target's {empty[0]} images can be decoded: copy them again, or leave the split out")
     if num_clusters is not None and num_clusters > images:
         raise DataError(f"num_clusters is {num_clusters}, but the target has only {images} training images: choose fewer clusters")
 
