@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pul_core.evaluation import DISTRACTOR_PID
+from pul_core.identities import DISTRACTOR_PID
 from tasks.artifacts import column, read_table
 from tasks.index import index
 from tasks.layouts import DataError

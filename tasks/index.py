@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 import pyarrow as pa
 from prefect import task
 
-from pul_core.evaluation import DISTRACTOR_PID, JUNK_PID
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID
 from pul_core.synthetic import GENERATOR_VERSION, Domain
 from tasks.artifacts import provenance, write_batches
 from tasks.home import home

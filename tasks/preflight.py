@@ -1,5 +1,6 @@
 """What can be known before hours are spent: whether the data can work at all, and how long, how much disk and memory a run will take."""
 
+import itertools
 import logging
 import resource
 import time
@@ -13,8 +14,8 @@ import torch
 
 from pul_core.backbone import build_backbone
 from pul_core.clustering import default_num_clusters
-from pul_core.evaluation import DISTRACTOR_PID
 from pul_core.extraction import extract_features
+from pul_core.identities import DISTRACTOR_PID
 from pul_core.training import begin_training, train
 from tasks.artifacts import column, read_table
 from tasks.compute import prepare
@@ -61,7 +62,9 @@ def count_images(path: str) -> Counts:
     return Counts(splits=dict(sorted(splits.items())), identities=len(pids))
 
 
-def check_sets(source: ImageSet | None, target: ImageSet | None, **plan: Any) -> None:
+def check_sets(
+    source: ImageSet | None, target: ImageSet | None, *, original_model: str | None = None, num_clusters: int | None = None
+) -> None:
     """Warn of what is wrong with the indexed sets of a run and refuse what cannot work, before hours are spent.
 
     A target's identities decide nothing here: what they tell is about scores, and is only noted.
@@ -69,38 +72,41 @@ def check_sets(source: ImageSet | None, target: ImageSet | None, **plan: Any) ->
     Args:
         source: the labelled set; None when a model is brought.
         target: the unlabelled set; None if a source model is all that is wanted.
-        plan: keyword arguments of `check`.
+        original_model: as `check` takes it.
+        num_clusters: as `check` takes it.
 
     Raises:
         DataError: in one sentence, what to change.
     """
-    counts: dict[str, Counts | None] = {"source": None, "target": None}
-    for role, images in (("source", source), ("target", target)):
-        if images is None:
-            continue
-        table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
-        _report(role, logging.WARNING, file_findings(table))
-        if role == "source":
-            _report(role, logging.WARNING, identity_findings(table, labels))
-        else:
-            _report(role, logging.INFO, evaluation_findings(table, labels))
-        counts[role] = _count_usable(images, table, labels if role == "source" else None)
-    check(**counts, **plan)
+    learnt = _look_at_source(source) if source else None
+    unlabelled = _look_at_target(target) if target else None
+    check(learnt, unlabelled, original_model=original_model, num_clusters=num_clusters)
 
 
-def _report(role: str, level: int, findings: Iterable[Finding]) -> None:
+def _look_at_source(images: ImageSet) -> Counts:
+    table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
+    _say("source", logging.WARNING, itertools.chain(file_findings(table), identity_findings(table, labels)))
+    pids = column(labels, "pid")[usable(table) & (np.asarray(table["split"]) == "train")] if labels else np.zeros(0)
+    return Counts(splits=_count_usable(images, table), identities=len(np.unique(pids[pids > DISTRACTOR_PID])))
+
+
+def _look_at_target(images: ImageSet) -> Counts:
+    table = read_table(images.images)
+    _say("target", logging.WARNING, file_findings(table))
+    _say("target", logging.INFO, evaluation_findings(table, read_table(images.labels) if images.labels else None))
+    return Counts(splits=_count_usable(images, table))
+
+
+def _say(role: str, level: int, findings: Iterable[Finding]) -> None:
     for finding in findings:
         shown = f" ({', '.join(map(ascii, finding.examples))})" if finding.examples else ""
-        step_logger().log(level, "%s: %s, %s%s: %s", role, finding.code, f"{finding.count:,}", shown, finding.advice)
+        quiet = logging.INFO if finding.severity == "info" else level
+        step_logger().log(quiet, "%s: %s, %s%s: %s", role, finding.code, f"{finding.count:,}", shown, finding.advice)
 
 
-def _count_usable(images: ImageSet, table: pa.Table, labels: pa.Table | None) -> Counts:
-    good, split = usable(table), np.asarray(table["split"])
-    splits = {name: int((good & (split == name)).sum()) for name in images.splits}
-    if labels is None:
-        return Counts(splits=splits)
-    pids = column(labels, "pid")[good & (split == "train")]
-    return Counts(splits=splits, identities=len(np.unique(pids[pids > DISTRACTOR_PID])))
+def _count_usable(images: ImageSet, table: pa.Table) -> dict[str, int]:
+    split = np.asarray(table["split"])[usable(table)]
+    return {name: int((split == name).sum()) for name in images.splits}
 
 
 def check(source: Counts | None, target: Counts | None, *, original_model: str | None = None, num_clusters: int | None = None) -> None:
