@@ -12,8 +12,8 @@ from tasks.artifacts import Artifact, locate
 from tasks.compute import resolve_compute
 from tasks.decode import decode
 from tasks.index import index
-from tasks.layouts import DataError
 from tasks.models import import_model, initial_model, model_size
+from tasks.preflight import check_sets
 from tasks.references import Compute, ImageSet
 from tasks.training import pretrain as pretrain_step
 
@@ -24,11 +24,6 @@ def original_model_of(plan: Plan, sources: list[ImageSet], compute: Compute) -> 
     if plan.original_model:
         brought = import_model(plan.original_model, backbone=plan.model.backbone, **size)
         return brought, model_size(brought)
-    if not sources:
-        raise DataError("a run needs a labelled source (--source DIR) or a trained model (--original-model FILE)")
-    for source in sources:
-        if source.labels is None:
-            raise DataError(f"{source.root} has no identities to learn from: a source needs the Market-1501 layout (bounding_box_train/)")
     initial = initial_model(plan.model.backbone, weights=plan.model.weights, seed=derive_seed(plan.seed, "initial"), **size)
     pixels = [decode(source, split="train", **size) for source in sources]
     labels = [source.labels for source in sources if source.labels]
@@ -51,5 +46,7 @@ def pretrain(
     rest = {"target": "", "original_model": None, "few_labels": FewLabels(), "machine": machine, "seed": seed}
     plan = resolve(recipe, sections, source=source, **rest)
     compute = resolve_compute(machine.device, machine.threads)
-    trained, _ = original_model_of(plan, [index(path, "source") for path in plan.source], compute)
+    sources = [index(path, "source") for path in plan.source]
+    check_sets(sources, None)
+    trained, _ = original_model_of(plan, sources, compute)
     return locate(trained)

@@ -20,6 +20,7 @@ from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.few_labels import reveal
 from tasks.index import index
+from tasks.preflight import check_sets
 from tasks.references import Compute, ImageSet, Pixels
 from tasks.tracking import Iteration, close_run, finish_run, track_iteration, track_run
 from tasks.training import fine_tune
@@ -62,6 +63,7 @@ def pul(
 
     images = index(target, "target")
     sources = [index(path, "source") for path in plan.source]
+    check_sets(sources, images, original_model=original_model, num_clusters=plan.clustering.num_clusters)
     labelled = reveal(images, settings=plan.few_labels.model_dump())
     run = track_run(plan.model_dump(), images, sources)
     original, size = original_model_of(plan, sources, compute)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-DISTRACTOR_PID = 0  # scored, always wrong
-JUNK_PID = -1  # left out of scoring
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID
+
 TIE = 1e-6  # cosines this close are equal: a matrix product rounds equal features differently from column to column
 CHUNK = 256  # queries a block of similarities: memory grows with CHUNK x gallery
 

@@ -9,23 +9,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from tasks.artifacts import column, read_table, verify, write_table, writing
 from tasks.layouts import DataError
 from tasks.progress import progress, step_logger
+from tasks.quality import upright
 from tasks.references import ImageSet, Pixels
 from tasks.steps import step
 
 BLOCK = 256  # images decoded before they are written
-MAX_PIXELS = 50_000_000  # larger is no crop of a person, or a decompression bomb
 
 
 @step("decode-{split}-{height}x{width}")
 def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
     """Decode and resize the images of a split.
 
-    An image that cannot be decoded is skipped, counted and listed.
+    An image with a problem that the index found is skipped, counted and listed.
 
     Args:
         images: the indexed set.
@@ -38,30 +38,29 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
     """
     table = read_table(images.images)
     chosen = np.flatnonzero(column(table, "split") == split)
-    paths, digests = (table.column(name).take(chosen).to_pylist() for name in ("path", "sha256"))
+    paths, digests, problems = (table.column(name).take(chosen).to_pylist() for name in ("path", "sha256", "problem"))
     root = Path(images.root)
-    errors: list[str | None] = []
     with progress(f"decode {split}", len(chosen)) as shown, writing("pixels", "u8", 0) as work, ThreadPoolExecutor() as pool:
 
-        def load(path: str, digest: str) -> npt.NDArray[np.uint8] | str:
-            return _load(root / path, digest, height, width)
+        def load(path: str, digest: str, problem: str | None) -> npt.NDArray[np.uint8] | None:
+            return None if problem else _load(root / path, digest, height, width)
 
         for start in range(0, len(chosen), BLOCK):
-            for image in pool.map(load, paths[start : start + BLOCK], digests[start : start + BLOCK]):
-                errors.append(image if isinstance(image, str) else None)
-                if not isinstance(image, str):
+            block = slice(start, start + BLOCK)
+            for image in pool.map(load, paths[block], digests[block], problems[block]):
+                if image is not None:
                     work.file.write(image.tobytes())
                     work.rows += 1
-            shown.advance(len(paths[start : start + BLOCK]))
+            shown.advance(len(paths[block]))
         if work.rows == 0:
-            raise DataError(f"none of the {len(chosen)} {split} images below {root} can be decoded; the first: {paths[0]}: {errors[0]}")
-    for path, error in zip(paths, errors, strict=True):
-        if error:
-            step_logger().warning("skipped %s: %s", root / path, error)
-    readable = np.array([error is None for error in errors])
+            raise DataError(f"none of the {len(chosen)} {split} images below {root} can be decoded; the first: {paths[0]}: {problems[0]}")
+    for path, problem in zip(paths, problems, strict=True):
+        if problem:
+            step_logger().warning("skipped %s: %s", root / path, problem)
+    readable = np.array([problem is None for problem in problems])
     positions = np.where(readable, np.cumsum(readable) - 1, -1)
     decoded = write_table(
-        "decoded", pa.table({"row": chosen.astype(np.int64), "position": positions, "error": pa.array(errors, pa.string())})
+        "decoded", pa.table({"row": chosen.astype(np.int64), "position": positions, "error": pa.array(problems, pa.string())})
     )
     return Pixels(decoded=decoded, pixels=work.done, height=height, width=width)
 
@@ -103,23 +102,13 @@ def skipped(pixels: Pixels) -> Iterator[tuple[int, str]]:
     yield from ((row, error) for row, error in zip(*(decoded.column(name).to_pylist() for name in ("row", "error")), strict=True) if error)
 
 
-def _load(path: Path, digest: str, height: int, width: int) -> npt.NDArray[np.uint8] | str:
-    """Return an image (h, w, 3), or why it cannot be had."""
+def _load(path: Path, digest: str, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Return an image (h, w, 3) of which the index said that it can be decoded."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} was there when the set was indexed and cannot be read now ({error.strerror}): start a new run") from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise DataError(f"{path} changed after the set was indexed: start a new run, which looks at the folder anew")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return f"{image.width} x {image.height} pixels are too many (limit {MAX_PIXELS:,})"
-            return _resize(image, height, width)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"cannot be decoded ({str(error).replace(str(path), path.name) or type(error).__name__})"
-
-
-def _resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
-    upright = ImageOps.exif_transpose(image).convert("RGB")
-    return np.asarray(upright.resize((width, height), Image.Resampling.BILINEAR))
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(upright(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -1,54 +1,68 @@
 """Step *index*: a data set on disk becomes images.parquet, which every step sees, and labels.parquet, which only scoring sees.
 
 It is no cached step: what lies in a folder today has to be looked at today. Its artifacts are named by their content, so an unchanged set
-hits every cache behind it, wherever it was moved.
+hits every cache behind it, wherever it was moved. Memory grows with the number of identities, and by a few bytes an image for the labels.
 """
 
-import hashlib
+import itertools
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import pyarrow as pa
 from prefect import task
 
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID
 from pul_core.synthetic import GENERATOR_VERSION, Domain
-from tasks.artifacts import provenance, write_table
+from tasks.artifacts import provenance, write_batches
 from tasks.home import home
 from tasks.layouts import DataError, Listed, read_layout
-from tasks.progress import progress, step_logger
+from tasks.progress import Progress, progress, step_logger
 from tasks.references import ImageSet
+from tasks.scan import BATCH, QUALITY, scan
 from tasks.synthesize import synthesize_domain
 
-IMAGES = pa.schema([("row", pa.int64()), ("path", pa.string()), ("sha256", pa.string()), ("camid", pa.int64()), ("split", pa.string())])
+_LISTED = [("camid", pa.int64()), ("camera", pa.string()), ("split", pa.string()), ("timestamp", pa.float64())]
+IMAGES = pa.schema([("row", pa.int64()), ("path", pa.string()), *_LISTED, ("bytes", pa.int64()), *QUALITY])
+LABELS = pa.schema([("row", pa.int64()), ("pid", pa.int64()), ("identity", pa.string())])
+SPLITS = ("train", "query", "gallery")
 SYNTHETIC = re.compile(r"synthetic:(\d+)/(source|target)")
-LABELS = pa.schema([("row", pa.int64()), ("pid", pa.int64())])
 
 
 @task(name="index", task_run_name="index-{role}")
-def index(path: str, role: str) -> ImageSet:
-    """List a data set's images with their digests.
+def index(path: str, role: str, layout: str | None = None, pattern: str | None = None) -> ImageSet:
+    """List a data set's images with digest and quality.
 
     Args:
         path: a folder, or ``synthetic:SEED/source`` and ``synthetic:SEED/target`` for drawn people.
         role: source or target; names the task run.
+        layout: how the set lies on disk; None to find out.
+        pattern: of file names, for the layouts that want one.
 
     Raises:
         DataError: the folder cannot be used.
     """
     root = dataset_root(path)
-    layout, listed = read_layout(root)
-    with progress(f"index {role}", len(listed)) as shown, ThreadPoolExecutor() as pool:
-        digests = []
-        for digest in pool.map(lambda image: _digest(root / image.path), listed):
-            digests.append(digest)
-            shown.advance(1)
-    token = provenance.set({"step": "index", "layout": layout})
+    name, listing = read_layout(root, layout, pattern)
+    survey = _survey(listing)
+    rows = survey.splits.total()
+    if rows == 0:
+        raise DataError(f"{root} holds no images: give the folder that holds them, at any depth")
+    token = provenance.set({"step": "index", "layout": name})
+    labels: list[pa.RecordBatch] = []
     try:
-        return _write(root, path, layout, listed, digests)
+        with progress(f"index {role}", rows) as shown:
+            listing = read_layout(root, layout, pattern)[1]  # again: the first one may be spent
+            images = write_batches("images", IMAGES, _batches(root, listing, survey, labels, shown), rows)
+        known = write_batches("labels", LABELS, (batch.cast(LABELS) for batch in labels), rows) if survey.labelled else None
     finally:
         provenance.reset(token)
+    counts = {split: survey.splits[split] for split in SPLITS if survey.splits[split]}
+    step_logger().info("%s: layout %s, %s", root, name, ", ".join(f"{count:,} {split}" for split, count in counts.items()))
+    set_name = path.replace("synthetic:", "synthetic-").replace("/", "-") if path.startswith("synthetic:") else root.name
+    return ImageSet(name=set_name, root=str(root), layout=name, images=images, labels=known, splits=counts)
 
 
 def dataset_root(path: str) -> Path:
@@ -58,6 +72,89 @@ def dataset_root(path: str) -> Path:
         DataError: the path asks for a synthetic domain that does not exist.
     """
     return _drawn(path) or Path(path).expanduser().resolve()
+
+
+class Survey(NamedTuple):
+    """What one walk through a listing tells: how many images, and the number of every identity and camera that is named by text."""
+
+    splits: Counter[str]
+    labelled: bool
+    pids: dict[int | str | None, int | None]
+    camids: dict[int | str | None, int | None]
+
+
+def _survey(listing: Iterable[Listed]) -> Survey:
+    splits: Counter[str] = Counter()
+    pids, camids = set[int | str | None](), set[int | str | None]()
+    for image in listing:
+        splits[image.split] += 1
+        pids.add(image.pid)
+        camids.add(image.camid)
+    numbers = _numbers(pids, keep=(DISTRACTOR_PID, JUNK_PID)) | {None: JUNK_PID}  # nobody knows who it is: nothing may be scored by it
+    return Survey(splits, pids != {None}, numbers, _numbers(camids) | {None: None})
+
+
+def _numbers(names: Iterable[int | str | None], keep: tuple[int, ...] = ()) -> dict[int | str | None, int | None]:
+    """Return a number for each name: itself if all are numbers; else 1, 2, ... in the order of their text, except for those to keep."""
+    told = [name for name in names if name is not None]
+    numbers = {name: name for name in told if isinstance(name, int)}
+    if len(numbers) == len(told):
+        return dict(numbers.items())
+    kept = {name: name for name in numbers if name in keep}
+    texts = sorted({str(name) for name in told if name not in kept})
+    by_text = {text: position for position, text in enumerate(texts, 1)}
+    return {name: kept[name] if name in kept else by_text[str(name)] for name in told}
+
+
+def _batches(
+    root: Path, listing: Iterable[Listed], survey: Survey, labels: list[pa.RecordBatch], shown: Progress
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of images.parquet and put those of labels.parquet, a few bytes each, into a list."""
+    ours, scans = itertools.tee(_in_batches(listing))  # the scan is never more than a batch behind
+    row = 0
+    for batch, scanned in zip(ours, scan(root, (_paths(root, batch) for batch in scans)), strict=True):
+        rows = pa.array(range(row, row + len(batch)), pa.int64())
+        row += len(batch)
+        try:
+            pids, camids = [survey.pids[image.pid] for image in batch], [survey.camids[image.camid] for image in batch]
+        except KeyError as error:
+            raise _changed(root) from error
+        if survey.labelled:
+            identities = pa.array([None if image.pid is None else str(image.pid) for image in batch], pa.string())
+            labels.append(pa.record_batch([rows, pa.array(pids, pa.int64()), identities.dictionary_encode()], LABELS.names))
+        listed = {
+            "row": rows,
+            "path": pa.array([image.path for image in batch]),
+            "camid": pa.array(camids, pa.int64()),
+            "camera": pa.array([image.camid if isinstance(image.camid, str) else None for image in batch], pa.string()),
+            "split": pa.array([image.split for image in batch]),
+            "timestamp": pa.array([image.timestamp for image in batch], pa.float64()),
+        }
+        columns = listed | {name: scanned[name].combine_chunks() for name in scanned.column_names}
+        yield pa.record_batch([columns[name] for name in IMAGES.names], schema=IMAGES)
+        shown.advance(len(batch))
+    if row != survey.splits.total():
+        raise _changed(root)
+
+
+def _in_batches(listing: Iterable[Listed]) -> Iterator[list[Listed]]:
+    rest = iter(listing)
+    while batch := list(itertools.islice(rest, BATCH)):
+        yield batch
+
+
+def _paths(root: Path, batch: list[Listed]) -> list[str]:
+    paths = [image.path for image in batch]
+    try:
+        "".join(paths).encode()
+    except UnicodeEncodeError as error:
+        near = ascii(error.object[max(error.start - 40, 0) : error.end + 10])
+        raise DataError(f"{root} holds a file whose name is no UTF-8 text, near {near}: rename it") from error
+    return paths
+
+
+def _changed(root: Path) -> DataError:
+    return DataError(f"{root} changed while it was being indexed: start again when nothing writes there")
 
 
 def _drawn(path: str) -> Path | None:
@@ -75,20 +172,3 @@ def _drawn(path: str) -> Path | None:
             shown.advance(done - shown.done)
 
         return synthesize_domain(home() / "synthetic" / f"v{GENERATOR_VERSION}-seed-{seed}", domain, seed=seed, on_progress=report)
-
-
-def _write(root: Path, path: str, layout: str, listed: list[Listed], digests: list[str]) -> ImageSet:
-    paths, pids, camids, splits = zip(*listed, strict=True)
-    rows = range(len(listed))
-    images = write_table("images", pa.table([rows, paths, digests, camids, splits], schema=IMAGES))
-    labels = write_table("labels", pa.table([rows, pids], schema=LABELS)) if pids[0] is not None else None
-    counts = {split: splits.count(split) for split in ("train", "query", "gallery") if split in splits}
-    if counts.get("train", 0) == 0:
-        raise DataError(f"{root} has no training images: bounding_box_train/ is empty")
-    step_logger().info("%s: layout %s, %s", root, layout, ", ".join(f"{count:,} {split}" for split, count in counts.items()))
-    name = path.replace("synthetic:", "synthetic-").replace("/", "-") if path.startswith("synthetic:") else root.name
-    return ImageSet(name=name, root=str(root), layout=layout, images=images, labels=labels, splits=counts)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

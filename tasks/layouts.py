@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,21 +15,24 @@ class Listed(NamedTuple):
     """An image as its name tells it; identity and camera are None where the layout knows none."""
 
     path: str  # relative to the set's root, with forward slashes
-    pid: int | None
-    camid: int | None
+    pid: int | str | None
+    camid: int | str | None
     split: str  # train, query or gallery
+    timestamp: float | None = None  # seconds
 
 
 class DataError(ValueError):
     """A data set that cannot be used, said in one sentence: what, where, what to do."""
 
 
-def read_layout(root: Path) -> tuple[str, list[Listed]]:
+def read_layout(root: Path, layout: str | None = None, pattern: str | None = None) -> tuple[str, Iterable[Listed]]:
     """List the images of a data set and name its layout.
 
     Raises:
         DataError: the folder is missing, has no images, or its names fit no layout.
     """
+    if layout or pattern:
+        raise DataError("a layout cannot be chosen: it is found out")
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the folder that holds the images")
     layout, listing = ("market1501", _market1501) if (root / "bounding_box_train").is_dir() else ("folder", _folder)

@@ -1,20 +1,29 @@
 """What can be known before hours are spent: whether the data can work at all, and how long, how much disk and memory a run will take."""
 
+import itertools
+import logging
 import resource
 import time
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from pul_core.backbone import build_backbone
 from pul_core.clustering import default_num_clusters
 from pul_core.extraction import extract_features
+from pul_core.identities import DISTRACTOR_PID
 from pul_core.training import begin_training, train
+from tasks.artifacts import column, read_table
 from tasks.compute import prepare
+from tasks.data_check import Finding, evaluation_findings, file_findings, identity_findings, usable
 from tasks.index import dataset_root
 from tasks.layouts import DataError, read_layout
-from tasks.references import Compute, Reference
+from tasks.progress import step_logger
+from tasks.references import Compute, ImageSet, Reference
 from tasks.training import BEGIN
 
 PROBE_BATCHES = 4
@@ -25,7 +34,7 @@ class Counts(Reference):
     """How many images of a set belong to each split, and how many identities its training split has (0 unknown)."""
 
     splits: dict[str, int]
-    identities: int
+    identities: int = 0
 
 
 class Estimate(Reference):
@@ -44,10 +53,13 @@ def count_images(path: str) -> Counts:
     Raises:
         DataError: it cannot be used.
     """
-    _, listed = read_layout(dataset_root(path))
-    splits = [image.split for image in listed]
-    pids = {image.pid for image in listed if image.split == "train" and (image.pid or 0) > 0}
-    return Counts(splits={split: splits.count(split) for split in sorted(set(splits))}, identities=len(pids))
+    splits: Counter[str] = Counter()
+    pids = set[int | str]()
+    for image in read_layout(dataset_root(path))[1]:
+        splits[image.split] += 1
+        if image.split == "train" and image.pid is not None and (isinstance(image.pid, str) or image.pid > DISTRACTOR_PID):
+            pids.add(image.pid)
+    return Counts(splits=dict(sorted(splits.items())), identities=len(pids))
 
 
 def add_counts(sets: list[Counts]) -> Counts:
@@ -56,8 +68,61 @@ def add_counts(sets: list[Counts]) -> Counts:
     return Counts(splits=splits, identities=sum(one.identities for one in sets))
 
 
-def check(source: Counts | None, target: Counts, *, original_model: str | None, num_clusters: int | None) -> None:
+def check_sets(
+    sources: list[ImageSet], target: ImageSet | None, *, original_model: str | None = None, num_clusters: int | None = None
+) -> None:
+    """Warn of what is wrong with the indexed sets of a run and refuse what cannot work, before hours are spent.
+
+    A target's identities decide nothing here: what they tell is about scores, and is only noted.
+
+    Args:
+        sources: the labelled sets; empty when a model is brought.
+        target: the unlabelled set; None if a source model is all that is wanted.
+        original_model: as `check` takes it.
+        num_clusters: as `check` takes it.
+
+    Raises:
+        DataError: in one sentence, what to change.
+    """
+    learnt = add_counts([_look_at_source(source) for source in sources]) if sources else None
+    unlabelled = _look_at_target(target) if target else None
+    check(learnt, unlabelled, original_model=original_model, num_clusters=num_clusters)
+
+
+def _look_at_source(images: ImageSet) -> Counts:
+    table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
+    _say("source", logging.WARNING, itertools.chain(file_findings(table), identity_findings(table, labels)))
+    pids = column(labels, "pid")[usable(table) & (np.asarray(table["split"]) == "train")] if labels else np.zeros(0)
+    return Counts(splits=_count_usable(images, table), identities=len(np.unique(pids[pids > DISTRACTOR_PID])))
+
+
+def _look_at_target(images: ImageSet) -> Counts:
+    table = read_table(images.images)
+    _say("target", logging.WARNING, file_findings(table))
+    _say("target", logging.INFO, evaluation_findings(table, read_table(images.labels) if images.labels else None))
+    return Counts(splits=_count_usable(images, table))
+
+
+def _say(role: str, level: int, findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        shown = f" ({', '.join(map(ascii, finding.examples))})" if finding.examples else ""
+        quiet = logging.INFO if finding.severity == "info" else level
+        step_logger().log(quiet, "%s: %s, %s%s: %s", role, finding.code, f"{finding.count:,}", shown, finding.advice)
+
+
+def _count_usable(images: ImageSet, table: pa.Table) -> dict[str, int]:
+    split = np.asarray(table["split"])[usable(table)]
+    return {name: int((split == name).sum()) for name in images.splits}
+
+
+def check(source: Counts | None, target: Counts | None, *, original_model: str | None = None, num_clusters: int | None = None) -> None:
     """Refuse what cannot work.
+
+    Args:
+        source: counts of the labelled set; None when a model is brought.
+        target: counts of the unlabelled set; None if a source model is all that is wanted.
+        original_model: the model that is brought.
+        num_clusters: K of k-means; None for the default, which always fits.
 
     Raises:
         DataError: in one sentence, what to change.
@@ -71,9 +136,13 @@ def check(source: Counts | None, target: Counts, *, original_model: str | None, 
             f"the source has {source.identities} identities to train on, but at least 2 are needed: it wants the Market-1501 layout, "
             "bounding_box_train/PPPP_cC...jpg with the identity first"
         )
+    if target is None:
+        return
     images = target.splits.get("train", 0)
     if images < 4:
-        raise DataError(f"the target has {images} training images; two clusters of two images are the least that can be learnt from")
+        raise DataError(f"the target has {images} training images that can be used; two clusters of two images are the least to learn from")
+    if empty := [split for split, count in target.splits.items() if count == 0]:
+        raise DataError(f"none of the target's {empty[0]} images can be decoded: copy them again, or leave the split out")
     if num_clusters is not None and num_clusters > images:
         raise DataError(f"num_clusters is {num_clusters}, but the target has only {images} training images: choose fewer clusters")
 

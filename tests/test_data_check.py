@@ -1,0 +1,331 @@
+"""`pul data check`: every finding on images made for it, the verdict as exit code, and a flow that refuses the same things first."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from deployments.cli import app
+from pul_core.evaluation import score_queries
+from tasks import preflight
+from tasks.artifacts import read_table, write_table
+from tasks.data_check import EXAMPLES, FILE_ADVICE, MODE_ADVICE, answerable, check_path, check_set
+from tasks.index import index
+from tasks.layouts import DataError
+from tasks.preflight import check_sets
+from tasks.synthesize import Sizes, synthesize_domain
+
+
+@pytest.fixture(autouse=True)
+def _home(home):
+    logger = logging.getLogger("pul")
+    handlers, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def command(*arguments):
+    """Run `pul data check`; return exit code and stdout."""
+    done = CliRunner().invoke(app, ["data", "check", *map(str, arguments)])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout
+
+
+def findings(root):
+    report, _ = check_path(str(root))
+    return {finding.code: finding for finding in report.findings}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    sizes = Sizes(train_identities=4, train_images=24, test_identities=3, queries=6, gallery_images=24)
+    return synthesize_domain(tmp_path_factory.mktemp("drawn"), "target", seed=10, sizes=sizes, processes=1)
+
+
+def test_a_sound_set(sound):
+    code, text = command(sound)
+    assert code == 0 and "verdict: sound" in text
+    code, text = command(sound, "--json")
+    found = json.loads(text)
+    assert code == 0
+    assert list(found) == ["path", "layout", "images", "identities", "cameras", "splits", "sizes", "findings", "verdict"]
+    assert (found["layout"], found["images"], found["verdict"]) == ("market1501", 54, "sound")
+    assert found["splits"] == {"train": 24, "query": 6, "gallery": 24}
+    assert found["identities"] == 7 and found["cameras"] >= 2
+    assert set(found["sizes"]) == {"width", "height", "bytes"}
+    assert all(spread["min"] <= spread["median"] <= spread["max"] for spread in found["sizes"].values())
+    assert not [finding for finding in found["findings"] if finding["severity"] != "info"]
+
+
+@pytest.fixture
+def broken(tmp_path, draw, monkeypatch):
+    """A folder with a good crop and one of everything that can be wrong with a file, named by the finding."""
+    monkeypatch.setattr("tasks.quality.MAX_PIXELS", 9_000)
+    root = tmp_path / "broken"
+    root.mkdir()
+    good = Image.fromarray(draw(1, 1, 1))
+    good.save(root / "good.png")
+    Image.fromarray(draw(2, 1, 1)).save(root / "second.png")
+    Image.fromarray(draw(2, 1, 2)).save(root / "third.png")
+    good.save(root / "truncated.jpg")
+    whole = (root / "truncated.jpg").read_bytes()
+    (root / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "zero_bytes.jpg").touch()
+    (root / "undecodable 'quoted'\nand \"more\".jpg").write_text("no image")
+    (root / "missing.jpg").symlink_to("nothing")
+    (root / "unreadable.jpg").symlink_to("unreadable.jpg")
+    Image.fromarray(draw(3, 1, 1, 128, 96)).save(root / "too_large.png")
+    good.convert("L").save(root / "greyscale.png")
+    Image.fromarray(np.arange(512, dtype=np.uint16).reshape(32, 16) * 100).save(root / "sixteen_bit.png")
+    good.convert("CMYK").save(root / "not_rgb é.jpg")
+    good.save(root / "animated.webp", save_all=True, append_images=[Image.fromarray(draw(2, 1, 1))], lossless=True)
+    Image.new("RGB", (8, 16), "red").save(root / "blank.png")
+    shutil.copy(root / "good.png", root / "z-duplicates.png")
+    return root
+
+
+def test_each_kind_of_broken_file_is_found_once_and_named(broken):
+    found = findings(broken)
+    expected = {*FILE_ADVICE, *MODE_ADVICE, "animated", "blank", "duplicates"}
+    assert set(found) == expected
+    for code, finding in found.items():
+        assert finding.count == 1 and len(finding.examples) == 1 and code in finding.examples[0]
+        assert finding.severity == ("info" if code == "blank" else "warning")
+        assert finding.advice
+
+
+def test_broken_files_are_warnings_and_names_stay_on_their_line(broken):
+    code, text = command(broken)
+    assert code == 1 and "verdict: usable" in text
+    lines = [line for line in text.splitlines() if "undecodable" in line]
+    assert len(lines) == 2 and "\\n" in lines[1]
+    code, text = command(broken, "--json")
+    examples = {example for finding in json.loads(text)["findings"] for example in finding["examples"]}
+    assert code == 1 and examples <= {str(path.relative_to(broken)) for path in broken.iterdir()}
+
+
+def test_only_broken_files_are_unusable(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "b.jpg").write_text("no image")
+    code, text = command(tmp_path, "--json")
+    found = json.loads(text)
+    assert code == 2 and found["verdict"] == "unusable" and found["sizes"]["bytes"]["max"] == 8
+    assert [finding["code"] for finding in found["findings"] if finding["severity"] == "error"] == ["no_training_images"]
+
+
+@pytest.mark.parametrize("name", ["empty", "nowhere"])
+def test_what_is_no_data_set_is_unusable_and_says_so(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    code, text = command(tmp_path / name, "--json")
+    found = json.loads(text)
+    assert code == 2 and found["images"] == 0
+    assert [finding["code"] for finding in found["findings"]] == ["not_a_data_set"]
+    assert str(tmp_path / name) in found["findings"][0]["advice"]
+    code, text = command(tmp_path / name)
+    assert code == 2 and "verdict: unusable" in text
+
+
+def test_the_examples_are_few(tmp_path):
+    for number in range(EXAMPLES + 4):
+        (tmp_path / f"{number}.jpg").touch()
+    found = findings(tmp_path)["zero_bytes"]
+    assert (found.count, len(found.examples)) == (EXAMPLES + 4, EXAMPLES)
+
+
+@pytest.fixture
+def shots(tmp_path, draw):
+    """Write crops of people in the Market-1501 layout, each another picture: (folder, identity, camera)."""
+
+    def write(*wanted):
+        for shot, (folder, pid, camid) in enumerate(wanted):
+            path = tmp_path / "set" / folder / f"{pid:04d}_c{camid}s1_{shot:06d}_00.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw(max(pid, 0), camid, shot)).save(path)
+        return tmp_path / "set"
+
+    return write
+
+
+TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
+GOOD = [(TRAIN, pid, camid) for pid in (1, 2, 3) for camid in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "count", "examples"),
+    [
+        ([*GOOD, (TRAIN, 4, 1)], "single_image_identities", 1, ["4"]),
+        ([*GOOD, (TRAIN, 4, 1), (TRAIN, 4, 1), (TRAIN, 5, 2), (TRAIN, 5, 2)], "single_camera_identities", 2, ["4", "5"]),
+        ([(TRAIN, 1, 1), (TRAIN, 1, 2)], "one_identity", 1, ["1"]),
+        ([*GOOD, (QUERY, 2, 1), (GALLERY, 2, 2)], "identities_in_train_and_test", 1, ["2"]),
+        (
+            [*GOOD, (QUERY, 7, 1), (GALLERY, 7, 2), (QUERY, 8, 1), (GALLERY, 8, 1)],
+            "unanswerable_queries",
+            1,
+            ["query/0008_c1s1_000008_00.png"],
+        ),
+        ([*GOOD, (QUERY, 7, 1), (GALLERY, -1, 2), (GALLERY, 0, 2)], "unanswerable_queries", 1, ["query/0007_c1s1_000006_00.png"]),
+        ([*GOOD, (QUERY, 7, 1)], "no_gallery", 1, []),
+        ([*GOOD, (GALLERY, 7, 1)], "no_query", 1, []),
+    ],
+)
+def test_what_is_odd_about_people(shots, wanted, code, count, examples):
+    root = shots(*wanted)
+    found = findings(root)
+    assert set(found) == {code}
+    assert (found[code].severity, found[code].count, found[code].examples) == ("warning", count, examples)
+    assert command(root)[0] == 1
+
+
+def test_junk_and_distractors_are_nobody(shots):
+    root = shots(*GOOD, (QUERY, 7, 1), (GALLERY, 7, 2), (GALLERY, 0, 1), (GALLERY, -1, 1), (TRAIN, 0, 1), (TRAIN, -1, 1))
+    report, _ = check_path(str(root))
+    assert report.findings == [] and report.identities == 4 and report.verdict == "sound"
+
+
+def test_a_test_image_in_training_is_named(shots):
+    root = shots(*GOOD, (QUERY, 7, 1), (GALLERY, 7, 2))
+    (leaked,) = (root / QUERY).iterdir()
+    shutil.copy(leaked, root / TRAIN / "0003_c2s1_000099_00.png")
+    found = findings(root)
+    assert set(found) == {"duplicates", "test_images_in_train"}
+    assert found["test_images_in_train"].examples == [f"query/{leaked.name}"]
+
+
+def test_a_set_that_can_only_be_scored_is_usable(shots):
+    root = shots((QUERY, 7, 1), (GALLERY, 7, 2))
+    (root / TRAIN).mkdir()
+    found = findings(root)
+    assert [(code, finding.severity) for code, finding in found.items()] == [("no_training_images", "warning")]
+    shutil.rmtree(root / GALLERY)
+    assert findings(root)["no_training_images"].severity == "error"
+
+
+def test_an_unknown_identity_is_no_identity(shots):
+    _, images = check_path(str(shots(*GOOD)))
+    labels = read_table(images.labels).to_pandas()
+    labels.loc[labels["pid"] == 3, ["pid", "identity"]] = (-1, None)
+    unknown = images.model_copy(update={"labels": write_table("labels", pa_table(labels))})
+    report = check_set(unknown)
+    assert report.identities == 2
+    assert [(finding.code, finding.severity, finding.count) for finding in report.findings] == [("unlabelled", "info", 2)]
+
+
+def pa_table(frame):
+    import pyarrow as pa
+
+    from tasks.index import LABELS
+
+    return pa.Table.from_pandas(frame, schema=LABELS, preserve_index=False)
+
+
+people = st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 2)), max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(people, people)
+def test_a_query_is_answerable_exactly_if_it_is_scored(query, gallery):
+    """Against the evaluator where it can be asked (cameras known, a gallery that is not all junk), and against a loop everywhere."""
+    asked, wanted = (np.array(side, np.int64).reshape(-1, 2).T for side in (query, gallery))
+    found = answerable(*asked, *wanted)
+    slow = [pid > 0 and any(other == pid and (camid != seen or seen == -1) for other, seen in gallery) for pid, camid in query]
+    assert found.tolist() == slow
+    if query and (wanted[0] >= 0).any() and min(camid for _, camid in query + gallery) >= 0:
+        features = [np.ones((len(side), 2), np.float32) for side in (query, gallery)]
+        scores = score_queries(features[0], *asked, features[1], *wanted)
+        assert found.tolist() == (scores.num_positives > 0).tolist()
+
+
+def test_the_contact_sheet_has_a_row_a_camera_and_only_on_demand(broken, shots, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    root = shots(*GOOD)
+    assert command(root)[0] == 0 and not sheet.exists()
+    assert command(root, "--sheet", sheet)[0] == 0
+    with Image.open(sheet) as two:
+        assert np.asarray(two.convert("RGB")).std() > 10
+        height = two.height
+    assert command(broken, "--sheet", sheet)[0] == 1, "broken files are left out"
+    with Image.open(sheet) as one:
+        assert one.height * 2 == height
+    code, _ = command(root, "--sheet", tmp_path / "sheet.txt")
+    assert code == 2 and not (tmp_path / "sheet.txt").exists()
+
+
+def checked(source, target, caplog, **plan):
+    """Return the log lines of the check that the flow makes, by level."""
+    sets = [index.fn(str(root), role) if root else None for root, role in ((source, "source"), (target, "target"))]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "pul"):
+        check_sets(*sets, **plan)
+    return [(record.levelname, record.getMessage().split(",")[0]) for record in caplog.records]
+
+
+def test_the_flow_warns_and_goes_on(broken, shots, caplog):
+    for name in ("missing", "unreadable"):
+        (broken / f"{name}.jpg").unlink()
+    lines = checked(shots(*GOOD, (TRAIN, 4, 1)), broken, caplog)
+    assert ("WARNING", "source: single_image_identities") in lines
+    assert ("WARNING", "target: truncated") in lines and ("INFO", "target: blank") in lines
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "plan", "message"),
+    [
+        ([], [], {}, "the source has 0 identities"),
+        ([(TRAIN, 1, 1), (TRAIN, 1, 2)], GOOD, {}, "the source has 1 identities"),
+        (GOOD, GOOD[:3], {}, "the target has 3 training images"),
+        (GOOD, GOOD, {"num_clusters": 7}, "num_clusters is 7"),
+        (None, GOOD, {}, "--source DIR"),
+        (GOOD, GOOD, {"original_model": "x"}, "not both"),
+    ],
+)
+def test_the_flow_refuses_what_cannot_work(tmp_path, draw, market, caplog, source, target, plan, message):
+    roots = []
+    for name, wanted in (("source", source), ("target", target)):
+        for shot, (folder, pid, camid) in enumerate(wanted or []):
+            path = tmp_path / name / folder / f"{pid:04d}_c{camid}s1_{shot:06d}_00.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw(pid, camid, shot)).save(path)
+        if wanted == []:
+            (tmp_path / name).mkdir()
+            for shot in range(5):
+                Image.fromarray(draw(1, 1, shot)).save(tmp_path / name / f"{shot}.png")
+        roots.append(None if wanted is None else tmp_path / name)
+    with pytest.raises(DataError, match=message):
+        checked(*roots, caplog, **plan)
+
+
+def test_images_that_cannot_be_used_do_not_count(shots, caplog):
+    root = shots(*GOOD[:4])
+    next((root / TRAIN).iterdir()).write_bytes(b"")
+    with pytest.raises(DataError, match="the target has 3 training images"):
+        checked(None, root, caplog, original_model="x")
+
+
+def test_a_query_folder_of_broken_files_is_refused_before_anything_is_trained(shots, caplog):
+    root = shots(*GOOD, (QUERY, 7, 1), (GALLERY, 7, 2))
+    next((root / QUERY).iterdir()).write_bytes(b"")
+    with pytest.raises(DataError, match="none of the target's query images"):
+        checked(None, root, caplog, original_model="x")
+
+
+def test_identities_of_a_target_decide_nothing(shots, caplog):
+    """Whatever they are, even all the same or none that can be found again: no refusal, no warning, the same counts."""
+    root = shots(*GOOD, (QUERY, 7, 1), (GALLERY, 7, 2))
+    target = index.fn(str(root), "target")
+    labels = read_table(target.labels).to_pandas()
+    levels = set()
+    for pids in (labels["pid"], 1, np.arange(len(labels)) + 1, -1, labels["pid"].sample(frac=1, random_state=0).to_numpy()):
+        other = target.model_copy(update={"labels": write_table("labels", pa_table(labels.assign(pid=pids)))})
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "pul"):
+            check_sets([], other, original_model="x", num_clusters=3)
+        levels |= {record.levelname for record in caplog.records}
+        assert preflight._look_at_target(other) == preflight.Counts(splits={"train": 6, "query": 1, "gallery": 1})
+    assert levels == {"INFO"}
