@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flows.config import Machine, Plan
+from flows.config import Data, Machine, Plan
 from flows.recipes import RECIPES, resolve
 from tasks.compute import resolve_compute
 from tasks.preflight import Counts, Estimate, check, count_images, estimate
@@ -17,11 +17,12 @@ def plan_of(parameters: dict[str, Any]) -> Plan:
     recipe = parameters.get("recipe", "paper")
     if recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}; there are {' and '.join(RECIPES)}")
-    known = {*RECIPES[recipe], "recipe", "source", "target", "original_model", "machine", "seed"}
+    known = {*RECIPES[recipe], "recipe", "source", "target", "original_model", "source_data", "target_data", "machine", "seed"}
     if unknown := sorted(set(parameters) - known):
         raise ValueError(f"there is no parameter {unknown[0]!r}; there are {', '.join(sorted(known))}")
     sections = {name: type(default).model_validate(parameters.get(name, {})) for name, default in RECIPES[recipe].items()}
-    rest = {name: parameters.get(name) for name in ("source", "original_model")}
+    rest: dict[str, Any] = {name: parameters.get(name) for name in ("source", "original_model")}
+    rest |= {name: Data.model_validate(parameters.get(name, {})) for name in ("source_data", "target_data")}
     machine = Machine.model_validate(parameters.get("machine", {}))
     return resolve(recipe, sections, **rest, target=parameters["target"], machine=machine, seed=parameters.get("seed", 0))
 
@@ -33,8 +34,8 @@ def look_first(parameters: dict[str, Any]) -> tuple[Plan, Counts | None, Counts]
         ValueError: in one sentence, what to change.
     """
     plan = plan_of(parameters)
-    source = count_images(plan.source) if plan.source else None
-    target = count_images(plan.target)
+    source = count_images(plan.source, **plan.source_data.model_dump()) if plan.source else None
+    target = count_images(plan.target, **plan.target_data.model_dump())
     check(source, target, original_model=plan.original_model, num_clusters=plan.clustering.num_clusters)
     return plan, source, target
 

@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
-from flows.config import Clustering, Machine, Model, Plan, Selection, Stopping, Training
+from flows.config import Clustering, Data, Machine, Model, Plan, Selection, Stopping, Training
 from flows.recipes import RecipeName, resolve
 from pul_core.seeds import derive_seed
 from tasks.artifacts import Artifact, locate
@@ -27,7 +27,7 @@ def original_model_of(plan: Plan, source: ImageSet | None, compute: Compute) -> 
     if source is None:
         raise DataError("a run needs a labelled source (--source DIR) or a trained model (--original-model FILE)")
     if source.labels is None:
-        raise DataError(f"{source.root} has no identities to learn from: a source needs the Market-1501 layout (bounding_box_train/)")
+        raise DataError(f"{source.root} has no identities to learn from in layout {source.layout}: see docs/data.md for layouts that have")
     initial = initial_model(plan.model.backbone, weights=plan.model.weights, seed=derive_seed(plan.seed, "initial"), **size)
     pixels = decode(source, split="train", **size)
     settings, seed = plan.pretraining.model_dump(), derive_seed(plan.seed, "pretrain")
@@ -36,7 +36,8 @@ def original_model_of(plan: Plan, source: ImageSet | None, compute: Compute) -> 
 
 @flow(name="pretrain", validate_parameters=True)
 def pretrain(
-    source: str = Field(description="The labelled images in Market-1501 layout, or synthetic:SEED/source."),
+    source: str = Field(description="The labelled images: a published set's folder, a manifest, or synthetic:SEED/source."),
+    source_data: Data = Data(),
     recipe: RecipeName = Field("paper", description="Values for everything left empty below."),
     model: Model = Model(),
     pretraining: Training = Training(),
@@ -46,7 +47,8 @@ def pretrain(
     """Train the original model on a labelled source and return where its file lies; `pul` with the same parameters reuses it."""
     sections = {"model": model, "pretraining": pretraining, "clustering": Clustering(), "selection": Selection()}
     sections |= {"fine_tuning": Training(), "stopping": Stopping()}
-    plan = resolve(recipe, sections, source=source, target="", original_model=None, machine=machine, seed=seed)
+    rest = {"source_data": source_data, "machine": machine, "seed": seed}
+    plan = resolve(recipe, sections, source=source, target="", original_model=None, **rest)
     compute = resolve_compute(machine.device, machine.threads)
-    trained, _ = original_model_of(plan, index(source, "source"), compute)
+    trained, _ = original_model_of(plan, index(source, "source", **source_data.model_dump()), compute)
     return locate(trained)

@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from pydantic import Field
 
-from flows.config import Clustering, Machine, Model, Plan, Selection, Stopping, Training
+from flows.config import Clustering, Data, Machine, Model, Plan, Selection, Stopping, Training
 from flows.pretrain import original_model_of
 from flows.recipes import RecipeName, resolve
 from pul_core.seeds import derive_seed
@@ -31,9 +31,11 @@ def _close(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
 @flow(name="pul", validate_parameters=True, on_failure=[_close], on_cancellation=[_close], on_crashed=[_close])
 def pul(
     target: str = Field(
-        description="The unlabelled images: a folder (Market-1501 layout, or crops at any depth), or synthetic:SEED/target."
+        description="The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target."
     ),
-    source: str | None = Field(None, description="The labelled images in Market-1501 layout, or synthetic:SEED/source."),
+    target_data: Data = Data(),
+    source: str | None = Field(None, description="The labelled images: a published set's folder, a manifest, or synthetic:SEED/source."),
+    source_data: Data = Data(),
     original_model: str | None = Field(None, description="Instead of a source: a trained model's file, or an earlier run."),
     recipe: RecipeName = Field("paper", description="Values for everything left empty below."),
     model: Model = Model(),
@@ -52,11 +54,12 @@ def pul(
     """
     sections = {"model": model, "pretraining": pretraining, "clustering": clustering, "selection": selection}
     sections |= {"fine_tuning": fine_tuning, "stopping": stopping}
-    plan = resolve(recipe, sections, source=source, target=target, original_model=original_model, machine=machine, seed=seed)
+    rest = {"source_data": source_data, "target_data": target_data, "machine": machine, "seed": seed}
+    plan = resolve(recipe, sections, source=source, target=target, original_model=original_model, **rest)
     compute = resolve_compute(machine.device, machine.threads)
 
-    images = index(target, "target")
-    source_images = index(source, "source") if source else None
+    images = index(target, "target", **target_data.model_dump())
+    source_images = index(source, "source", **source_data.model_dump()) if source else None
     run = track_run(plan.model_dump(), images, source_images)
     original, size = original_model_of(plan, source_images, compute)
     pixels = {split: decode(images, split=split, **size) for split in images.splits}

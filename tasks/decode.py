@@ -4,7 +4,6 @@ import hashlib
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tasks.artifacts import column, read_table, verify, write_table, writing
 from tasks.layouts import DataError
+from tasks.places import read_image
 from tasks.progress import progress, step_logger
 from tasks.references import ImageSet, Pixels
 from tasks.steps import step
@@ -39,12 +39,12 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
     table = read_table(images.images)
     chosen = np.flatnonzero(column(table, "split") == split)
     paths, digests = (table.column(name).take(chosen).to_pylist() for name in ("path", "sha256"))
-    root = Path(images.root)
+    root = images.root
     errors: list[str | None] = []
     with progress(f"decode {split}", len(chosen)) as shown, writing("pixels", "u8", 0) as work, ThreadPoolExecutor() as pool:
 
         def load(path: str, digest: str) -> npt.NDArray[np.uint8] | str:
-            return _load(root / path, digest, height, width)
+            return _load(root, path, digest, height, width)
 
         for start in range(0, len(chosen), BLOCK):
             for image in pool.map(load, paths[start : start + BLOCK], digests[start : start + BLOCK]):
@@ -57,7 +57,7 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
             raise DataError(f"none of the {len(chosen)} {split} images below {root} can be decoded; the first: {paths[0]}: {errors[0]}")
     for path, error in zip(paths, errors, strict=True):
         if error:
-            step_logger().warning("skipped %s: %s", root / path, error)
+            step_logger().warning("skipped %s/%s: %s", root, path, error)
     readable = np.array([error is None for error in errors])
     positions = np.where(readable, np.cumsum(readable) - 1, -1)
     decoded = write_table(
@@ -84,21 +84,23 @@ def skipped(pixels: Pixels) -> Iterator[tuple[int, str]]:
     yield from ((row, error) for row, error in zip(*(decoded.column(name).to_pylist() for name in ("row", "error")), strict=True) if error)
 
 
-def _load(path: Path, digest: str, height: int, width: int) -> npt.NDArray[np.uint8] | str:
+def _load(root: str, path: str, digest: str, height: int, width: int) -> npt.NDArray[np.uint8] | str:
     """Return an image (h, w, 3), or why it cannot be had."""
     try:
-        data = path.read_bytes()
+        data = read_image(root, path)
     except OSError as error:
-        raise DataError(f"{path} was there when the set was indexed and cannot be read now ({error.strerror}): start a new run") from error
+        raise DataError(
+            f"{root}/{path} was there when the set was indexed and cannot be read now ({error.strerror}): start a new run"
+        ) from error
     if hashlib.sha256(data).hexdigest() != digest:
-        raise DataError(f"{path} changed after the set was indexed: start a new run, which looks at the folder anew")
+        raise DataError(f"{root}/{path} changed after the set was indexed: start a new run, which looks at the folder anew")
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width} x {image.height} pixels are too many (limit {MAX_PIXELS:,})"
             return _resize(image, height, width)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"cannot be decoded ({str(error).replace(str(path), path.name) or type(error).__name__})"
+        return f"cannot be decoded ({str(error) or type(error).__name__})"
 
 
 def _resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:

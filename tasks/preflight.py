@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pul_core.training import begin_training, train
 from tasks.compute import prepare
 from tasks.index import dataset_root
 from tasks.layouts import DataError, read_layout
+from tasks.listing import DISTRACTOR_PID, JUNK_PID
 from tasks.references import Compute, Reference
 from tasks.training import BEGIN
 
@@ -38,16 +40,20 @@ class Estimate(Reference):
     memory_bytes: int
 
 
-def count_images(path: str) -> Counts:
-    """List a data set without opening a file.
+def count_images(path: str, layout: str | None = None, pattern: str | None = None) -> Counts:
+    """List a data set without opening an image.
 
     Raises:
         DataError: it cannot be used.
     """
-    _, listed = read_layout(dataset_root(path))
-    splits = [image.split for image in listed]
-    pids = {image.pid for image in listed if image.split == "train" and (image.pid or 0) > 0}
-    return Counts(splits={split: splits.count(split) for split in sorted(set(splits))}, identities=len(pids))
+    _, listed = read_layout(dataset_root(path), layout, pattern)
+    splits: Counter[str] = Counter()
+    pids = set()
+    for image in listed:
+        splits[image.split] += 1
+        if image.split == "train" and image.pid not in (None, DISTRACTOR_PID, JUNK_PID):
+            pids.add(image.pid)
+    return Counts(splits=dict(sorted(splits.items())), identities=len(pids))
 
 
 def check(source: Counts | None, target: Counts, *, original_model: str | None, num_clusters: int | None) -> None:
@@ -62,8 +68,8 @@ def check(source: Counts | None, target: Counts, *, original_model: str | None, 
         raise DataError("give either a source to train on or an original model, not both")
     if source is not None and source.identities < 2:
         raise DataError(
-            f"the source has {source.identities} identities to train on, but at least 2 are needed: it wants the Market-1501 layout, "
-            "bounding_box_train/PPPP_cC...jpg with the identity first"
+            f"the source has {source.identities} identities to train on, but at least 2 are needed: give a published set, a manifest with "
+            "a column identity, or state the layout (folder-per-identity, or pattern with its pattern)"
         )
     images = target.splits.get("train", 0)
     if images < 4:
