@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from deployments.data_cli import data
 from deployments.environment import active_server, configure, use_server
 
 app = typer.Typer(
@@ -19,6 +20,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(data, name="data")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SPLITS = {"train": "train", "query": "query", "probe": "query", "gallery": "gallery", "test": "gallery"}
+ODD = re.compile(r"[\0\\~]|^/|//|:[/\\]|\.\.|%2e|(^|/)\./|/\.?$", re.IGNORECASE)  # what may be wrong or needless in a written path
 DISTRACTOR_PID = 0
 JUNK_PID = -1
 
@@ -58,20 +59,25 @@ def written_path(text: str, where: str, root: Path | None) -> str:
     Raises:
         DataError: it is empty, absolute, a URL, or leads out of the root by `..` or by a link.
     """
+    path = text if text and ODD.search(text) is None else _mended(text, where)
+    if root is not None:
+        base = str(root)
+        inside = _leads_inside(base, path.rpartition("/")[0])
+        if inside and os.path.islink(f"{base}/{path}"):  # noqa: PTH114 a million times: Path is too slow
+            inside = _leads_inside(base, path)
+        if not inside:
+            raise DataError(f"{where}: {text!r} is a link that leads out of the folder: put the image itself there")
+    return path
+
+
+def _mended(text: str, where: str) -> str:
     if not text or "\0" in text:
         raise DataError(f"{where}: a path is missing or no text: every line names an image")
     if text[0] in "/\\~" or "://" in text or re.match(r"[A-Za-z]:[/\\]", text):
         raise DataError(f"{where}: {text!r} is absolute: write image paths relative to the file's folder")
-    if ".." in re.split(r"[/\\]|%2[fF]", text.replace("%2e", ".").replace("%2E", ".")):
+    if ".." in re.split(r"[/\\]|%2f|%5c", re.sub("%2e", ".", text, flags=re.IGNORECASE), flags=re.IGNORECASE):
         raise DataError(f"{where}: {text!r} leads out of the folder: write image paths below it, without '..'")
-    path = PurePosixPath(text).as_posix()
-    if root is not None:
-        inside = _leads_inside(str(root), path.rpartition("/")[0])
-        if inside and os.path.islink(f"{root}/{path}"):  # noqa: PTH114 a million times: Path is too slow
-            inside = _leads_inside(str(root), path)
-        if not inside:
-            raise DataError(f"{where}: {text!r} is a link that leads out of the folder: put the image itself there")
-    return path
+    return PurePosixPath(text).as_posix()
 
 
 @lru_cache(maxsize=4096)

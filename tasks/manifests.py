@@ -17,6 +17,7 @@ from tasks.listing import DataError, Listed, own_pid, own_split, own_timestamp, 
 from tasks.places import image_root, is_url, opened
 
 COLUMNS = ("path", "identity", "camera", "timestamp", "split")
+BATCH = 16384  # lines of Parquet in memory
 SUFFIXES = (".csv", ".parquet")
 
 
@@ -63,7 +64,7 @@ def _parquet_rows(file: IO[bytes], place: str) -> Iterator[tuple[str, dict[str, 
         present = [name for name in COLUMNS if name in parquet.schema_arrow.names]
         nothing = dict.fromkeys(COLUMNS, "")
         row = 0
-        for batch in parquet.iter_batches(batch_size=16384, columns=present):
+        for batch in parquet.iter_batches(batch_size=BATCH, columns=present):
             columns = [[_text(value) for value in batch.column(name).to_pylist()] for name in present]
             for values in zip(*columns, strict=True):
                 row += 1

@@ -142,6 +142,7 @@ def new_protocol(config: Path) -> Iterator[tuple[str, str, int]]:
         DataError: the file is no such configuration.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         told = loadmat(config)
@@ -150,7 +151,7 @@ def new_protocol(config: Path) -> Iterator[tuple[str, str, int]]:
         for split in ("train", "query", "gallery"):
             for position in told[f"{split}_idx"].ravel():
                 yield names[int(position) - 1], split, int(labels[int(position) - 1])
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+    except (MatReadError, KeyError, IndexError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise DataError(f"{config} is not the file of CUHK03's new protocol ({error}): it comes with Zhong et al.'s re-ranking") from error
 
 
