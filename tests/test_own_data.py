@@ -89,6 +89,23 @@ def test_a_pattern_tells_everything_from_a_name(tmp_path):
     ]
 
 
+DOCUMENTED = {
+    "cam3/2026/a.jpg": (None, "3", "train"),
+    "test/bo_c1.jpg": ("bo", "1", "gallery"),
+    "0042C1T0005F002.jpg": ("0042", "1", "train"),
+    "1_c4_x.png": ("1", "4", "train"),
+}
+
+
+def test_the_patterns_in_the_docs_explain_the_names_beside_them(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    table = page.split("| names | pattern |")[1].split("\n\n")[0].splitlines()[2:]
+    patterns = [line.rstrip("`| ").rpartition("| `")[2].replace("\\|", "|") for line in table]
+    for number, ((name, expected), pattern) in enumerate(zip(DOCUMENTED.items(), patterns, strict=True)):
+        ((found,),) = [listed(stub(tmp_path / str(number), name), pattern=pattern)]
+        assert (found.pid, found.camid, found.split) == expected
+
+
 @pytest.mark.parametrize(
     ("pattern", "layout", "message"),
     [
