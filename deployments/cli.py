@@ -68,8 +68,14 @@ def demo() -> None:
 
 @app.command()
 def run(
-    target: Annotated[str | None, typer.Option(help="Unlabelled images: Market-1501 layout, or a folder of crops.")] = None,
+    target: Annotated[str | None, typer.Option(help="Unlabelled images: a folder of crops, a manifest, or a published set.")] = None,
     source: Annotated[list[str] | None, typer.Option(help="Labelled images to train the original model on; may be given again.")] = None,
+    target_layout: Annotated[str | None, typer.Option(help="How the target lies, where its folder does not tell (docs/data.md).")] = None,
+    source_layout: Annotated[str | None, typer.Option(help="The same of the source, e.g. folder-per-identity.")] = None,
+    target_pattern: Annotated[str | None, typer.Option(help="What the target's file names tell, e.g. '(?P<camera>c\\d+)_'.")] = None,
+    source_pattern: Annotated[
+        str | None, typer.Option(help="The same of the source, e.g. '(?P<identity>[^/]+)/(?P<camera>c\\d+)_'.")
+    ] = None,
     original_model: Annotated[str | None, typer.Option(help="Instead of a source: a model file, or an earlier run's name.")] = None,
     recipe: Annotated[str | None, typer.Option(help="paper (default) or released-code.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model name; default resnet50. On a CPU: mobilenetv2_100.")] = None,
@@ -98,6 +104,10 @@ def run(
     named = {
         "target": _absolute(target),
         "source": [_absolute(path) for path in source] if source else None,
+        "target_data.layout": target_layout,
+        "source_data.layout": source_layout,
+        "target_data.pattern": target_pattern,
+        "source_data.pattern": source_pattern,
         "original_model": _absolute(original_model),
         "recipe": recipe,
         "model.backbone": backbone,

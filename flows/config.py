@@ -14,6 +14,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", title=None)
 
 
+class Data(Section):
+    """How a data set is to be read, where looking at it does not tell."""
+
+    layout: str | None = Field(
+        None, description="Empty: look at the folder. E.g. folder-per-identity, viper-1, cuhk03-np-detected; docs/data.md has them all."
+    )
+    pattern: str | None = Field(
+        None, description="A regular expression for image paths with groups (?P<identity>), (?P<camera>), (?P<split>), (?P<timestamp>)."
+    )
+
+
 class Model(Section):
     """The network and its input."""
 
@@ -103,6 +114,8 @@ class Plan(Section):
     source: list[str]
     target: str
     original_model: str | None
+    source_data: Data = Data()
+    target_data: Data = Data()
     model: Model
     pretraining: Training
     clustering: Clustering

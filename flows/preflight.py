@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flows.config import FewLabels, Machine, Plan
+from flows.config import Data, FewLabels, Machine, Plan, Section
 from flows.recipes import RECIPES, resolve
 from tasks.compute import resolve_compute
 from tasks.preflight import Counts, Estimate, add_counts, check, count_images, estimate
@@ -17,12 +17,24 @@ def plan_of(parameters: dict[str, Any]) -> Plan:
     recipe = parameters.get("recipe", "paper")
     if recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}; there are {' and '.join(RECIPES)}")
-    known = {*RECIPES[recipe], "recipe", "source", "target", "original_model", "few_labels", "machine", "seed"}
+    known = {
+        *RECIPES[recipe],
+        "recipe",
+        "source",
+        "target",
+        "original_model",
+        "source_data",
+        "target_data",
+        "few_labels",
+        "machine",
+        "seed",
+    }
     if unknown := sorted(set(parameters) - known):
         raise ValueError(f"there is no parameter {unknown[0]!r}; there are {', '.join(sorted(known))}")
     sections = {name: type(default).model_validate(parameters.get(name, {})) for name, default in RECIPES[recipe].items()}
     rest: dict[str, Any] = {"target": parameters["target"], "original_model": parameters.get("original_model")}
-    rest |= {name: kind.model_validate(parameters.get(name, {})) for name, kind in (("machine", Machine), ("few_labels", FewLabels))}
+    kinds: dict[str, type[Section]] = {"source_data": Data, "target_data": Data, "few_labels": FewLabels, "machine": Machine}
+    rest |= {name: kind.model_validate(parameters.get(name, {})) for name, kind in kinds.items()}
     return resolve(recipe, sections, source=parameters.get("source"), **rest, seed=parameters.get("seed", 0))
 
 
@@ -33,8 +45,9 @@ def look_first(parameters: dict[str, Any]) -> tuple[Plan, Counts | None, Counts]
         ValueError: in one sentence, what to change.
     """
     plan = plan_of(parameters)
-    source = add_counts([count_images(path) for path in plan.source]) if plan.source else None
-    target = count_images(plan.target)
+    data = plan.source_data.model_dump()
+    source = add_counts([count_images(path, **data) for path in plan.source]) if plan.source else None
+    target = count_images(plan.target, **plan.target_data.model_dump())
     check(source, target, original_model=plan.original_model, num_clusters=plan.clustering.num_clusters)
     return plan, source, target
 

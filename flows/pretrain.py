@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
-from flows.config import Clustering, FewLabels, Machine, Model, Plan, Selection, Stopping, Training
+from flows.config import Clustering, Data, FewLabels, Machine, Model, Plan, Selection, Stopping, Training
 from flows.recipes import RecipeName, resolve
 from pul_core.seeds import derive_seed
 from tasks.artifacts import Artifact, locate
@@ -33,7 +33,10 @@ def original_model_of(plan: Plan, sources: list[ImageSet], compute: Compute) -> 
 
 @flow(name="pretrain", validate_parameters=True)
 def pretrain(
-    source: str | list[str] = Field(description="The labelled images in Market-1501 layout, or synthetic:SEED/source; several are joined."),
+    source: str | list[str] = Field(
+        description="The labelled images: a published set's folder, a manifest, or synthetic:SEED/source; several are joined."
+    ),
+    source_data: Data = Data(),
     recipe: RecipeName = Field("paper", description="Values for everything left empty below."),
     model: Model = Model(),
     pretraining: Training = Training(),
@@ -43,10 +46,18 @@ def pretrain(
     """Train the original model on a labelled source and return where its file lies; `pul` with the same parameters reuses it."""
     sections = {"model": model, "pretraining": pretraining, "clustering": Clustering(), "selection": Selection()}
     sections |= {"fine_tuning": Training(), "stopping": Stopping()}
-    rest = {"target": "", "original_model": None, "few_labels": FewLabels(), "machine": machine, "seed": seed}
+    rest = {
+        "target": "",
+        "original_model": None,
+        "source_data": source_data,
+        "target_data": Data(),
+        "few_labels": FewLabels(),
+        "machine": machine,
+        "seed": seed,
+    }
     plan = resolve(recipe, sections, source=source, **rest)
     compute = resolve_compute(machine.device, machine.threads)
-    sources = [index(path, "source") for path in plan.source]
+    sources = [index(path, "source", **source_data.model_dump()) for path in plan.source]
     check_sets(sources, None)
     trained, _ = original_model_of(plan, sources, compute)
     return locate(trained)

@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from pydantic import Field
 
-from flows.config import Clustering, FewLabels, Machine, Model, Plan, Selection, Stopping, Training
+from flows.config import Clustering, Data, FewLabels, Machine, Model, Plan, Selection, Stopping, Training
 from flows.pretrain import original_model_of
 from flows.recipes import RecipeName, resolve
 from pul_core.seeds import derive_seed
@@ -33,11 +33,13 @@ def _close(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
 @flow(name="pul", validate_parameters=True, on_failure=[_close], on_cancellation=[_close], on_crashed=[_close])
 def pul(
     target: str = Field(
-        description="The unlabelled images: a folder (Market-1501 layout, or crops at any depth), or synthetic:SEED/target."
+        description="The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target."
     ),
+    target_data: Data = Data(),
     source: str | list[str] | None = Field(
-        None, description="The labelled images in Market-1501 layout, or synthetic:SEED/source; several are joined."
+        None, description="The labelled images: a published set's folder, a manifest, or synthetic:SEED/source; several are joined."
     ),
+    source_data: Data = Data(),
     original_model: str | None = Field(None, description="Instead of a source: a trained model's file, or an earlier run."),
     recipe: RecipeName = Field("paper", description="Values for everything left empty below."),
     model: Model = Model(),
@@ -57,12 +59,12 @@ def pul(
     """
     sections = {"model": model, "pretraining": pretraining, "clustering": clustering, "selection": selection}
     sections |= {"fine_tuning": fine_tuning, "stopping": stopping}
-    rest = {"target": target, "original_model": original_model, "few_labels": few_labels, "machine": machine, "seed": seed}
-    plan = resolve(recipe, sections, source=source, **rest)
+    rest = {"target_data": target_data, "source_data": source_data, "few_labels": few_labels, "machine": machine, "seed": seed}
+    plan = resolve(recipe, sections, source=source, target=target, original_model=original_model, **rest)
     compute = resolve_compute(machine.device, machine.threads)
 
-    images = index(target, "target")
-    sources = [index(path, "source") for path in plan.source]
+    images = index(target, "target", **target_data.model_dump())
+    sources = [index(path, "source", **source_data.model_dump()) for path in plan.source]
     check_sets(sources, images, original_model=original_model, num_clusters=plan.clustering.num_clusters)
     labelled = reveal(images, settings=plan.few_labels.model_dump())
     run = track_run(plan.model_dump(), images, sources)

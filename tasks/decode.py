@@ -4,7 +4,6 @@ import hashlib
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from PIL import Image
 
 from tasks.artifacts import column, read_table, verify, write_table, writing
 from tasks.layouts import DataError
+from tasks.places import read_image
 from tasks.progress import progress, step_logger
 from tasks.quality import upright
 from tasks.references import ImageSet, Pixels
@@ -39,11 +39,11 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
     table = read_table(images.images)
     chosen = np.flatnonzero(column(table, "split") == split)
     paths, digests, problems = (table.column(name).take(chosen).to_pylist() for name in ("path", "sha256", "problem"))
-    root = Path(images.root)
+    root = images.root
     with progress(f"decode {split}", len(chosen)) as shown, writing("pixels", "u8", 0) as work, ThreadPoolExecutor() as pool:
 
         def load(path: str, digest: str, problem: str | None) -> npt.NDArray[np.uint8] | None:
-            return None if problem else _load(root / path, digest, height, width)
+            return None if problem else _load(root, path, digest, height, width)
 
         for start in range(0, len(chosen), BLOCK):
             block = slice(start, start + BLOCK)
@@ -56,7 +56,7 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
             raise DataError(f"none of the {len(chosen)} {split} images below {root} can be decoded; the first: {paths[0]}: {problems[0]}")
     for path, problem in zip(paths, problems, strict=True):
         if problem:
-            step_logger().warning("skipped %s: %s", root / path, problem)
+            step_logger().warning("skipped %s/%s: %s", root, path, problem)
     readable = np.array([problem is None for problem in problems])
     positions = np.where(readable, np.cumsum(readable) - 1, -1)
     decoded = write_table(
@@ -102,13 +102,15 @@ def skipped(pixels: Pixels) -> Iterator[tuple[int, str]]:
     yield from ((row, error) for row, error in zip(*(decoded.column(name).to_pylist() for name in ("row", "error")), strict=True) if error)
 
 
-def _load(path: Path, digest: str, height: int, width: int) -> npt.NDArray[np.uint8]:
+def _load(root: str, path: str, digest: str, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Return an image (h, w, 3) of which the index said that it can be decoded."""
     try:
-        data = path.read_bytes()
+        data = read_image(root, path)
     except OSError as error:
-        raise DataError(f"{path} was there when the set was indexed and cannot be read now ({error.strerror}): start a new run") from error
+        raise DataError(
+            f"{root}/{path} was there when the set was indexed and cannot be read now ({error.strerror}): start a new run"
+        ) from error
     if hashlib.sha256(data).hexdigest() != digest:
-        raise DataError(f"{path} changed after the set was indexed: start a new run, which looks at the folder anew")
+        raise DataError(f"{root}/{path} changed after the set was indexed: start a new run, which looks at the folder anew")
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(upright(image).resize((width, height), Image.Resampling.BILINEAR))

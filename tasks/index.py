@@ -19,6 +19,7 @@ from pul_core.synthetic import GENERATOR_VERSION, Domain
 from tasks.artifacts import provenance, write_batches
 from tasks.home import home
 from tasks.layouts import DataError, Listed, read_layout
+from tasks.places import image_root, is_url, name_of
 from tasks.progress import Progress, progress, step_logger
 from tasks.references import ImageSet
 from tasks.scan import BATCH, QUALITY, scan
@@ -36,42 +37,43 @@ def index(path: str, role: str, layout: str | None = None, pattern: str | None =
     """List a data set's images with digest and quality.
 
     Args:
-        path: a folder, or ``synthetic:SEED/source`` and ``synthetic:SEED/target`` for drawn people.
+        path: a folder, a manifest or its URL, or ``synthetic:SEED/source`` and ``synthetic:SEED/target`` for drawn people.
         role: source or target; names the task run.
-        layout: how the set lies on disk; None to find out.
-        pattern: of file names, for the layouts that want one.
+        layout: one of `tasks.layouts.LAYOUTS`; None looks at the folder.
+        pattern: of layout ``pattern``.
 
     Raises:
         DataError: the folder cannot be used.
     """
-    root = dataset_root(path)
-    name, listing = read_layout(root, layout, pattern)
+    place = dataset_root(path)
+    root = image_root(place)
+    name, listing = read_layout(place, layout, pattern)
     survey = _survey(listing)
     rows = survey.splits.total()
     if rows == 0:
-        raise DataError(f"{root} holds no images: give the folder that holds them, at any depth")
+        raise DataError(f"{place} holds no images: give the folder that holds them, at any depth")
     token = provenance.set({"step": "index", "layout": name})
     labels: list[pa.RecordBatch] = []
     try:
         with progress(f"index {role}", rows) as shown:
-            listing = read_layout(root, layout, pattern)[1]  # again: the first one may be spent
+            listing = read_layout(place, layout, pattern)[1]  # again: the first one may be spent
             images = write_batches("images", IMAGES, _batches(root, listing, survey, labels, shown), rows)
         known = write_batches("labels", LABELS, (batch.cast(LABELS) for batch in labels), rows) if survey.labelled else None
     finally:
         provenance.reset(token)
     counts = {split: survey.splits[split] for split in SPLITS if survey.splits[split]}
-    step_logger().info("%s: layout %s, %s", root, name, ", ".join(f"{count:,} {split}" for split, count in counts.items()))
-    set_name = path.replace("synthetic:", "synthetic-").replace("/", "-") if path.startswith("synthetic:") else root.name
-    return ImageSet(name=set_name, root=str(root), layout=name, images=images, labels=known, splits=counts)
+    step_logger().info("%s: layout %s, %s", place, name, ", ".join(f"{count:,} {split}" for split, count in counts.items()))
+    set_name = path.replace("synthetic:", "synthetic-").replace("/", "-") if path.startswith("synthetic:") else name_of(place)
+    return ImageSet(name=set_name, root=root, layout=name, images=images, labels=known, splits=counts)
 
 
-def dataset_root(path: str) -> Path:
-    """Return the folder a data set lies in; a synthetic one is drawn first if it is not there yet.
+def dataset_root(path: str) -> str:
+    """Return the folder, manifest or URL of a data set as `read_layout` wants it; a synthetic one is drawn first if it is not there yet.
 
     Raises:
         DataError: the path asks for a synthetic domain that does not exist.
     """
-    return _drawn(path) or Path(path).expanduser().resolve()
+    return path if is_url(path) else str(_drawn(path) or Path(path).expanduser().resolve())
 
 
 class Survey(NamedTuple):
@@ -107,7 +109,7 @@ def _numbers(names: Iterable[int | str | None], keep: tuple[int, ...] = ()) -> d
 
 
 def _batches(
-    root: Path, listing: Iterable[Listed], survey: Survey, labels: list[pa.RecordBatch], shown: Progress
+    root: str, listing: Iterable[Listed], survey: Survey, labels: list[pa.RecordBatch], shown: Progress
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of images.parquet and put those of labels.parquet, a few bytes each, into a list."""
     ours, scans = itertools.tee(_in_batches(listing))  # the scan is never more than a batch behind
@@ -143,7 +145,7 @@ def _in_batches(listing: Iterable[Listed]) -> Iterator[list[Listed]]:
         yield batch
 
 
-def _paths(root: Path, batch: list[Listed]) -> list[str]:
+def _paths(root: str, batch: list[Listed]) -> list[str]:
     paths = [image.path for image in batch]
     try:
         "".join(paths).encode()
@@ -153,7 +155,7 @@ def _paths(root: Path, batch: list[Listed]) -> list[str]:
     return paths
 
 
-def _changed(root: Path) -> DataError:
+def _changed(root: str) -> DataError:
     return DataError(f"{root} changed while it was being indexed: start again when nothing writes there")
 
 

@@ -47,15 +47,15 @@ class Estimate(Reference):
     memory_bytes: int
 
 
-def count_images(path: str) -> Counts:
-    """List a data set without opening a file.
+def count_images(path: str, layout: str | None = None, pattern: str | None = None) -> Counts:
+    """List a data set without opening an image.
 
     Raises:
         DataError: it cannot be used.
     """
     splits: Counter[str] = Counter()
     pids = set[int | str]()
-    for image in read_layout(dataset_root(path))[1]:
+    for image in read_layout(dataset_root(path), layout, pattern)[1]:
         splits[image.split] += 1
         if image.split == "train" and image.pid is not None and (isinstance(image.pid, str) or image.pid > DISTRACTOR_PID):
             pids.add(image.pid)
@@ -133,8 +133,8 @@ def check(source: Counts | None, target: Counts | None, *, original_model: str |
         raise DataError("give either a source to train on or an original model, not both")
     if source is not None and source.identities < 2:
         raise DataError(
-            f"the source has {source.identities} identities to train on, but at least 2 are needed: it wants the Market-1501 layout, "
-            "bounding_box_train/PPPP_cC...jpg with the identity first"
+            f"the source has {source.identities} identities to train on, but at least 2 are needed: give a published set, a manifest with "
+            "a column identity, or state the layout (folder-per-identity, or pattern with its pattern)"
         )
     if target is None:
         return

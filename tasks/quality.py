@@ -4,10 +4,13 @@ import hashlib
 import io
 import os
 import stat
+import time
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from tasks.places import is_url, read_image, remote_size
 
 MAX_PIXELS = 50_000_000  # larger is no crop of a person, or a decompression bomb
 MAX_BYTES = 200_000_000  # larger is not even read
@@ -27,7 +30,12 @@ class Quality(NamedTuple):
 
 
 def file_state(path: str) -> tuple[int, int, str | None]:
-    """Return a file's size in bytes, its modification time in ns and its problem, without opening it."""
+    """Return a file's size in bytes, its modification time in ns and its problem, without opening it.
+
+    What lies at a URL has no time to trust: it counts as changed just now, so that no scan is remembered for it.
+    """
+    if is_url(path):
+        return remote_size(path), time.time_ns(), None
     try:
         found = os.stat(path)  # noqa: PTH116 a million Path objects take longer than the call
     except FileNotFoundError:
@@ -46,15 +54,21 @@ def look(path: str) -> Quality:
     always taken.
 
     Args:
-        path: of a regular file.
+        path: of a regular file, or a URL.
     """
     try:
+        if is_url(path):
+            return _judged(read_image(*path.rsplit("/", 1)))
         with open(path, "rb") as file:  # noqa: PTH123
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 return Quality(hashlib.file_digest(file, "sha256").hexdigest(), problem="too_large")
             data = file.read()
     except OSError:
         return Quality(problem="unreadable")
+    return _judged(data)
+
+
+def _judged(data: bytes) -> Quality:
     sha256 = hashlib.sha256(data).hexdigest()
     return _decode(data)._replace(sha256=sha256) if data else Quality(sha256, problem="zero_bytes")
 

@@ -33,16 +33,16 @@ SCANNED = pa.schema([("bytes", pa.int64()), *QUALITY])
 REMEMBERED = pa.schema([("path", pa.string()), ("mtime_ns", pa.int64()), *SCANNED], metadata={"pul.scan": FORMAT})
 
 
-def scan(root: Path, batches: Iterable[Sequence[str]]) -> Iterator[pa.Table]:
+def scan(root: str, batches: Iterable[Sequence[str]]) -> Iterator[pa.Table]:
     """Yield a table `SCANNED` for each batch of paths, one row a path, in order.
 
     Memory holds one batch, and 16 bytes for every file of the last scan. What was found is remembered when the last batch is done.
 
     Args:
-        root: of the paths.
+        root: folder or URL of the paths.
         batches: paths relative to it.
     """
-    file = home() / "cache" / "scans" / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.parquet"
+    file = home() / "cache" / "scans" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.parquet"
     last = _last_scan(file)
     with _replacing(file) as writer, ThreadPoolExecutor() as pool:
         for paths in batches:

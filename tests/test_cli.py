@@ -33,7 +33,7 @@ def refused(done, *words):
 def test_help_names_every_command(pul):
     done = pul("--help")
     assert done.returncode == 0
-    for command in ("demo", "run", "results", "up"):
+    for command in ("demo", "run", "results", "up", "data"):
         assert command in done.stdout
 
 
@@ -52,7 +52,12 @@ def test_help_names_every_command(pul):
         (["run", "--target", "{target}", "--source", "{source}", "--size", "big"], ["--size", "256x128"]),
         (["run", "--target", "{target}", "--source", "{source}", "--set", "x"], ["--set"]),
         (["run", "--target", "{target}", "--source", "{source}", "--set", "nonsense.epochs=2"], ["no parameter 'nonsense'"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--target-layout", "best"], ["no layout 'best'", "folder-per-identity"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--source-pattern", "(?P<who>.)"], ["named groups", "identity"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--source-layout", "folder"], ["0 identities", "state the layout"]),
         (["run", "--config", "none.json"], ["none.json"]),
+        (["data", "crop", "nowhere", "--out", "crops"], ["nowhere is not a folder"]),
+        (["data", "extract", "nowhere.mat", "--out", "cuhk03"], ["nowhere.mat is no file"]),
         (["results"], ["pul demo"]),
     ],
 )

@@ -12,7 +12,8 @@ from tasks.layouts import DataError, read_layout
 
 def test_market_layout(tmp_path, market):
     market(tmp_path, range(1, 3), test_pids=range(5, 7))
-    layout, images = read_layout(tmp_path)
+    layout, listed = read_layout(tmp_path)
+    images = list(listed)
     assert layout == "market1501"
     assert {image.split for image in images} == {"train", "query", "gallery"}
     assert {image.pid for image in images if image.split == "gallery"} == {5, 6, 0, -1}
@@ -23,7 +24,8 @@ def test_a_plain_folder_at_any_depth(tmp_path):
     for name in ("a.jpg", "deep/er/b.PNG", "c c/ü.webp", "d.bmp", "notes.txt", ".hidden/e.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    layout, images = read_layout(tmp_path)
+    layout, listed = read_layout(tmp_path)
+    images = list(listed)
     assert layout == "folder"
     assert [image.path for image in images] == ["a.jpg", "c c/ü.webp", "d.bmp", "deep/er/b.PNG"]
     assert {(image.pid, image.camid, image.split) for image in images} == {(None, None, "train")}

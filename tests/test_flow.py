@@ -126,10 +126,11 @@ def test_labels_of_the_target_steer_nothing(module_home, parameters, tiny_pair, 
     rng = np.random.default_rng(3)
     original_read = module.read_layout
 
-    def scrambled(root):
-        layout, listed = original_read(root)
-        if root != target:
+    def scrambled(root, *stated):
+        layout, listed = original_read(root, *stated)
+        if Path(root) != target:
             return layout, listed
+        listed = list(listed)
         for split in ("train", "query", "gallery"):
             chosen = [position for position, image in enumerate(listed) if image.split == split]
             for position, pid in zip(chosen, rng.permutation([listed[position].pid for position in chosen]), strict=True):
