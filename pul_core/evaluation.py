@@ -150,8 +150,8 @@ def average_precision(rank: Ints) -> tuple[float, float]:
 def _expected_scores(hits: Hits, nearer_or_equal: Ints, nearer: Ints, q: int) -> Scores:
     """Average over every order of the answers that are equally near.
 
-    Hits a tie or less apart make one level. A level of t hits and n wrong answers, T = t + n, that begins after R right answers
-    and S in all, holds a right one at its place k with probability t / T; there the precision is (R + 1 + (k - 1) (t - 1) / (T - 1)) / (S + k).
+    Hits a tie or less apart make one level. A level of t hits and n wrong answers, T = t + n, that begins after R right answers and S in
+    all, holds a right one at its place k with probability t / T; there the precision is (R + 1 + (k - 1) (t - 1) / (T - 1)) / (S + k).
     """
     gap = np.diff(hits.distance, prepend=np.float32(0))
     begins = np.flatnonzero((hits.place == 1) | (gap > TIE))

@@ -51,7 +51,7 @@ def cosine_distances(query: npt.NDArray[np.float32], gallery: npt.NDArray[np.flo
 
 
 def find_hits(distances: Distances, query_pids: Ints, gallery_pids: Ints, left_out: LeftOut) -> Hits:
-    """Find each query's right answers, an identity at a time.
+    """Find each query's right answers, for queries of some identities at a time.
 
     Args:
         distances: of queries and gallery.
@@ -59,14 +59,13 @@ def find_hits(distances: Distances, query_pids: Ints, gallery_pids: Ints, left_o
         gallery_pids: (g,) identities.
         left_out: pairs the protocol does not look at.
     """
-    asked, wanted = _by_identity(query_pids), _by_identity(gallery_pids)
+    by_pid = np.argsort(query_pids, kind="stable")
     queries, found = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for pid, rows in asked.items():
-        for columns in _slices(wanted.get(pid, np.empty(0, np.int64)), GALLERY):
-            right = ~left_out(rows, columns)
-            if right.any():
-                queries.append(np.repeat(rows, right.sum(1)))
-                found.append(distances(columns)(rows).numpy()[right])
+    for rows in map(np.sort, _slices(by_pid[query_pids[by_pid] > 0], QUERIES)):
+        for columns in _slices(np.flatnonzero(np.isin(gallery_pids, query_pids[rows])), GALLERY):
+            right = (query_pids[rows, None] == gallery_pids[columns]) & ~left_out(rows, columns)
+            queries.append(np.repeat(rows, right.sum(1)))
+            found.append(distances(columns)(rows).numpy()[right])
     query, distance = np.concatenate(queries), np.concatenate(found)
     order = np.lexsort((distance, query))
     query, distance = query[order], distance[order]
@@ -155,13 +154,6 @@ def take(features: npt.NDArray[np.float32], rows: Ints) -> npt.NDArray[np.float3
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
         return features[rows[0] : rows[-1] + 1]
     return features[rows]
-
-
-def _by_identity(pids: Ints) -> dict[int, Ints]:
-    """Return the positions of each identity above 0."""
-    order = np.argsort(pids, kind="stable")
-    values, start = np.unique(pids[order], return_index=True)
-    return {int(pid): rows for pid, rows in zip(values, np.split(order, start[1:]), strict=True) if pid > 0}
 
 
 def _slices(positions: Ints, size: int) -> list[Ints]:
