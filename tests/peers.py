@@ -1,4 +1,4 @@
-"""Run by the interpreter of .venv-peers: score the distances of an .npz file with the packages torchreid and reid, and write what they say."""
+"""Run by the interpreter of .venv-peers: score the features of .npz files with the packages torchreid and reid, and write what they say."""
 
 import sys
 import warnings
@@ -6,7 +6,6 @@ import warnings
 import numpy as np
 
 warnings.filterwarnings("ignore")
-np.bool = bool  # torchreid's CUHK03 rule asks for a name that NumPy 1.24 removed
 
 from reid.eval.metrics import _compute_reid_metrics, distance_matrix  # noqa: E402
 from torchreid.reid.metrics.rank import evaluate_rank  # noqa: E402
@@ -42,4 +41,5 @@ def main(source, target):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for name in sys.argv[1:]:
+        main(name, name.replace(".npz", "-found.npz"))

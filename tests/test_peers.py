@@ -11,6 +11,7 @@ from pul_core.protocols import PROTOCOLS, Protocol, Side, evaluate
 from pul_core.reranking import Reranking, reranked_distances
 
 ROOT = Path(__file__).parent.parent
+ROLES, PARTS = ("query", "gallery"), ("", "_pids", "_camids")
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="torchreid and reid are not installed: make peers")
@@ -33,21 +34,16 @@ def sides(*, shots, junk):
 
 @pytest.fixture(scope="module")
 def peers(tmp_path_factory):
-    """Ask both packages, once for each layout."""
+    """Ask both packages about both layouts."""
     folder = tmp_path_factory.mktemp("peers")
-
-    def ask(name, query, gallery):
-        arrays = {
-            f"{side}{part}": values
-            for side, given in (("query", query), ("gallery", gallery))
-            for part, values in zip(("", "_pids", "_camids"), given, strict=True)
-        }
+    layouts = {"market": sides(shots=6, junk=True), "single_shot": sides(shots=1, junk=False)}
+    for name, both in layouts.items():
+        arrays = {f"{role}{part}": values for role, side in zip(ROLES, both, strict=True) for part, values in zip(PARTS, side, strict=True)}
         np.savez(folder / f"{name}.npz", **arrays)
-        command = [PYTHON, ROOT / "tests" / "peers.py", folder / f"{name}.npz", folder / f"{name}-found.npz"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=folder)
-        return query, gallery, np.load(folder / f"{name}-found.npz")
-
-    return {"market": ask("market", *sides(shots=6, junk=True)), "single_shot": ask("single_shot", *sides(shots=1, junk=False))}
+    command = [PYTHON, ROOT / "tests" / "peers.py", *(folder / f"{name}.npz" for name in layouts)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return {name: (*both, np.load(folder / f"{name}-found.npz")) for name, both in layouts.items()}
 
 
 def test_torchreid_agrees_on_rank_k_and_map(peers):
