@@ -154,11 +154,12 @@ def evaluate(
     model, path = str(_absolute(model)), str(_absolute(path))
     look_first(model, path, **policies)
     named = {"backbone": backbone, **(dict(zip(("height", "width"), _size(size), strict=True)) if size else {})}
-    parameters = {"machine": {"device": device, "threads": threads}, "seed": seed, "rerank": rerank, **policies}
+    parameters: dict[str, Any] = {"machine": {"device": device, "threads": threads}, "seed": seed, "rerank": rerank, **policies}
+    parameters |= {name: value for name, value in named.items() if value is not None}
     _choose_server()
     from flows.evaluate import evaluate as flow
 
-    found = flow(model=model, data=path, **parameters, **{name: value for name, value in named.items() if value is not None})
+    found = flow(model=model, data=path, **parameters)
     typer.echo(json.dumps(found, indent=2) if as_json else _figures(found))
 
 

@@ -115,7 +115,7 @@ def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifa
 
 @contextlib.contextmanager
 def model_file(reference: str) -> Iterator[Path]:
-    """Find the file of a model: a path, an earlier run's name, RUN/iteration=N, or an MLflow URI, whose copy is there inside the block only.
+    """Find the file of a model: a path, an earlier run's name, RUN/iteration=N, or an MLflow URI, copied for as long as the block lasts.
 
     Raises:
         DataError: there is no such model.
