@@ -12,6 +12,7 @@ import torch
 
 TIE = 1e-6  # distances this close are equal: a matrix product rounds equal features differently from column to column
 QUERIES, GALLERY = 256, 4096  # rows and columns of a block of distances
+ASKED = 64  # queries whose right answers are searched for at once: each meets the identities of all of them
 
 Ties = Literal["pessimistic", "optimistic", "expected"]
 Ints = npt.NDArray[np.int64]
@@ -61,7 +62,7 @@ def find_hits(distances: Distances, query_pids: Ints, gallery_pids: Ints, left_o
     """
     by_pid = np.argsort(query_pids, kind="stable")
     queries, found = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for rows in map(np.sort, _slices(by_pid[query_pids[by_pid] > 0], QUERIES)):
+    for rows in map(np.sort, _slices(by_pid[query_pids[by_pid] > 0], ASKED)):
         for columns in _slices(np.flatnonzero(np.isin(gallery_pids, query_pids[rows])), GALLERY):
             right = (query_pids[rows, None] == gallery_pids[columns]) & ~left_out(rows, columns)
             queries.append(np.repeat(rows, right.sum(1)))
