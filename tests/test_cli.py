@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 PUL = Path(sys.executable).with_name("pul")
@@ -33,7 +34,7 @@ def refused(done, *words):
 def test_help_names_every_command(pul):
     done = pul("--help")
     assert done.returncode == 0
-    for command in ("demo", "run", "results", "up", "data"):
+    for command in ("demo", "run", "evaluate", "resume", "results", "up", "doctor", "gc", "data"):
         assert command in done.stdout
 
 
@@ -59,11 +60,19 @@ def test_help_names_every_command(pul):
         (["data", "crop", "nowhere", "--out", "crops"], ["nowhere is not a folder"]),
         (["data", "extract", "nowhere.mat", "--out", "cuhk03"], ["nowhere.mat is no file"]),
         (["results"], ["pul demo"]),
+        (["evaluate", "nobody", "{target}"], ["no model nobody", "RUN/iteration=N"]),
+        (["evaluate", "models:/nobody/1", "{target}"], ["models:/nobody/1"]),
+        (["evaluate", "{weights}", "nowhere"], ["nowhere", "is not a folder"]),
+        (["evaluate", "{weights}", "{one}"], ["no queries"]),
+        (["evaluate", "{weights}", "{target}", "--protocol", "best"], ["no protocol 'best'", "cross_camera"]),
+        (["evaluate", "{weights}", "{target}", "--ties", "lucky"], ["no ties 'lucky'", "expected"]),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(pul, tiny_pair, market, tmp_path_factory, arguments, words):
     one = market(tmp_path_factory.mktemp("one"), range(1, 2))
-    names = {"source": tiny_pair[0], "target": tiny_pair[1], "one": one}
+    weights = one / "weights.safetensors"
+    weights.touch()
+    names = {"source": tiny_pair[0], "target": tiny_pair[1], "one": one, "weights": weights}
     refused(pul(*(argument.format(**names) for argument in arguments)), *words)
 
 
@@ -93,6 +102,41 @@ def test_a_run_without_a_server_then_its_results_and_its_config_again(pul, tiny_
     assert json.loads(pul("results", "--json").stdout)["iterations"] == found["iterations"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".pul"], "everything lies below .pul"
     assert "Traceback" not in done.stderr + again.stderr
+
+
+@pytest.mark.slow
+def test_models_of_a_run_are_evaluated_by_every_name_they_have(pul, tiny_pair, tiny, tmp_path):
+    options = [f"--set={section}.{name}={value}" for section, values in tiny.items() for name, value in values.items()]
+    target = str(tiny_pair[1])
+    assert pul("run", "--source", str(tiny_pair[0]), "--target", target, *options).returncode == 0
+    iterations = json.loads(pul("results", "--json").stdout)
+    (run,) = (tmp_path / ".pul" / "runs").iterdir()
+
+    def figures(model, *more):
+        done = pul("evaluate", str(model), target, "--threads=1", "--json", *more)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    first = figures(f"{run.name}/iteration=0")["plain"]
+    expected = iterations["iterations"][0]
+    assert {name: first[name] for name in ("rank_1", "mAP", "mINP")} == {name: expected[name] for name in ("rank_1", "mAP", "mINP")}
+    registered = f"models:/pul {iterations['experiment']}/1"
+    last = figures(run.name, "--rerank", "--ties", "expected")
+    assert len(last["reranked"]["cmc"]) == 50
+    assert pq.read_table(last["reranked"]["scores"]).column_names[:4] == ["row", "split", "ap", "ap_trapezoidal"]
+    for name in (run / "iteration=2" / "model.safetensors", registered):
+        assert figures(name, "--ties", "expected")["plain"] == last["plain"]
+    halves = figures(run.name, "--protocol", "viper")
+    assert sorted(set(pq.read_table(halves["plain"]["scores"])["split"].to_pylist())) == list(range(10))
+    done = pul("evaluate", run.name, target, "--rerank", "--threads=1")
+    assert done.stdout.split()[:2] == ["plain", "reranked"]
+    assert "5 queries scored, 0 without a right answer left out" in done.stdout
+    refused(pul("evaluate", f"{run.name}/iteration=9", target), "iteration=9", "iteration=2")
+    cuhk = pul("evaluate", run.name, target, "--protocol", "cuhk03_old", "--threads=1")
+    assert [line for line in cuhk.stderr.splitlines() if line.startswith("pul: ")] == [
+        "pul: the protocol needs 100 identities in both query and gallery, but there are 5"
+    ]
+    assert "Traceback" not in cuhk.stderr
 
 
 @pytest.mark.slow

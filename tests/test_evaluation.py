@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pul_core.evaluation as evaluation
-from pul_core.evaluation import DISTRACTOR_PID, JUNK_PID, Scores, average_precision, score_queries, summarise
+import pul_core.ranks as ranks
+from pul_core.evaluation import Scores, average_precision, score_queries, summarise
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID
 
 # All 4-vectors of +-1 have length 2 and cosines -1, -0.5, 0, 0.5 or 1 to each other, exactly, in float32: ties without rounding.
 SIGNS = np.array(list(product([-1, 1], repeat=4)), np.float32)
@@ -40,7 +41,7 @@ def oracle(query, query_pids, query_camids, gallery, gallery_pids, gallery_camid
             ranking.append((-cosine, other_pid == pid))
         right = [is_right for _, is_right in sorted(ranking)]
         if pid == DISTRACTOR_PID or not any(right):
-            rows.append((np.nan, np.nan, np.nan, np.nan, 0))
+            rows.append((np.nan, np.nan, np.nan, np.nan, 0, 0, 0))
             continue
         hits, area, trapezoids, precision_before = 0, 0.0, 0.0, 1.0
         for rank, is_right in enumerate(right, 1):
@@ -50,7 +51,7 @@ def oracle(query, query_pids, query_camids, gallery, gallery_pids, gallery_camid
                 trapezoids += (precision_before + hits / rank) / 2 / sum(right)
                 last = rank
             precision_before = hits / rank
-        rows.append((area, trapezoids, hits / last, right.index(True) + 1, hits))
+        rows.append((area, trapezoids, hits / last, right.index(True) + 1, hits, 1, 0))
     return Scores(*map(np.array, zip(*rows, strict=True)))
 
 
@@ -87,7 +88,8 @@ def test_queries_are_scored_in_blocks(monkeypatch):
     rng = np.random.default_rng(5)
     data = [np.concatenate([part] * 5) for part in layout(rng)[:3]] + [*layout(rng)[3:]]
     expected = score_queries(*data)
-    monkeypatch.setattr(evaluation, "CHUNK", 3)
+    monkeypatch.setattr(ranks, "QUERIES", 3)
+    monkeypatch.setattr(ranks, "GALLERY", 7)
     assert_same(score_queries(*data), expected, exactly=True)
 
 
@@ -253,7 +255,7 @@ def test_the_summary_averages_the_scored_and_counts_the_others(data):
 
 def test_the_curve_is_as_long_as_asked_for_even_in_a_small_gallery():
     one = np.array([2.0])
-    assert summarise(Scores(one / 2, one / 2, one / 2, one, np.array([1])), max_rank=20).cmc.tolist() == [0.0] + [1.0] * 19
+    assert summarise(Scores(one / 2, one / 2, one / 2, one, *np.array([[1], [1], [0]])), max_rank=20).cmc.tolist() == [0.0] + [1.0] * 19
 
 
 @pytest.mark.parametrize("damaged", [0.0, np.nan, np.inf])
