@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaln
 
-from pul_core.ranks import TIE, Distances, Hits, Ints, LeftOut, Mask, Ties, cosine_distances, count_wrong, find_hits
-
 from pul_core.identities import JUNK_PID
+from pul_core.ranks import TIE, Distances, Hits, Ints, LeftOut, Mask, Ties, cosine_distances, count_wrong, find_hits
 
 NO_CAMERA = -1  # nobody knows which: nothing is left out for it
 MAX_RANK = 50
