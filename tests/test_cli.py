@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,6 +22,27 @@ def pul(tmp_path):
         return subprocess.run([PUL, *arguments], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run
+
+
+@pytest.fixture
+def pul_here(home, monkeypatch):
+    """Run `pul` in this process, which has imported everything already, and return its complaint."""
+    from deployments.cli import main
+    from tasks import tracking
+
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
+    tracking.client.cache_clear()
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pul", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code
+
+    yield run
+    tracking.client.cache_clear()
 
 
 def refused(done, *words):
@@ -68,12 +90,20 @@ def test_help_names_every_command(pul):
         (["evaluate", "{weights}", "{target}", "--ties", "lucky"], ["no ties 'lucky'", "expected"]),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(pul, tiny_pair, market, tmp_path_factory, arguments, words):
+def test_what_cannot_work_is_refused_in_one_line(pul_here, tiny_pair, market, tmp_path_factory, arguments, words):
     one = market(tmp_path_factory.mktemp("one"), range(1, 2))
     weights = one / "weights.safetensors"
     weights.touch()
     names = {"source": tiny_pair[0], "target": tiny_pair[1], "one": one, "weights": weights}
-    refused(pul(*(argument.format(**names) for argument in arguments)), *words)
+    complaint = pul_here(*(argument.format(**names) for argument in arguments))
+    assert complaint.startswith("pul: ") and "\n" not in complaint
+    for word in words:
+        assert word in complaint
+
+
+@pytest.mark.parametrize(("arguments", "word"), [(["run", "--target", "nowhere"], "is not a folder"), (["results"], "pul demo")])
+def test_the_process_ends_with_that_line_and_code_1(pul, arguments, word):
+    refused(pul(*arguments), word)
 
 
 def test_a_dry_run_estimates_and_does_nothing(pul, tiny_pair, tmp_path):
