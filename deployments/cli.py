@@ -12,7 +12,7 @@ import typer
 
 from deployments.data_cli import data
 from deployments.environment import active_server, configure, use_server
-from deployments.on_call_cli import doctor, gc
+from deployments.on_call_cli import doctor, gc, purge
 
 app = typer.Typer(
     help="Carry a person re-identification model from labelled cameras to a camera network nobody has labelled.",
@@ -44,6 +44,7 @@ def main() -> None:
 
 app.command()(doctor)
 app.command()(gc)
+app.command()(purge)
 
 
 @app.callback()

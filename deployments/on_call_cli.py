@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,3 +73,32 @@ def _report(found: dict[str, object]) -> list[str]:
         lines.append(f"steps    {len(unfinished)} unfinished; they go on when their run is resumed, and pul gc clears those nobody wants")
     lines += [f"damaged  {line}; pul resume or the same run again makes it anew" for line in damaged]
     return [*lines, "nothing wants attention" if not (lost or damaged) else ""]
+
+
+def purge(
+    run: Annotated[str | None, typer.Argument(help="A run to remove with everything only it has.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="An image, or a folder of images, to remove every trace of; may be repeated.")
+    ] = None,
+    identity: Annotated[str | None, typer.Option(help="Remove every trace of this person in the data set given by --data.")] = None,
+    data: Annotated[str | None, typer.Option(help="The data set that knows the identity.")] = None,
+) -> None:
+    """Remove a run, or every pixel, feature and name taken from certain images, and list what was removed. Data sets are not touched."""
+    from deployments.complaints import quieten
+    from tasks.purge import digests_below, digests_of_identity, purge_images, purge_run
+
+    quieten()
+    if sum((run is not None, bool(images), identity is not None)) != 1 or (identity is None) != (data is None):
+        raise ValueError("give a run, or --images FILE_OR_FOLDER, or --identity ID with --data PATH")
+    if run:
+        done = purge_run(run)
+    else:
+        digests = digests_below(images) if images else digests_of_identity(str(data), str(identity))
+        typer.echo(f"{len(digests)} images:\n" + "\n".join(f"  {digest}" for digest in sorted(digests)))
+        done = purge_images(digests)
+    typer.echo("\n".join(f"removed  {path}" for path in done.removed) or "nothing of it was kept")
+    typer.echo("\n".join(f"learnt from them: model of {model}; pul purge {model.split('/')[0]} removes it" for model in done.models))
+    if done.left:
+        typer.echo("\n".join(f"STILL THERE  {path}" for path in done.left))
+        raise typer.Exit(1)
+    typer.echo("none is left below " + str(home()))

@@ -97,6 +97,8 @@ def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -
     for artifact in (target.images, target.labels):
         if artifact:
             _link_one(folder, artifact)
+    for number, source in enumerate(sources, 1):
+        _link_one(folder, source.images, f"source-{number}-images")
     step_logger().info("run %s: experiment %r, config %s", name, pair, folder / "config.json")
     return TrackedRun(run_id=run_id, name=name, folder=str(folder))
 
@@ -255,10 +257,11 @@ def _link(run: TrackedRun, iteration: Iteration) -> None:
         _link_one(folder, artifact)
 
 
-def _link_one(folder: Path, artifact: Artifact) -> None:
+def _link_one(folder: Path, artifact: Artifact, name: str | None = None) -> None:
     if "://" in locate(artifact):
         return
-    link = folder / f"{'model' if artifact.kind == 'models' else artifact.kind}{Path(artifact.uri).suffix}"
+    name = name or ("model" if artifact.kind == "models" else artifact.kind)
+    link = folder / f"{name}{Path(artifact.uri).suffix}"
     link.unlink(missing_ok=True)
     link.symlink_to(Path(verify(artifact)))
 

@@ -212,3 +212,30 @@ def test_few_labels_and_two_sources(module_home, parameters, tmp_path, market):
     assert "source + other to target" in found["experiment"]
     assert found["iterations"][1]["num_labelled_images"] == 12
     assert found["iterations"][1]["num_clusters"] == 4
+
+
+def test_a_deletion_request_removes_a_person_and_names_the_models_that_learnt_from_them(module_home, parameters):
+    from tasks.purge import digests_of_identity, purge_images, purge_run
+
+    state, _ = run(parameters | {"few_labels": {"identities": 1}})
+    name = state.result()
+    digests = digests_of_identity(parameters["target"], "11")  # the one who is labelled, so every iteration learns from them
+    assert len(digests) == 6
+    done = purge_images(digests)
+    assert {f"{name}/iteration=1", f"{name}/iteration=2"} <= set(done.models)
+    assert f"{name}/iteration=0" not in done.models
+    assert done.left == []
+    folders = {path.parent.name for path in done.removed}
+    assert {"images", "decoded", "features", "centres", "pixels"} <= folders
+    for table in module_home.glob("artifacts/**/*.parquet"):
+        columns = pd.read_parquet(table)
+        assert not ("sha256" in columns and columns["sha256"].isin(digests).any())
+    folder = module_home / "runs" / name
+    assert (folder / "iteration=1" / "reliable.parquet").exists() and not (folder / "iteration=1" / "centres.parquet").exists()
+
+    models_of_run = set(models(module_home, name))
+    gone = purge_run(name)
+    assert gone.left == [] and not folder.exists()
+    assert models_of_run & {path.name for path in gone.removed}
+    state, tasks = run(parameters | {"few_labels": {"identities": 1}})
+    assert state.is_completed() and tasks["fine-tune-1"] == "Completed"
