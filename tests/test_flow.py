@@ -126,8 +126,8 @@ def test_labels_of_the_target_steer_nothing(module_home, parameters, tiny_pair, 
     rng = np.random.default_rng(3)
     original_read = module.read_layout
 
-    def scrambled(root):
-        layout, listed = original_read(root)
+    def scrambled(root, *options):
+        layout, listed = original_read(root, *options)
         if root != target:
             return layout, listed
         for split in ("train", "query", "gallery"):
