@@ -159,8 +159,16 @@ def write_table(kind: str, table: pa.Table) -> Artifact:
     return write_batches(kind, table.schema, table.to_batches(), table.num_rows)
 
 
-def write_batches(kind: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], rows: int) -> Artifact:
-    """Write a stream of record batches as one Parquet artifact, in the memory of one batch."""
+def write_batches(kind: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], rows: int, *, grouped: bool = False) -> Artifact:
+    """Write a stream of record batches as one Parquet artifact.
+
+    Args:
+        kind: what it is, also its folder.
+        schema: of the batches.
+        batches: in the order of their rows.
+        rows: in all batches together.
+        grouped: make each batch a row group, which is written at once; else a row group of a million rows is compressed in memory first.
+    """
     about = {"pul.kind": kind, "pul.provenance": json.dumps(provenance.get({}), sort_keys=True)}
     vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
     compression = {field.name: "none" if field.name in vectors else "zstd" for field in schema}
@@ -169,7 +177,10 @@ def write_batches(kind: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch
         pq.ParquetWriter(work.file, schema.with_metadata(about), compression=compression, use_dictionary=False) as writer,
     ):
         for batch in batches:
-            writer.write_batch(batch)
+            if grouped:
+                writer.write_table(pa.Table.from_batches([batch]))
+            else:
+                writer.write_batch(batch)
     return work.done
 
 

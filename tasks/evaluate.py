@@ -8,6 +8,7 @@ import pyarrow as pa
 from sklearn.metrics import normalized_mutual_info_score
 
 from pul_core.evaluation import NO_CAMERA, Scores, Summary, Unscored, summarise
+from pul_core.identities import JUNK_PID
 from pul_core.protocols import PROTOCOLS, ProtocolName, Side
 from pul_core.protocols import evaluate as core_evaluate
 from pul_core.ranks import Ties
@@ -94,7 +95,11 @@ def oracle_diagnostics(clusters: Clusters, reliable: Reliable, labels: Artifact)
     """Return what only labels tell: NMI of the clusters, and the share of reliable images that are of their class's commonest identity."""
     pids = column(read_table(labels), "pid")
     table, chosen = read_table(clusters.clusters), read_table(reliable.reliable)
-    chosen = chosen.filter(pa.compute.invert(chosen.column("labelled")))
+    known = pids > JUNK_PID  # what nobody labelled is no identity of its own
+    table = table.filter(known[column(table, "row")])
+    chosen = chosen.filter(known[column(chosen, "row")] & ~column(chosen, "labelled"))
+    if chosen.num_rows == 0:
+        return {}
     truth, classes = pids[column(chosen, "row")], column(chosen, "pseudo_label")
     pairs, counts = np.unique(np.stack((classes, truth)), axis=1, return_counts=True)
     commonest = np.zeros(reliable.num_classes, np.int64)

@@ -57,7 +57,7 @@ def index(path: str, role: str, layout: str | None = None, pattern: str | None =
     try:
         with progress(f"index {role}", rows) as shown:
             listing = read_layout(place, layout, pattern)[1]  # again: the first one may be spent
-            images = write_batches("images", IMAGES, _batches(root, listing, survey, labels, shown), rows)
+            images = write_batches("images", IMAGES, _batches(root, listing, survey, labels, shown), rows, grouped=True)
         known = write_batches("labels", LABELS, (batch.cast(LABELS) for batch in labels), rows) if survey.labelled else None
     finally:
         provenance.reset(token)

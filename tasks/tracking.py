@@ -153,7 +153,10 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
     if iteration.trained:
         metrics["seconds_fine_tune"] = iteration.trained.model.seconds
     if iteration.scores:
-        metrics |= read_figures(iteration.scores)
+        try:
+            metrics |= read_figures(iteration.scores)
+        except ValueError as error:  # scores steer nothing, so a set that cannot be scored stops nothing
+            step_logger().warning("no scores: %s", error)
         metrics["seconds_evaluate"] = iteration.scores.seconds
     return metrics
 

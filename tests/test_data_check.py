@@ -259,10 +259,11 @@ def test_the_contact_sheet_has_a_row_a_camera_and_only_on_demand(broken, shots, 
 
 def checked(source, target, caplog, **plan):
     """Return the log lines of the check that the flow makes, by level."""
-    sets = [index.fn(str(root), role) if root else None for root, role in ((source, "source"), (target, "target"))]
+    sources = [index.fn(str(source), "source")] if source else []
+    unlabelled = index.fn(str(target), "target")
     caplog.clear()
     with caplog.at_level(logging.INFO, "pul"):
-        check_sets(*sets, **plan)
+        check_sets(sources, unlabelled, **plan)
     return [(record.levelname, record.getMessage().split(",")[0]) for record in caplog.records]
 
 

@@ -283,10 +283,10 @@ def test_identities_and_cameras_that_are_strings_become_numbers(home, tmp_path, 
     assert camids[0] == camids[1] != camids[2] and pids[0] == pids[2] != pids[1] and min(pids) > 0
 
 
-def test_a_file_that_a_manifest_names_and_nobody_has_is_an_error_with_its_name(home, tmp_path):
+def test_a_file_that_a_manifest_names_and_nobody_has_is_marked_missing(home, tmp_path):
     write_csv(tmp_path / "manifest.csv", [["path"], ["gone.jpg"]])
-    with pytest.raises(DataError, match=r"gone\.jpg is listed and cannot be read"):
-        index.fn(str(tmp_path), "target")
+    table = read_table(index.fn(str(tmp_path), "target").images)
+    assert table.select(["path", "problem"]).to_pylist() == [{"path": "gone.jpg", "problem": "missing"}]
 
 
 def test_a_set_is_named_by_its_folder_and_file(tmp_path):

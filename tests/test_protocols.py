@@ -4,7 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pul_core.evaluation import Scores, average_precision, hit_within, score_queries, summarise
@@ -192,7 +192,9 @@ def test_policies_of_ties_are_the_worst_the_best_and_the_mean_of_all_orders(seed
 @few
 @given(seeds)
 def test_without_ties_the_policies_agree(seed):
-    query, gallery = sides(np.random.default_rng(seed))
+    query, gallery = sides(np.random.default_rng(seed), d=64)
+    distances = np.sort([[cosine(one, other) for other in gallery.features] for one in query.features], axis=1)
+    assume(np.diff(distances, axis=1).min() > 1e-5)
     pessimistic, *others = (score_queries(*query, *gallery, ties=ties) for ties in ("pessimistic", "optimistic", "expected"))
     for other in others:
         for left, right in zip(pessimistic, other, strict=True):
