@@ -124,9 +124,9 @@ def run(
         named |= dict(zip(("model.height", "model.width"), _size(size), strict=True))
     if labelled is not None:
         parameters["few_labels"] = _few_labels(labelled)
-    for key, value in (*named.items(), *map(_assignment, set_ or [])):
-        if value is not None:
-            _put(parameters, key, value)
+    given = [(key, value) for key, value in named.items() if value is not None]
+    for key, value in (*given, *map(_assignment, set_ or [])):
+        _put(parameters, key, value)
     if "target" not in parameters:
         raise ValueError("a run needs a target: --target DIR, the folder of the unlabelled images")
     if dry_run:
@@ -241,7 +241,7 @@ def _choose_server() -> None:
     from deployments.servers import server_answers, stop_stray_servers
 
     url = active_server()
-    if url is None or not server_answers(f"{url}/health"):
+    if url is None or not server_answers(f"{url}/health", patience=15):
         use_server(None)
         stop_stray_servers()
     logging.captureWarnings(True)

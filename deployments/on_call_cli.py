@@ -72,7 +72,8 @@ def _report(found: dict[str, object]) -> list[str]:
     if unfinished:
         lines.append(f"steps    {len(unfinished)} unfinished; they go on when their run is resumed, and pul gc clears those nobody wants")
     lines += [f"damaged  {line}; pul resume or the same run again makes it anew" for line in damaged]
-    return [*lines, "nothing wants attention" if not (lost or damaged) else ""]
+    sound = not lost and not damaged and (found["server_answers"] or not found["server"])
+    return [*lines, *(["nothing wants attention"] if sound else [])]
 
 
 def purge(
@@ -82,6 +83,8 @@ def purge(
     ] = None,
     identity: Annotated[str | None, typer.Option(help="Remove every trace of this person in the data set given by --data.")] = None,
     data: Annotated[str | None, typer.Option(help="The data set that knows the identity.")] = None,
+    layout: Annotated[str | None, typer.Option(help="How that data set lies, where its folder does not tell.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="What its file names tell, for layout pattern.")] = None,
 ) -> None:
     """Remove a run, or every pixel, feature and name taken from certain images, and list what was removed. Data sets are not touched."""
     from deployments.complaints import quieten
@@ -93,7 +96,7 @@ def purge(
     if run:
         done = purge_run(run)
     else:
-        digests = digests_below(images) if images else digests_of_identity(str(data), str(identity))
+        digests = digests_below(images) if images else digests_of_identity(str(data), str(identity), layout, pattern)
         typer.echo(f"{len(digests)} images:\n" + "\n".join(f"  {digest}" for digest in sorted(digests)))
         done = purge_images(digests)
     typer.echo("\n".join(f"removed  {path}" for path in done.removed) or "nothing of it was kept")
@@ -101,4 +104,4 @@ def purge(
     if done.left:
         typer.echo("\n".join(f"STILL THERE  {path}" for path in done.left))
         raise typer.Exit(1)
-    typer.echo("none is left below " + str(home()))
+    typer.echo(f"none is left below {home()}; Prefect's log may still name files, and MLflow keeps deleted runs' numbers until mlflow gc")

@@ -10,7 +10,6 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from urllib.error import URLError
 
 import psutil
 
@@ -78,10 +77,13 @@ def _close_lost_runs(api: str) -> None:
 
 def stop_stray_servers() -> int:
     """Stop temporary servers of Prefect that a killed `pul run` left on this home, and return how many there were."""
+    in_container = "pul" in " ".join(psutil.Process(1).cmdline())  # then its own server is a child of process 1
     strays = []
     for process in psutil.process_iter(["cmdline", "ppid"]):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            temporary = "prefect.server.api.server:create_app" in (process.info["cmdline"] or []) and process.info["ppid"] == 1
+            temporary = (
+                not in_container and "prefect.server.api.server:create_app" in (process.info["cmdline"] or []) and process.info["ppid"] == 1
+            )
             if temporary and process.environ().get("PREFECT_HOME") == os.environ["PREFECT_HOME"]:
                 process.terminate()
                 strays.append(process)
@@ -90,13 +92,17 @@ def stop_stray_servers() -> int:
     return len(strays)
 
 
-def server_answers(url: str) -> bool:
-    """Say whether a server answers at a URL within a second."""
-    try:
-        with urllib.request.urlopen(url, timeout=1) as answer:
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False
+def server_answers(url: str, patience: float = 1.0) -> bool:
+    """Say whether a server answers at a URL; one that listens and is busy is given some seconds' patience."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=1) as answer:
+                return bool(answer.status == 200)
+        except OSError as error:  # URLError is one
+            refused = isinstance(getattr(error, "reason", error), ConnectionRefusedError)
+            if refused or time.monotonic() > deadline:
+                return False
 
 
 def _interrupt(*_: object) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from flows.config import Data, FewLabels, Machine, Plan, Section
 from flows.recipes import RECIPES, resolve
 from tasks.compute import resolve_compute
+from tasks.models import model_file
 from tasks.preflight import Counts, Estimate, add_counts, check, count_images, estimate
 
 
@@ -46,8 +47,11 @@ def look_first(parameters: dict[str, Any]) -> tuple[Plan, Counts | None, Counts]
     """
     plan = plan_of(parameters)
     data = plan.source_data.model_dump()
-    source = add_counts([count_images(path, **data) for path in plan.source]) if plan.source else None
+    source = add_counts([count_images(path, **data) for path in plan.source], plan.source) if plan.source else None
     target = count_images(plan.target, **plan.target_data.model_dump())
+    if plan.original_model:
+        with model_file(plan.original_model):
+            pass
     check(source, target, original_model=plan.original_model, num_clusters=plan.clustering.num_clusters)
     return plan, source, target
 

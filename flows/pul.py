@@ -66,7 +66,7 @@ def pul(
     images = index(target, "target", **target_data.model_dump())
     sources = [index(path, "source", **source_data.model_dump()) for path in plan.source]
     check_sets(sources, images, original_model=original_model, num_clusters=plan.clustering.num_clusters)
-    labelled = reveal(images, settings=plan.few_labels.model_dump())
+    labelled = reveal(images, settings=plan.few_labels.model_dump(), num_clusters=plan.clustering.num_clusters)
     run = track_run(plan.model_dump(), images, sources)
     original, size = original_model_of(plan, sources, compute)
     pixels = {split: decode(images, split=split, **size) for split in images.splits}

@@ -26,12 +26,15 @@ class Kept:
         """Keep a piece, whole or not at all."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".partial-{uuid.uuid4().hex}"
-        with partial.open("wb") as file:
-            file.write(hashlib.sha256(data).digest())
-            file.write(data)
-        partial.replace(self.folder / name)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = self.folder / f".partial-{uuid.uuid4().hex}"
+            with partial.open("wb") as file:
+                file.write(hashlib.sha256(data).digest())
+                file.write(data)
+            partial.replace(self.folder / name)
+        except OSError as error:  # disk full, or an equal step that was done first cleared the folder away: work goes on without it
+            step_logger().warning("%s was not kept (%s): after a crash that part is computed again", name, error.strerror or error)
 
     def load(self, name: str) -> bytes | None:
         """Return a piece; None if it was not kept, or is damaged and has to be made again."""

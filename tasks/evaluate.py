@@ -1,4 +1,4 @@
-"""Step *evaluate*: scores.parquet, one row a query. Only this step sees the target's identities; nothing that trains reads its result."""
+"""Step *evaluate*: scores.parquet, one row a query. Nothing that trains reads its result."""
 
 from typing import Any
 

@@ -1,5 +1,6 @@
 """What may go, and what is wrong: unfinished work nobody goes on with, files no run refers to, caches nobody reads, damaged artifacts."""
 
+import contextlib
 import hashlib
 import shutil
 import time
@@ -69,7 +70,7 @@ def find_damage() -> Iterator[Damage]:
         file = link.resolve()
         if not file.exists():
             yield Damage(link, "is missing (removed, or by pul gc)")
-        elif not _digest(file).startswith(file.stem):
+        elif not digest_of(file).startswith(file.stem):
             yield Damage(file, "is damaged: its bytes are not those its name says")
 
 
@@ -91,15 +92,24 @@ def _linked(root: Path, *, between: bool) -> set[Path]:
 
 
 def _last_used(path: Path) -> float:
-    files = [part.stat() for part in (path, *path.rglob("*")) if part.is_file()]
-    return max((max(status.st_mtime, status.st_atime) for status in files), default=path.stat().st_mtime)
+    times = [0.0]
+    for part in (path, *path.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # a step that is at work renames its files
+            status = part.stat()
+            times.append(status.st_mtime if part.is_dir() else max(status.st_mtime, status.st_atime))
+    return max(times)
 
 
 def _size(path: Path) -> int:
     parts = path.rglob("*") if path.is_dir() else (path,)
-    return sum(part.stat().st_size for part in parts if part.is_file() and not part.is_symlink())
+    total = 0
+    for part in parts:
+        with contextlib.suppress(FileNotFoundError):
+            total += part.stat().st_size if part.is_file() and not part.is_symlink() else 0
+    return total
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Step *index*: a data set on disk becomes images.parquet, which every step sees, and labels.parquet, which only scoring sees.
+"""Step *index*: a data set on disk becomes images.parquet, for every step, and labels.parquet, for none that trains on a target.
 
 It is no cached step: what lies in a folder today has to be looked at today. Its artifacts are named by their content, so an unchanged set
 hits every cache behind it, wherever it was moved. Memory grows with the number of identities, and by a few bytes an image for the labels.

@@ -124,9 +124,9 @@ def model_file(reference: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield _downloaded(reference, folder)
         return
-    run = home() / "runs" / reference.split("/")[0]
-    file = Path(reference).expanduser()
-    if not file.is_file() and run.is_dir():
+    name, file = reference.split("/")[0], Path(reference).expanduser()
+    run = home() / "runs" / name
+    if not file.is_file() and name not in ("", ".", "..", "~") and run.is_dir():
         file = _model_of_run(run, reference)
     if not file.is_file():
         raise DataError(

@@ -62,8 +62,15 @@ def count_images(path: str, layout: str | None = None, pattern: str | None = Non
     return Counts(splits=dict(sorted(splits.items())), identities=len(pids))
 
 
-def add_counts(sets: list[Counts]) -> Counts:
-    """Count several sources as one: identities are kept apart."""
+def add_counts(sets: list[Counts], names: list[str]) -> Counts:
+    """Count several sources as one: identities are kept apart.
+
+    Raises:
+        DataError: one of several brings nothing.
+    """
+    for one, name in zip(sets, names, strict=True):
+        if len(sets) > 1 and one.identities == 0:
+            raise DataError(f"source {name} has no identities to train on: state its layout, or leave it out")
     splits = {split: sum(one.splits.get(split, 0) for one in sets) for one in sets for split in one.splits}
     return Counts(splits=splits, identities=sum(one.identities for one in sets))
 
@@ -84,7 +91,7 @@ def check_sets(
     Raises:
         DataError: in one sentence, what to change.
     """
-    learnt = add_counts([_look_at_source(source) for source in sources]) if sources else None
+    learnt = add_counts([_look_at_source(source) for source in sources], [source.name for source in sources]) if sources else None
     unlabelled = _look_at_target(target) if target else None
     check(learnt, unlabelled, original_model=original_model, num_clusters=num_clusters)
 

@@ -17,10 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.artifacts import column, read_table
-from tasks.home import home
+from tasks.home import artifact_root, home
+from tasks.housekeeping import digest_of
 from tasks.index import index
 from tasks.layouts import DataError
 from tasks.listing import image_files
+from tasks.lost_runs import lost_runs, open_runs
 from tasks.tracking import client
 
 
@@ -33,26 +35,26 @@ class Purged(NamedTuple):
 
 
 def purge_run(name: str) -> Purged:
-    """Remove a run: its folder, its MLflow runs with their models, and artifacts that no other run refers to.
+    """Remove a run: its folder, its MLflow runs with their models, and artifacts that only it refers to, as `pul gc` would in time.
 
     Raises:
-        DataError: there is no such run, or it is running.
+        DataError: there is no such run, or something is running.
     """
+    _refuse_what_cannot_be_seen()
     folder = home() / "runs" / name
-    if Path(name).name != name or not folder.is_dir():
+    if folder.parent.resolve() != folder.resolve().parent or not (folder / "config.json").is_file():
         raise DataError(f"there is no run {name}")
     experiments = [experiment.experiment_id for experiment in client().search_experiments()]
     parents = client().search_runs(experiments, f"tags.`pul.kind` = 'run' and attributes.run_name = '{name}'")
-    if any(run.info.status == "RUNNING" for run in parents):
-        raise DataError(f"run {name} is running: stop it first")
     own = {link.resolve() for link in folder.rglob("*") if link.is_symlink()}
     others = {link.resolve() for link in home().glob("runs/*/**/*") if link.is_symlink() and folder not in link.parents}
-    removed = _remove([*sorted(own - others), folder])
+    removed, left = _remove([*sorted(file for file in own - others if file.exists()), folder]), list[Path]()
     for parent in parents:
         children = client().search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
         for run in (*children, parent):
-            removed += _forget(run)
-    return Purged(removed, [path for path in removed if path.exists()], [])
+            gone, stays = _forget(run)
+            removed, left = removed + gone, left + stays
+    return Purged(removed, [*left, *(path for path in removed if path.exists())], [])
 
 
 def purge_images(digests: set[str]) -> Purged:
@@ -60,19 +62,43 @@ def purge_images(digests: set[str]) -> Purged:
 
     Args:
         digests: SHA-256 of the images' files.
+
+    Raises:
+        DataError: something is running.
     """
+    _refuse_what_cannot_be_seen()
     root = home()
     named = {file: rows for file in root.glob("artifacts/images/*.parquet") if len(rows := _rows_of(file, digests))}
     models = sorted(_models_of(named, root))
-    made = {file: _inputs(file) for kind in ("decoded", "features", "centres") for file in root.glob(f"artifacts/{kind}/*.parquet")}
-    tainted = {_digest(file) for file in named}
-    for kind in ("decoded", "features", "centres"):  # each is made from what stands before it
-        tainted |= {_digest(file) for file, inputs in made.items() if file.parent.name == kind and tainted & inputs}
-    files = [*named, *(file for file in made if _digest(file) in tainted)]
+    files = _made_from(named, root)
     caches = [folder for folder in (root / "cache", root / "checkpoints") if folder.exists()]  # no telling whose they are
     removed = _remove(sorted(files) + caches)
-    left = [file for file in root.glob("artifacts/images/*.parquet") if len(_rows_of(file, digests))]
-    return Purged(removed, left + [path for path in removed if path.exists()], models)
+    again = [file for file in root.glob("artifacts/images/*.parquet") if len(_rows_of(file, digests))]
+    return Purged(removed, [*again, *(path for path in removed if path.exists())], models)
+
+
+def _refuse_what_cannot_be_seen() -> None:
+    lost = {run.info.run_name for run in lost_runs()}
+    if running := [name for name in open_runs() if name not in lost]:
+        raise DataError(f"run {running[0]} is running: stop it first")
+    if artifact_root() != str(home() / "artifacts"):
+        raise DataError(f"artifacts lie at {artifact_root()}, and only those below {home()} can be purged: remove them there")
+
+
+def _made_from(named: dict[Path, Any], root: Path) -> set[Path]:
+    """Return the tables of images with everything that tells of them: labels beside them, and what was made from them step by step."""
+    labels = {(run / "labels.parquet").resolve() for run in root.glob("runs/*") if (run / "images.parquet").resolve() in named}
+    rows = {pq.read_metadata(file).num_rows for file in named}
+    labels |= {
+        file for file in root.glob("artifacts/labels/*.parquet") if pq.read_metadata(file).num_rows in rows
+    }  # nothing else ties them
+    files, tainted = {*named, *labels}, {digest_of(file) for file in (*named, *labels)}
+    for kind in ("labelled", "decoded", "features", "centres"):  # each is made from what stands before it
+        for file in root.glob(f"artifacts/{kind}/*.parquet"):
+            if kind == "labelled" or tainted & _inputs(file):
+                files.add(file)
+                tainted.add(digest_of(file))
+    return {file for file in files if file.exists()}
 
 
 def digests_below(places: Iterable[Path]) -> set[str]:
@@ -92,17 +118,25 @@ def digests_below(places: Iterable[Path]) -> set[str]:
     return found
 
 
-def digests_of_identity(path: str, identity: str) -> set[str]:
+def digests_of_identity(path: str, identity: str, layout: str | None = None, pattern: str | None = None) -> set[str]:
     """Return the digests of all images of an identity in a data set.
+
+    Args:
+        path: as `index` takes it.
+        identity: as the data set writes it; leading zeros may be left out where no identity is written without them.
+        layout: as `index` takes it.
+        pattern: as `index` takes it.
 
     Raises:
         DataError: the set tells no identities, or not this one.
     """
-    images = index.fn(path, "purge")
+    images = index.fn(path, "purge", layout, pattern)
     if images.labels is None:
         raise DataError(f"{path} tells no identities: give the images themselves")
     names = read_table(images.labels)["identity"]
-    wanted = pc.is_in(names, value_set=pc.unique(names).filter(pc.equal(pc.utf8_ltrim(pc.unique(names), "0"), identity.lstrip("0"))))
+    wanted = pc.equal(names, identity)
+    if not pc.any(wanted).as_py():
+        wanted = pc.equal(pc.utf8_ltrim(names, "0"), identity.lstrip("0"))
     digests = read_table(images.images)["sha256"].filter(wanted)
     if not len(digests):
         raise DataError(f"{path} has no identity {identity}")
@@ -147,11 +181,6 @@ def _strings(value: Any) -> Iterable[str]:
             yield from _strings(part)
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _remove(paths: list[Path]) -> list[Path]:
     """Remove files and folders and return every file that was there."""
     removed = []
@@ -167,14 +196,17 @@ def _remove(paths: list[Path]) -> list[Path]:
     return removed
 
 
-def _forget(run: Any) -> list[Path]:
-    """Delete an MLflow run with its model and the registered versions of it."""
+def _forget(run: Any) -> tuple[list[Path], list[Path]]:
+    """Delete an MLflow run with its model and the registered versions of it; return the files that are gone and places out of reach."""
     for version in client().search_model_versions(f"run_id = '{run.info.run_id}'"):
         client().delete_model_version(version.name, version.version)
-    files: list[Path] = []
+    files, out_of_reach = list[Path](), list[Path]()
     if model := run.data.tags.get("pul.model_id"):
-        place = client().get_logged_model(model).artifact_location.removeprefix("file://")
-        files = _remove([Path(place)] if Path(place).exists() else [])
+        place = Path(client().get_logged_model(model).artifact_location.removeprefix("file://"))
+        if place.exists():
+            files = _remove([place])
+        else:
+            out_of_reach = [place]
         client().delete_logged_model(model)
     client().delete_run(run.info.run_id)
-    return files
+    return files, out_of_reach

@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -58,7 +58,7 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def timed(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            token = provenance.set({"step": function.__name__, "inputs": identity(bound.arguments)})
+            token = provenance.set({"step": function.__name__, "inputs": identity(without_names(bound.arguments))})
             running = _running.set(lambda: step_key(function, bound.arguments))
             started = time.monotonic()
             try:
@@ -92,14 +92,19 @@ def running_key() -> str | None:
 
 
 def step_key(function: Callable[..., Any], inputs: dict[str, Any]) -> str:
-    """Return the cache key of a step: 40 hexadecimal digits."""
+    """Return the cache key of a step: 40 hexadecimal digits. The iteration names a task run and changes no result."""
     parts = {
         "step": function.__name__,
-        "inputs": identity(inputs),
+        "inputs": identity(without_names(inputs)),
         "code": code_digest(function.__module__),
         "libraries": {library: importlib.metadata.version(library) for library in LIBRARIES},
     }
     return f"{function.__name__}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]}"
+
+
+def without_names(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a step's arguments without the one that only names its task run."""
+    return {name: value for name, value in inputs.items() if name != "iteration"}
 
 
 def identity(value: Any) -> Any:

@@ -62,7 +62,9 @@ class Iteration(Reference):
 
 @functools.cache
 def client() -> MlflowClient:
-    """Return a client of ``$MLFLOW_TRACKING_URI``, by default the SQLite file ``$PUL_HOME/mlflow.db``."""
+    """Return a client of ``$MLFLOW_TRACKING_URI``, by default the SQLite file ``$PUL_HOME/mlflow.db``, whoever started this process."""
+    if "MLFLOW_TRACKING_URI" not in os.environ and mlflow.get_tracking_uri().endswith("/mlflow.db"):
+        mlflow.set_tracking_uri(f"sqlite:///{home()}/mlflow.db")
     return MlflowClient()
 
 
@@ -92,6 +94,7 @@ def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -
         client().log_inputs(run_id, [*(_dataset(images, "source") for images in sources), _dataset(target, "target")])
     folder = home() / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
+    _refuse_other_data(folder, target, sources)
     (folder / "config.json").write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
     client().log_dict(run_id, plan, "config.json")
     for artifact in (target.images, target.labels):
@@ -117,11 +120,13 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
     """
     metrics = iteration_metrics(iteration, labels)
     parent = client().get_run(run.run_id)
-    child = _child(parent.info.experiment_id, run, iteration.iteration)
+    child, changed = _child(parent.info.experiment_id, run, iteration.iteration, _fingerprint(iteration))
     known = client().get_run(child).data.metrics
     client().log_batch(child, metrics=[Metric(key, value, 0, 0) for key, value in metrics.items() if key not in known])
     steps = {key: {metric.step for metric in client().get_metric_history(run.run_id, key)} for key in metrics}
-    fresh = [Metric(key, value, 0, iteration.iteration) for key, value in metrics.items() if iteration.iteration not in steps[key]]
+    fresh = [
+        Metric(key, value, 0, iteration.iteration) for key, value in metrics.items() if changed or iteration.iteration not in steps[key]
+    ]
     client().log_batch(run.run_id, metrics=fresh)
     if iteration.trained:
         _log_training(child, iteration.trained)
@@ -193,13 +198,27 @@ def close_run(flow_run_id: str, status: str) -> None:
             client().set_terminated(run.info.run_id, status)
 
 
+def _refuse_other_data(folder: Path, target: ImageSet, sources: list[ImageSet]) -> None:
+    """Let a run go on only with the images it began with: its table would tell of two data sets.
+
+    Raises:
+        DataError: images were added, changed or deleted since.
+    """
+    sets = {"images": target} | {f"source-{number}-images": source for number, source in enumerate(sources, 1)}
+    for name, images in sets.items():
+        link = folder / f"{name}.parquet"
+        if link.is_symlink() and link.readlink().name != Path(images.images.uri).name:
+            raise DataError(f"{images.root} changed since run {folder.name} began: put it back as it was, or start a new run")
+
+
 def process_tag(pid: int) -> str:
     """Return what tells a process from any other, even from a later one with the same number.
 
     Raises:
         psutil.NoSuchProcess: there is none.
     """
-    return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time():.2f}"
+    since_boot = psutil.Process(pid).create_time() - psutil.boot_time()  # a clock that is set changes both
+    return f"{socket.gethostname()} {pid} {since_boot:.0f}"
 
 
 def _experiment(name: str) -> Experiment:
@@ -220,17 +239,25 @@ def _log_model(child: str, model: Artifact) -> None:
         log_model(child, str(file), height=config.height, width=config.width, name="model", requirements=requirements)
 
 
-def _child(experiment_id: str, run: TrackedRun, iteration: int) -> str:
+def _fingerprint(iteration: Iteration) -> str:
+    return " ".join(artifact.sha256[:16] for artifact in (iteration.model, iteration.scores) if artifact)
+
+
+def _child(experiment_id: str, run: TrackedRun, iteration: int, fingerprint: str | None = None) -> tuple[str, bool]:
+    """Return an iteration's nested run, and whether it takes the place of one with other results (the code was changed in between)."""
     of_parent = f"tags.`mlflow.parentRunId` = '{run.run_id}' and tags.`pul.iteration` = '{iteration}'"
     found = client().search_runs([experiment_id], of_parent)
     flow_run_id = client().get_run(run.run_id).data.tags["pul.flow_run_id"]
-    if found:
+    if found and fingerprint in (None, found[0].data.tags.get("pul.results")):
         client().set_tag(found[0].info.run_id, "pul.flow_run_id", flow_run_id)
-        return str(found[0].info.run_id)
+        return str(found[0].info.run_id), False
+    for stale in found:
+        client().delete_run(stale.info.run_id)
     tags = {"mlflow.parentRunId": run.run_id, "pul.iteration": str(iteration), "pul.kind": "iteration", "pul.flow_run_id": flow_run_id}
+    tags |= {"pul.results": fingerprint or ""}
     child = client().create_run(experiment_id, run_name=f"{run.name} iteration {iteration}", tags=tags)
     client().log_param(child.info.run_id, "iteration", iteration)
-    return str(child.info.run_id)
+    return str(child.info.run_id), bool(found)
 
 
 def _log_training(child: str, trained: TrainedModel) -> None:
@@ -242,7 +269,7 @@ def _log_training(child: str, trained: TrainedModel) -> None:
 
 
 def _register(run: TrackedRun, iteration: int, name: str) -> None:
-    child = _child(client().get_run(run.run_id).info.experiment_id, run, iteration)
+    child, _ = _child(client().get_run(run.run_id).info.experiment_id, run, iteration)
     uri = f"models:/{client().get_run(child).data.tags['pul.model_id']}"
     name = name.replace("/", "-").replace(":", "-")
     if not client().search_registered_models(f"name = '{name}'"):

@@ -68,6 +68,7 @@ def fine_tune(
     rows, _ = open_pixels(pixels)
     table = read_table(reliable.reliable)
     chosen = np.searchsorted(rows, column(table, "row"))
+    assert np.array_equal(rows[chosen], column(table, "row")), "an image of the reliable set was not decoded"
     return _train(
         f"fine-tune {iteration}", start, [pixels], chosen, column(table, "pseudo_label"), reliable.num_classes, settings, seed, compute
     )
@@ -107,9 +108,9 @@ def _train(
             if epoch.epoch < settings["epochs"]:
                 work.save("epoch", _so_far(training, history))
             shown.note = f", epoch {epoch.epoch}/{settings['epochs']}, loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}"
-    model = write_model(training.backbone, config)
-    columns = dict(zip(EpochStatistics._fields, zip(*history, strict=True), strict=True))
-    return TrainedModel(model=model, training=write_table("training", pa.table({"row": range(len(history)), **columns})))
+        model = write_model(training.backbone, config)
+        columns = dict(zip(EpochStatistics._fields, zip(*history, strict=True), strict=True))
+        return TrainedModel(model=model, training=write_table("training", pa.table({"row": range(len(history)), **columns})))
 
 
 def _so_far(training: Training, history: list[EpochStatistics]) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from flows.preflight import plan_of
 from tasks import extract, training
 from tasks.artifacts import read_table, write_table
-from tasks.decode import decode
+from tasks.decode import decode, open_pixels
 from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import initial_model
@@ -33,7 +33,8 @@ def model(home):
 
 
 def run_training(model, pixels, tiny, **settings):
-    reliable = {"row": np.arange(12), "pseudo_label": np.arange(12) // 6, "similarity": np.ones(12)}
+    rows = open_pixels(pixels)[0][:12]
+    reliable = {"row": rows, "pseudo_label": np.arange(12) // 6, "similarity": np.ones(12)}
     plan = plan_of(tiny | {"target": "x"}).model_dump()
     arguments = {"settings": plan["fine_tuning"] | {"epochs": 4} | settings, "seed": 3, "compute": COMPUTE, "iteration": 1}
     return fine_tune.fn(model, pixels, Reliable(reliable=write_table("reliable", pa.table(reliable)), num_classes=2), **arguments)
@@ -98,3 +99,8 @@ def test_extraction_keeps_its_finished_groups(home, model, pixels, monkeypatch):
         resumed = extract_features.fn(model, pixels, **arguments)
     assert not list(home.glob("checkpoints/*"))
     assert resumed.sha256 == extract_features.fn(model, pixels, **arguments).sha256
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_nothing(home, model, pixels, tiny):
+    (home / "checkpoints").write_text("no folder")
+    assert run_training(model, pixels, tiny).training.rows == 4

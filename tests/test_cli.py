@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,11 @@ def test_help_names_every_command(pul):
         (["data", "crop", "nowhere", "--out", "crops"], ["nowhere is not a folder"]),
         (["data", "extract", "nowhere.mat", "--out", "cuhk03"], ["nowhere.mat is no file"]),
         (["results"], ["pul demo"]),
+        (["purge", ".."], ["no run .."]),
+        (["purge", "--identity", "7"], ["--data"]),
+        (["resume", "nobody"], ["no run 'nobody'"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--source", "{crops}"], ["crops", "no identities"]),
+        (["run", "--target", "{target}", "--original-model", "/nowhere/model.pth"], ["no model /nowhere/model.pth"]),
         (["evaluate", "nobody", "{target}"], ["no model nobody", "RUN/iteration=N"]),
         (["evaluate", "models:/nobody/1", "{target}"], ["models:/nobody/1"]),
         (["evaluate", "{weights}", "nowhere"], ["nowhere", "is not a folder"]),
@@ -94,7 +100,9 @@ def test_what_cannot_work_is_refused_in_one_line(pul_here, tiny_pair, market, tm
     one = market(tmp_path_factory.mktemp("one"), range(1, 2))
     weights = one / "weights.safetensors"
     weights.touch()
-    names = {"source": tiny_pair[0], "target": tiny_pair[1], "one": one, "weights": weights}
+    crops = one.with_name("crops")
+    shutil.copytree(one / "bounding_box_train", crops, dirs_exist_ok=True)
+    names = {"source": tiny_pair[0], "target": tiny_pair[1], "one": one, "weights": weights, "crops": crops}
     complaint = pul_here(*(argument.format(**names) for argument in arguments))
     assert complaint.startswith("pul: ") and "\n" not in complaint
     for word in words:

@@ -1,5 +1,6 @@
 """A few labels on the target, and several sources: who is labelled, what is clustered, and what one softmax then holds."""
 
+import io
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from flows.preflight import plan_of
 from pul_core.few_labels import first_identities, join_labelled, num_unlabelled_clusters
@@ -70,7 +72,8 @@ def test_a_list_names_files_or_identities(target, tmp_path):
         ("nobody.jpg 3", "labels nobody.jpg, which is no training image"),
         ("0011_c1s1_000000_00.jpg 1\nx\n", "line 2"),
         ("0011_c1s1_000000_00.jpg -1", "every line says -1"),
-        ("77\n78", "none of the identities"),
+        ("77\n78", "names identity 77"),
+        ("0011_c1s1_000000_00.jpg 1\n0011_c1s1_000000_00.jpg 2", "twice"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(target, tmp_path, text, complaint):
@@ -99,8 +102,9 @@ def test_the_authors_lists_label_their_first_identities(home, tmp_path, name, co
     file = SHARED / "data/lists" / name / f"{count}train.list"
     folder = tmp_path / name / "bounding_box_train"
     folder.mkdir(parents=True)
+    Image.new("RGB", (1, 1)).save(stub := io.BytesIO(), "PNG")
     for line in file.read_text().splitlines():
-        (folder / line.split()[0]).write_bytes(b"x")
+        (folder / line.split()[0]).write_bytes(stub.getvalue())
     found = reveal.fn(index.fn(str(folder.parent), "target"), settings=NONE | {"file": str(file)})
     assert found.num_identities == count
     labelled = [line for line in file.read_text().splitlines() if not line.endswith(" -1")]
@@ -156,3 +160,20 @@ def test_nobody_is_no_identity():
     assert first_identities(np.array([-1, 0, 5]), share=1.0).tolist() == [5]
     with pytest.raises(ValueError, match="larger"):
         num_unlabelled_clusters(5, 5)
+
+
+def test_a_labelled_image_that_cannot_be_decoded_lends_its_label_to_nobody(home, tmp_path, market):
+    folder = market(tmp_path / "target", range(1, 5))
+    broken = sorted((folder / "bounding_box_train").iterdir())[2]
+    broken.write_bytes(broken.read_bytes()[:200])
+    target = index.fn(str(folder), "target")
+    known = reveal.fn(target, settings=NONE | {"identities": 2})
+    rows = column(read_table(known.labelled), "row")
+    assert len(rows) == 11 and 2 not in rows
+
+
+def test_k_is_checked_against_the_labelled_identities_before_anything_is_trained(target):
+    with pytest.raises(ValueError, match="must be larger"):
+        reveal.fn(target, settings=NONE | {"identities": 3}, num_clusters=3)
+    with pytest.raises(DataError, match="only 18 training images are unlabelled"):
+        reveal.fn(target, settings=NONE | {"identities": 3}, num_clusters=22)

@@ -8,7 +8,7 @@ from flows.preflight import plan_of
 from pul_core.selection import UnreliableError
 from tasks.artifacts import column, read_table, vectors, write_table
 from tasks.cluster import cluster, select
-from tasks.decode import decode
+from tasks.decode import decode, open_pixels
 from tasks.evaluate import evaluate, oracle_diagnostics, read_summary
 from tasks.extract import extract_features
 from tasks.index import index
@@ -90,7 +90,8 @@ def test_features_of_a_split_are_keyed_to_its_rows(data, original):
 
 def test_training_repeats_to_the_byte_and_follows_the_seed(data, original, plan):
     def train(seed):
-        reliable = write_table("reliable", pa.table({"row": np.arange(12), "pseudo_label": np.arange(12) // 6, "similarity": np.ones(12)}))
+        rows = open_pixels(data[3]["train"])[0][:12]
+        reliable = write_table("reliable", pa.table({"row": rows, "pseudo_label": np.arange(12) // 6, "similarity": np.ones(12)}))
         arguments = {"settings": plan["fine_tuning"], "seed": seed, "compute": COMPUTE, "iteration": 1}
         return fine_tune.fn(original, data[3]["train"], Reliable(reliable=reliable, num_classes=2), **arguments).model.sha256
 
