@@ -136,7 +136,7 @@ def up(tmp_path_factory):
         time.sleep(0.5)
     yield folder, ports
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     for port in ports:
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0, f"something still listens on {port}"
