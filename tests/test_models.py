@@ -104,6 +104,7 @@ def test_a_models_file_is_found_by_path_run_and_iteration(home, tmp_path):
     for name, message in {
         "amber-fox/iteration=3": "it has iteration=0, iteration=2, iteration=10",
         "red-fox": "there is no model red-fox",
+        "/x/y": "there is no model /x/y",
     }.items():
         with pytest.raises(DataError, match=message), model_file(name):
             pass
