@@ -43,7 +43,8 @@ def up(prefect_port: int, mlflow_port: int) -> None:
     logs = home() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     parts: dict[str, subprocess.Popen[bytes]] = {}
-    signal.signal(signal.SIGTERM, _interrupt)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell that starts this in the background lets it be ignored
+        signal.signal(stop, _interrupt)
     try:
         parts["prefect server"] = _start("prefect-server", [_tool("prefect"), "server", "start"], environment)
         mlflow = ["server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
