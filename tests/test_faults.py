@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 PUL = Path(sys.executable).with_name("pul")
-KILLS = int(os.environ.get("PUL_FAULTS", "2"))
+KILLS = int(os.environ.get("PUL_FAULTS", "1"))
 
 
 def environment(home):
