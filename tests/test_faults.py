@@ -1,5 +1,6 @@
 """What is done to a run, and that it ends in the same bytes all the same. `make test-faults` tries more of each (PUL_FAULTS=N)."""
 
+import contextlib
 import json
 import os
 import random
@@ -62,23 +63,17 @@ def statuses(home):
 @pytest.mark.timeout(1800)
 def test_killed_anywhere_and_started_again_a_run_ends_in_the_same_bytes(command, undisturbed, tmp_path):
     wanted, iterations, seconds = undisturbed
-    seed = int(os.environ.get("PUL_FAULTS_SEED", "0"))
-    rng = random.Random(seed)
-    kills = 0
-    while kills < KILLS:
-        process = start(tmp_path, command)
-        try:
-            ended = process.wait(rng.uniform(0.2, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-            continue
-        assert ended == 0, (tmp_path / "run.log").read_text()
-        assert_same(tmp_path, wanted, iterations)
-    process = start(tmp_path, command)
-    assert process.wait(300) == 0, (tmp_path / "run.log").read_text()
-    assert_same(tmp_path, wanted, iterations)
+    rng = random.Random(int(os.environ.get("PUL_FAULTS_SEED", "0")))
+    for number in range(KILLS):
+        home = tmp_path / str(number)
+        home.mkdir()
+        process = start(home, command)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.2, 0.95) * seconds)
+        process.kill()
+        process.wait()
+        assert start(home, command).wait(300) == 0, (home / "run.log").read_text()
+        assert_same(home, wanted, iterations)
 
 
 @pytest.mark.timeout(900)
