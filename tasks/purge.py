@@ -88,6 +88,7 @@ def _refuse_what_cannot_be_seen() -> None:
 def _made_from(named: dict[Path, Any], root: Path) -> set[Path]:
     """Return the tables of images with everything that tells of them: labels beside them, and what was made from them step by step."""
     labels = {(run / "labels.parquet").resolve() for run in root.glob("runs/*") if (run / "images.parquet").resolve() in named}
+    labels = {file for file in labels if file.exists()}  # a target may have none
     rows = {pq.read_metadata(file).num_rows for file in named}
     labels |= {
         file for file in root.glob("artifacts/labels/*.parquet") if pq.read_metadata(file).num_rows in rows
