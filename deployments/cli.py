@@ -238,20 +238,15 @@ def _run_here(parameters: dict[str, Any]) -> None:
 def _choose_server() -> None:
     """Let the flow that is run next find its server, and keep libraries' chatter off the terminal."""
     from deployments.complaints import quieten
-    from deployments.servers import server_answers, stop_stray_servers
+    from deployments.servers import interrupt, server_answers, stop_stray_servers
 
     url = active_server()
     if url is None or not server_answers(f"{url}/health", patience=15):
         use_server(None)
         stop_stray_servers()
     logging.captureWarnings(True)
-    signal.signal(signal.SIGTERM, _stop_tidily)
+    signal.signal(signal.SIGTERM, interrupt)
     quieten()
-
-
-def _stop_tidily(*_: object) -> None:
-    """Let SIGTERM end the process like Ctrl-C does, so that the run is closed and Prefect's server stops too."""
-    raise KeyboardInterrupt
 
 
 def _check(parameters: dict[str, Any]) -> str:

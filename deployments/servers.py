@@ -44,7 +44,7 @@ def up(prefect_port: int, mlflow_port: int) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     parts: dict[str, subprocess.Popen[bytes]] = {}
     for stop in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell that starts this in the background lets it be ignored
-        signal.signal(stop, _interrupt)
+        signal.signal(stop, interrupt)
     try:
         parts["prefect server"] = _start("prefect-server", [_tool("prefect"), "server", "start"], environment)
         mlflow = ["server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
@@ -106,7 +106,8 @@ def server_answers(url: str, patience: float = 1.0) -> bool:
                 return False
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
+    """Let a signal end the process like Ctrl-C does, so that what was started is closed and stopped."""
     raise KeyboardInterrupt
 
 

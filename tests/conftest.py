@@ -97,6 +97,20 @@ def tiny_pair(tmp_path_factory):
     return write_market(root / "source", range(1, 7)), write_market(root / "target", range(11, 17), test_pids=range(21, 26))
 
 
+def touch_files(root: Path, *names: str) -> Path:
+    """Empty files of these names: readers of layouts open nothing."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+@pytest.fixture(scope="session")
+def stub():
+    """The function `touch_files`."""
+    return touch_files
+
+
 TINY = {
     "model": {"backbone": "resnet10t", "weights": "random", "height": 64, "width": 32},
     "pretraining": {"epochs": 2, "batch_size": 8},

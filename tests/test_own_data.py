@@ -24,13 +24,6 @@ from tasks.places import name_of
 ODD = ("a b.jpg", 'say "hi", you.jpg', "ünï/漢字.png", "it's/50%.JPG", "#1;x.webp")
 
 
-def stub(root, *names):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
-
-
 def listed(root, layout=None, pattern=None):
     return list(read_layout(root, layout, pattern)[1])
 
@@ -41,7 +34,7 @@ def write_csv(path, rows):
     return path
 
 
-def test_the_walk_is_in_the_order_of_the_paths_and_follows_no_folder_link(tmp_path):
+def test_the_walk_is_in_the_order_of_the_paths_and_follows_no_folder_link(stub, tmp_path):
     names = ["a.jpg", "a/b.jpg", "a-b/c.jpg", "a b/c.jpg", "a/b/c.jpg", "aa.jpg", ".hidden/x.jpg", "a/.x.jpg", "b.txt", *ODD]
     stub(tmp_path / "set", *names)
     stub(tmp_path / "elsewhere", "x.jpg")
@@ -51,7 +44,7 @@ def test_the_walk_is_in_the_order_of_the_paths_and_follows_no_folder_link(tmp_pa
     assert list(image_files(tmp_path / "set")) == expected
 
 
-def test_a_folder_an_identity_only_when_it_is_said(tmp_path):
+def test_a_folder_an_identity_only_when_it_is_said(stub, tmp_path):
     stub(tmp_path, "Ana/1.jpg", "Ana/more/2.jpg", "0/3.jpg", "-1/4.jpg", *(name for name in ODD if "/" in name))
     assert {image.pid for image in listed(tmp_path)} == {None}
     found = {image.path: image.pid for image in listed(tmp_path, "folder-per-identity")}
@@ -68,7 +61,7 @@ def test_a_folder_an_identity_only_when_it_is_said(tmp_path):
         listed(tmp_path, "folder-per-identity")
 
 
-def test_a_folder_an_identity_below_splits(tmp_path):
+def test_a_folder_an_identity_below_splits(stub, tmp_path):
     stub(tmp_path, "train/Ana/1.jpg", "query/Bo/2.jpg", "gallery/Bo/3.jpg", "gallery/0/4.jpg", "gallery/-1/5.jpg")
     assert [(image.pid, image.split) for image in listed(tmp_path, "folder-per-identity")] == [
         (-1, "gallery"),
@@ -79,7 +72,7 @@ def test_a_folder_an_identity_below_splits(tmp_path):
     ]
 
 
-def test_a_pattern_tells_everything_from_a_name(tmp_path):
+def test_a_pattern_tells_everything_from_a_name(stub, tmp_path):
     stub(tmp_path, "test/north door/Ana-12.5.jpg", "train/x/Bo.jpg")
     pattern = r"(?P<split>train|test)/(?P<camera>[^/]+)/(?P<identity>[^-.]+)(-(?P<timestamp>[\d.]+))?\.jpg"
     assert read_layout(tmp_path, pattern=pattern)[0] == "pattern"
@@ -97,7 +90,7 @@ DOCUMENTED = {
 }
 
 
-def test_the_patterns_in_the_docs_explain_the_names_beside_them(tmp_path):
+def test_the_patterns_in_the_docs_explain_the_names_beside_them(stub, tmp_path):
     page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
     table = page.split("| names | pattern |")[1].split("\n\n")[0].splitlines()[2:]
     patterns = [line.rstrip("`| ").rpartition("| `")[2].replace("\\|", "|") for line in table]
@@ -118,7 +111,7 @@ def test_the_patterns_in_the_docs_explain_the_names_beside_them(tmp_path):
         ("(?P<camera>a)", "folder", "for layout pattern"),
     ],
 )
-def test_a_pattern_that_cannot_work_is_refused(tmp_path, pattern, layout, message):
+def test_a_pattern_that_cannot_work_is_refused(stub, tmp_path, pattern, layout, message):
     with pytest.raises(DataError, match=message):
         listed(stub(tmp_path, "a1.jpg"), layout, pattern)
 
@@ -128,7 +121,7 @@ WORDS = st.text(string.ascii_letters + string.digits + "äß漢 '\"#%,;", min_si
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(people=st.sets(st.tuples(WORDS, WORDS, st.integers(0, 999)), min_size=1, max_size=8))
-def test_a_pattern_finds_what_the_names_were_made_of(tmp_path_factory, people):
+def test_a_pattern_finds_what_the_names_were_made_of(stub, tmp_path_factory, people):
     root = tmp_path_factory.mktemp("set")
     stub(root, *(f"{camera}/{identity}_{number}.jpg" for identity, camera, number in people))
     found = listed(root, pattern=r"^(?P<camera>.*)/(?P<identity>.*)_(?P<timestamp>\d+)\.jpg$")
@@ -205,7 +198,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path, evil, suffix):
         listed(tmp_path / f"m.{suffix}")
 
 
-def test_a_manifest_cannot_lead_out_by_a_link_either(tmp_path):
+def test_a_manifest_cannot_lead_out_by_a_link_either(stub, tmp_path):
     stub(tmp_path / "outside", "x.jpg")
     root = stub(tmp_path / "set", "in/x.jpg")
     (root / "folder").symlink_to(tmp_path / "outside")
@@ -289,7 +282,7 @@ def test_a_file_that_a_manifest_names_and_nobody_has_is_marked_missing(home, tmp
     assert table.select(["path", "problem"]).to_pylist() == [{"path": "gone.jpg", "problem": "missing"}]
 
 
-def test_a_set_is_named_by_its_folder_and_file(tmp_path):
+def test_a_set_is_named_by_its_folder_and_file(stub, tmp_path):
     stub(tmp_path / "shop", "a.csv", "manifest.parquet")
     names = [name_of(str(path)) for path in (tmp_path / "shop", tmp_path / "shop/a.csv", tmp_path / "shop/manifest.parquet")]
     assert names == ["shop", "shop-a", "shop"]

@@ -15,13 +15,6 @@ LISTS = Path(os.environ.get("PUL_SHARED", Path(__file__).parent.parent.parent / 
 FOLDERS = {"train.list": "bounding_box_train", "query.list": "query", "test.list": "bounding_box_test"}
 
 
-def stub(root, *names):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
-
-
 def told(root, layout=None, pattern=None):
     """Return what stands for each path; listing twice must give the same, in the same order."""
     name, images = read_layout(root, layout, pattern)
@@ -103,7 +96,7 @@ def test_lists_of_other_names_take_the_label_for_identity(tmp_path):
     )
 
 
-def test_duke_and_both_boxes_of_cuhk03_np_are_named_like_market(tmp_path):
+def test_duke_and_both_boxes_of_cuhk03_np_are_named_like_market(stub, tmp_path):
     stub(tmp_path, "detected/bounding_box_train/0001_c2_f0046182.jpg", "labeled/bounding_box_train/0001_c1_1.png")
     assert told(tmp_path / "detected") == ("market1501", {"bounding_box_train/0001_c2_f0046182.jpg": (1, 2, "train")})
     assert told(tmp_path / "labeled") == ("market1501", {"bounding_box_train/0001_c1_1.png": (1, 1, "train")})
@@ -111,7 +104,7 @@ def test_duke_and_both_boxes_of_cuhk03_np_are_named_like_market(tmp_path):
         read_layout(tmp_path)
 
 
-def test_msmt17_has_two_digits_of_camera_and_people_from_0_on_both_sides(tmp_path):
+def test_msmt17_has_two_digits_of_camera_and_people_from_0_on_both_sides(stub, tmp_path):
     train, test = tmp_path / "mask_train_v2", tmp_path / "mask_test_v2"
     stub(train, "0000/0000_000_01_0303morning_0015_0.jpg", "0000/0000_001_14_0303noon_0008_0.jpg")
     stub(test, "0000/0000_000_15_0302afternoon_0001_1.jpg", "0000/0000_001_09_0302afternoon_0001_1.jpg")
@@ -136,7 +129,7 @@ def test_msmt17_has_two_digits_of_camera_and_people_from_0_on_both_sides(tmp_pat
         list(read_layout(tmp_path)[1])
 
 
-def test_cuhk01_pairs_images_to_cameras_and_splits_its_people_in_half(tmp_path):
+def test_cuhk01_pairs_images_to_cameras_and_splits_its_people_in_half(stub, tmp_path):
     stub(tmp_path, *(f"campus/{pid:04d}{image:03d}.png" for pid in (1, 2, 971) for image in range(1, 5)))
     layout, listed = told(tmp_path)
     assert layout == "cuhk01"
@@ -145,7 +138,7 @@ def test_cuhk01_pairs_images_to_cameras_and_splits_its_people_in_half(tmp_path):
     assert Counter(split for _, _, split in listed.values()) == {"train": 4, "query": 4, "gallery": 4}
 
 
-def test_viper_whole_and_in_ten_halves(tmp_path):
+def test_viper_whole_and_in_ten_halves(stub, tmp_path):
     people = [f"{pid:03d}" for pid in range(0, 40, 2)]
     stub(tmp_path, *(f"cam_a/{pid}_45.bmp" for pid in people), *(f"cam_b/{pid}_90.bmp" for pid in people))
     layout, whole = told(tmp_path)
@@ -167,7 +160,7 @@ def new_protocol_file(path, names, labels, train, query, gallery):
     savemat(path, {"filelist": filelist, "labels": np.array(labels)[:, None], **indices})
 
 
-def test_cuhk03_np_extracted(tmp_path):
+def test_cuhk03_np_extracted(stub, tmp_path):
     names = ["1_001_1_01.png", "1_001_2_06.png", "5_049_1_01.png", "5_049_2_10.png"]
     stub(tmp_path, *(f"images_detected/{name}" for name in names))
     with pytest.raises(DataError, match=r"config_detected\.mat is missing"):
@@ -205,12 +198,12 @@ def test_cuhk03_np_extracted(tmp_path):
         ("cuhk-03.mat", None, "pul data extract"),
     ],
 )
-def test_a_layout_that_does_not_fit_is_refused_in_a_sentence(tmp_path, name, layout, message):
+def test_a_layout_that_does_not_fit_is_refused_in_a_sentence(stub, tmp_path, name, layout, message):
     stub(tmp_path, name)
     with pytest.raises(DataError, match=message):
         list(read_layout(tmp_path, layout)[1])
 
 
-def test_folders_that_only_sound_like_a_published_set_are_plain_ones(tmp_path):
+def test_folders_that_only_sound_like_a_published_set_are_plain_ones(stub, tmp_path):
     stub(tmp_path, "campus/monday.jpg", "cam_a/monday.jpg", "cam_b/monday.jpg", "query/a.jpg")
     assert read_layout(tmp_path)[0] == "folder"
