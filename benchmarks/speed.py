@@ -23,7 +23,14 @@ BATCH = 32
 ROUNDS = 3
 CASES = (("mobilenetv2_100", 128, 64, 12), ("resnet50", 256, 128, 3))
 CLASSES = 500
-AUGMENTATION = {"flip_probability": 0.5, "crop_share": 0.08, "erase_probability": 0.5, "rotation_degrees": 0, "shift_share": 0}
+AUGMENTATION = {
+    "flip_probability": 0.5,
+    "crop_share": 0.08,
+    "erase_probability": 0.5,
+    "rotation_degrees": 0,
+    "shift_share": 0,
+    "colour_share": 0,
+}
 OPTIMISER = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 HEAD = {"batch_norm": True, "dropout": 0.0}
 

@@ -56,6 +56,9 @@ class Training(Section):
     erase_probability: float | None = Field(None, ge=0, le=1, description="Random erasing.")
     rotation_degrees: float | None = Field(None, ge=0, le=180, description="Largest rotation either way.")
     shift_share: float | None = Field(None, ge=0, le=1, description="Largest shift, as a share of height and width.")
+    colour_share: float | None = Field(
+        None, ge=0, le=1, description="Colour jitter: largest change of exposure, white balance and contrast."
+    )
 
 
 class Clustering(Section):

@@ -26,6 +26,7 @@ OUR_TRAINING = Training(
     erase_probability=0.5,
     rotation_degrees=0,
     shift_share=0,
+    colour_share=0,
 )
 AUTHORS_TRAINING = Training(
     epochs=40,
@@ -45,6 +46,7 @@ AUTHORS_TRAINING = Training(
     erase_probability=0,
     rotation_degrees=20,
     shift_share=0.2,
+    colour_share=0,
 )
 
 RECIPES: dict[RecipeName, dict[str, Section]] = {

@@ -122,6 +122,37 @@ def rotate_shift(images: Tensor, degrees: float, share: float, generator: Genera
     return moved.round_().to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
+def colour_jitter(images: Tensor, share: float, generator: Generator) -> Tensor:
+    """Show each image as another camera might: other exposure, white balance and contrast, each drawn uniformly.
+
+    ``jittered_c = ((1 + contrast) * (image_c - mean) + mean) * (1 + exposure + balance_c)``, each of the five within +- share.
+
+    Args:
+        images: (b, 3, h, w) uint8.
+        share: largest relative change; 0 changes nothing.
+        generator: on the CPU.
+
+    Returns:
+        (b, 3, h, w) uint8, channels_last.
+
+    Source: colour jitter as in Howard 2013; the form, a camera's gains, is ours.
+
+    Example:
+        >>> grey = torch.full((1, 3, 2, 2), 100, dtype=torch.uint8)
+        >>> jittered = colour_jitter(grey, 0.1, Generator().manual_seed(0))
+        >>> bool(((jittered >= 80) & (jittered <= 120)).all())
+        True
+    """
+    if share == 0:
+        return images
+    draws = share * (2 * torch.rand(5, len(images), generator=generator) - 1).to(images.device)
+    gain = (1 + draws[:3] + draws[3]).T[:, :, None, None]  # (b, 3, 1, 1)
+    pixels = images.float()
+    mean = pixels.mean((1, 2, 3), keepdim=True)
+    jittered = ((pixels - mean) * (1 + draws[4].view(-1, 1, 1, 1)) + mean) * gain
+    return jittered.clamp_(0, 255).round_().to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
 def augment(
     images: Tensor,
     *,
@@ -130,9 +161,10 @@ def augment(
     erase_probability: float,
     rotation_degrees: float,
     shift_share: float,
+    colour_share: float,
     generator: Generator,
 ) -> Tensor:
-    """Apply what is switched on, in the order rotate and shift, flip, pad-crop, erase.
+    """Apply what is switched on, in the order rotate and shift, colour jitter, flip, pad-crop, erase.
 
     Args and units as in the functions above.
 
@@ -141,11 +173,12 @@ def augment(
 
     Example:
         >>> images = torch.zeros(2, 3, 16, 8, dtype=torch.uint8)
-        >>> off = dict(flip_probability=0, crop_share=0, erase_probability=0, rotation_degrees=0, shift_share=0)
+        >>> off = dict(flip_probability=0, crop_share=0, erase_probability=0, rotation_degrees=0, shift_share=0, colour_share=0)
         >>> bool((augment(images, **off, generator=Generator()) == images).all())
         True
     """
     images = rotate_shift(images, rotation_degrees, shift_share, generator)
+    images = colour_jitter(images, colour_share, generator)
     if flip_probability > 0:
         images = flip(images, flip_probability, generator)
     images = pad_crop(images, crop_share, generator)

@@ -146,6 +146,7 @@ def train(
     erase_probability: float,
     rotation_degrees: float,
     shift_share: float,
+    colour_share: float,
     seed: int,
     device: str = "cpu",
     bf16: bool = False,
@@ -162,7 +163,7 @@ def train(
         batch_size: images a step; a last batch of one image joins the one before, for BatchNorm's sake.
         schedule: ``constant``, or ``one_cycle``: linear warm-up from 1/25 of the peak over the first 30 % of steps, then cosine to 0.
         label_smoothing: share of probability spread over all classes.
-        flip_probability, crop_share, erase_probability, rotation_degrees, shift_share: see ``augmentation``.
+        flip_probability, crop_share, erase_probability, rotation_degrees, shift_share, colour_share: see ``augmentation``.
         seed: of the order, the augmentation and the dropout.
         device: a torch device.
         bf16: autocast the forward pass to bfloat16.
@@ -182,7 +183,7 @@ def train(
         >>> training = begin_training(build_backbone("resnet10t"), num_classes=2, optimiser="adam", backbone_learning_rate=0.01,
         ...     classifier_learning_rate=0.01, momentum=0.9, nesterov=True, weight_decay=0, batch_norm=True, dropout=0.0, seed=0)
         >>> images = np.zeros((8, 64, 32, 3), np.uint8); images[4:] = 255
-        >>> off = dict(flip_probability=0, crop_share=0, erase_probability=0, rotation_degrees=0, shift_share=0)
+        >>> off = dict(flip_probability=0, crop_share=0, erase_probability=0, rotation_degrees=0, shift_share=0, colour_share=0)
         >>> history = list(train(training, images, np.arange(8), np.arange(8) // 4, epochs=2, batch_size=4, schedule="constant",
         ...     label_smoothing=0, seed=0, **off))
         >>> [(epoch.epoch, epoch.images, epoch.steps) for epoch in history]
@@ -212,6 +213,7 @@ def train(
                 erase_probability=erase_probability,
                 rotation_degrees=rotation_degrees,
                 shift_share=shift_share,
+                colour_share=colour_share,
                 generator=generator,
             )
             wanted = torch.from_numpy(classes[batch]).to(device)

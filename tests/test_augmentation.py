@@ -7,15 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
-from pul_core.augmentation import MEAN_PIXEL, augment, erase, flip, pad_crop, rotate_shift
+from pul_core.augmentation import MEAN_PIXEL, augment, colour_jitter, erase, flip, pad_crop, rotate_shift
 
-OFF = {"flip_probability": 0, "crop_share": 0, "erase_probability": 0, "rotation_degrees": 0, "shift_share": 0}
-ON = {"flip_probability": 0.5, "crop_share": 0.1, "erase_probability": 0.5, "rotation_degrees": 20, "shift_share": 0.2}
+OFF = {"flip_probability": 0, "crop_share": 0, "erase_probability": 0, "rotation_degrees": 0, "shift_share": 0, "colour_share": 0}
+ON = {"flip_probability": 0.5, "crop_share": 0.1, "erase_probability": 0.5, "rotation_degrees": 20, "shift_share": 0.2, "colour_share": 0.2}
 EACH = {
     "flip": lambda images, generator: flip(images, 0.5, generator),
     "pad_crop": lambda images, generator: pad_crop(images, 0.2, generator),
     "erase": lambda images, generator: erase(images, 0.5, generator),
     "rotate_shift": lambda images, generator: rotate_shift(images, 20, 0.2, generator),
+    "colour_jitter": lambda images, generator: colour_jitter(images, 0.2, generator),
     "augment": lambda images, generator: augment(images, **ON, generator=generator),
 }
 seeds = st.integers(0, 2**31 - 1)
@@ -227,6 +228,25 @@ def test_a_turn_keeps_the_shape_of_what_it_turns(drawn, value):
     assert abs(slope) == pytest.approx(np.tan(np.radians(20)), rel=0.03)
 
 
+@few
+@given(seed=seeds, share=st.floats(0.01, 0.5))
+def test_colour_jitter_equals_one_image_at_a_time(seed, share):
+    """Each image keeps its own gains: numpy, one image and one channel after the other, from the same five draws an image."""
+    images = draw(4, 8, 6, seed)
+    draws = share * (2 * torch.rand(5, 4, generator=seeded(seed)).numpy() - 1)
+    found = colour_jitter(images, share, seeded(seed)).numpy().astype(int)
+    for image, jittered, (red, green, blue, exposure, contrast) in zip(images.numpy().astype(float), found, draws.T, strict=True):
+        spread = (image - image.mean()) * (1 + contrast) + image.mean()
+        expected = np.stack([channel * (1 + exposure + balance) for channel, balance in zip(spread, (red, green, blue), strict=True)])
+        assert np.abs(np.clip(expected, 0, 255) - jittered).max() <= 0.51
+
+
+def test_colour_jitter_of_nothing_is_the_identity(drawn):
+    assert torch.equal(colour_jitter(draw(), 0, seeded()), draw())
+    drawn(0.5)
+    assert torch.equal(colour_jitter(draw(), 0.3, seeded()), draw())
+
+
 def test_augment_with_everything_off_returns_the_images():
     assert torch.equal(augment(draw(), **OFF, generator=seeded()), draw())
 
@@ -238,6 +258,7 @@ def test_augment_with_everything_off_returns_the_images():
         ({"crop_share": 0.2}, EACH["pad_crop"]),
         ({"erase_probability": 0.5}, EACH["erase"]),
         ({"rotation_degrees": 20, "shift_share": 0.2}, EACH["rotate_shift"]),
+        ({"colour_share": 0.2}, EACH["colour_jitter"]),
     ],
 )
 def test_augment_with_one_switched_on_is_that_one(options, alone):
@@ -246,6 +267,6 @@ def test_augment_with_one_switched_on_is_that_one(options, alone):
 
 def test_augment_applies_all_in_the_order_it_names():
     generator = seeded(6)
-    expected = rotate_shift(draw(), 20, 0.2, generator)
+    expected = colour_jitter(rotate_shift(draw(), 20, 0.2, generator), 0.2, generator)
     expected = pad_crop(flip(expected, 0.5, generator), 0.1, generator)
     assert torch.equal(augment(draw(), **ON, generator=seeded(6)), erase(expected, 0.5, generator))

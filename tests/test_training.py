@@ -35,6 +35,7 @@ PLAIN = {
     "erase_probability": 0,
     "rotation_degrees": 0,
     "shift_share": 0,
+    "colour_share": 0,
     "seed": 0,
 }
 ALL_RANDOM = PLAIN | {
@@ -46,6 +47,7 @@ ALL_RANDOM = PLAIN | {
     "erase_probability": 0.5,
     "rotation_degrees": 20,
     "shift_share": 0.2,
+    "colour_share": 0.2,
 }
 SLOWLY = {"resnet": True, "backbone_learning_rate": 0.0005, "classifier_learning_rate": 0.001}
 FROZEN = {"backbone_learning_rate": 0.0, "classifier_learning_rate": 0.0}
@@ -159,6 +161,7 @@ def test_the_same_seed_is_the_same_bytes_and_another_one_is_not(images):
         {"erase_probability": 0.5},
         {"rotation_degrees": 20},
         {"shift_share": 0.2},
+        {"colour_share": 0.2},
         {"label_smoothing": 0.1},
         {"schedule": "one_cycle"},
     ],
