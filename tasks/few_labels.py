@@ -12,12 +12,14 @@ from prefect import task
 from pul_core.few_labels import first_identities, num_unlabelled_clusters
 from tasks.artifacts import column, read_table, write_table
 from tasks.layouts import DataError
+from tasks.links import linked
 from tasks.progress import step_logger
 from tasks.references import ImageSet, Labelled
 
 SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int64())])
 
 
+@linked
 @task(name="reveal", task_run_name="reveal-labels")
 def reveal(images: ImageSet, *, settings: dict[str, Any], num_clusters: int | None = None) -> Labelled | None:
     """Write down the labelled images of a target and their classes; None if no labels may be used.

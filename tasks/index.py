@@ -19,6 +19,7 @@ from pul_core.synthetic import GENERATOR_VERSION, Domain
 from tasks.artifacts import provenance, write_batches
 from tasks.home import home
 from tasks.layouts import DataError, Listed, read_layout
+from tasks.links import linked
 from tasks.places import image_root, is_url, name_of
 from tasks.progress import Progress, progress, step_logger
 from tasks.references import ImageSet
@@ -32,6 +33,7 @@ SPLITS = ("train", "query", "gallery")
 SYNTHETIC = re.compile(r"synthetic:(\d+)/(source|target)")
 
 
+@linked
 @task(name="index", task_run_name="index-{role}")
 def index(path: str, role: str, layout: str | None = None, pattern: str | None = None) -> ImageSet:
     """List a data set's images with digest and quality.

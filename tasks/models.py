@@ -22,6 +22,7 @@ from pul_core.backbone import build_backbone, load_foreign_state
 from tasks.artifacts import Artifact, read_bytes, write_bytes
 from tasks.home import home
 from tasks.layouts import DataError
+from tasks.links import linked
 from tasks.progress import step_logger
 
 # MobileNetV2's convolutional trunk, trained on ImageNet; MIT licence.
@@ -64,6 +65,7 @@ def read_model_bytes(data: bytes) -> tuple[nn.Module, ModelConfig]:
     return backbone, config
 
 
+@linked
 @task(name="initial_model", task_run_name="initial-model-{backbone}")
 def initial_model(backbone: str, *, weights: str, height: int, width: int, seed: int) -> Artifact:
     """Build the backbone that source training starts from.
@@ -97,6 +99,7 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
     return write_model(module, ModelConfig(backbone=backbone, height=height, width=width))
 
 
+@linked
 @task(name="import_model", task_run_name="import-model")
 def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifact:
     """Take a trained model instead of training one: from a file, an earlier run (its last iteration, or RUN/iteration=N), or MLflow.

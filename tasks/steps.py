@@ -25,6 +25,7 @@ from prefect.results import get_result_store
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, is_whole, provenance
+from tasks.links import call_linked
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
@@ -32,7 +33,7 @@ R = TypeVar("R", bound=BaseModel)
 PROJECT = ("pul_core", "tasks")
 LIBRARIES = ("numpy", "pillow", "pyarrow", "scipy", "timm", "torch")
 # Modules that only say where and how things are recorded: they change no result.
-PLUMBING = ("tasks.steps", "tasks.home", "tasks.progress", "tasks.checkpoints")
+PLUMBING = ("tasks.steps", "tasks.home", "tasks.links", "tasks.progress", "tasks.checkpoints")
 
 _running: ContextVar[Callable[[], str] | None] = ContextVar("running", default=None)
 
@@ -76,8 +77,7 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             stale = _cached_but_damaged(made, step_key(timed, bound.arguments))
-            result: R = made.with_options(refresh_cache=stale)(*args, **kwargs)
-            return result
+            return call_linked(made.with_options(refresh_cache=stale), bound.arguments)
 
         call.fn = timed  # type: ignore[attr-defined]
         return call

@@ -26,6 +26,7 @@ from prefect.runtime import flow_run
 from tasks.artifacts import Artifact, locate, read_bytes, verify
 from tasks.home import home
 from tasks.layouts import DataError
+from tasks.links import linked
 from tasks.models import read_config
 from tasks.progress import step_logger
 from tasks.references import Clusters, ImageSet, Reference, Reliable, TrainedModel
@@ -68,6 +69,7 @@ def client() -> MlflowClient:
     return MlflowClient()
 
 
+@linked
 @task(name="track_run", task_run_name="track-run")
 def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -> TrackedRun:
     """Open this flow run's MLflow run, or find it again on a retry or for `pul resume`, and write the run's config beside its artifacts.
@@ -106,6 +108,7 @@ def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -
     return TrackedRun(run_id=run_id, name=name, folder=str(folder))
 
 
+@linked
 @task(name="track_iteration", task_run_name="track-iteration-{iteration.iteration}")
 def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | None) -> dict[str, float]:
     """Record an iteration: a nested run with its model and metrics, the same metrics by step on the parent, links in the run's folder.
@@ -166,6 +169,7 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
     return metrics
 
 
+@linked
 @task(name="finish_run", task_run_name="finish-run")
 def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str, explanation: str) -> None:
     """Close the run: reason of the stop, the final model registered, one table of all iterations for Prefect and for the run's folder.

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ def save(page, name):
     if folder := os.environ.get("PUL_SCREENSHOTS"):
         page.wait_for_timeout(3000)
         page.screenshot(path=Path(folder, f"{name}.png"))
+
+
+def test_the_graph_has_the_edges_of_the_loop_and_no_others(up, finished):
+    _, (port, _) = up
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/flow_runs/{finished}/graph-v2") as answer:
+        nodes = dict(json.load(answer)["nodes"])
+    parents = {node["label"]: sorted(nodes[parent["id"]]["label"] for parent in node["parents"]) for node in nodes.values()}
+    assert parents["extract-features-1-train"] == [next(label for label in parents if label.startswith("decode-train")), "fine-tune-1"]
+    assert parents["cluster-2"] == ["extract-features-1-train"]
+    assert parents["select-2"] == ["cluster-2"]
+    assert [parent for parent in parents["fine-tune-2"] if "decode" not in parent] == ["pretrain", "select-2"]
+    assert "evaluate-2" in parents["track-iteration-2"]
+    assert sum(map(len, parents.values())) < 6 * len(parents)
 
 
 def test_prefect_shows_the_graph_and_the_table(up, finished, page):
