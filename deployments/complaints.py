@@ -10,7 +10,7 @@ def in_one_line(error: BaseException) -> str | None:
     """Return the one sentence for an error that a person can mend, None for a bug of ours."""
     from prefect.exceptions import ParameterTypeError
 
-    from deployments.servers import UpError
+    from deployments.access import UpError
     from tasks.artifacts import DamagedArtifactError
 
     if isinstance(error, ValidationError):
