@@ -154,7 +154,7 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
         raise UpError(f"{' '.join(command[1:])} failed: {(done.stderr or done.stdout).strip()[-500:]}")
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
