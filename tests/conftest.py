@@ -145,7 +145,7 @@ def running_up(folder, *options, **variables):
     log = (folder / "up.log").open("w")
     process = subprocess.Popen(command, cwd=folder, env=clean, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 480
         while "Ctrl-C stops" not in (folder / "up.log").read_text():
             assert process.poll() is None and time.monotonic() < deadline, (folder / "up.log").read_text()
             time.sleep(0.5)
