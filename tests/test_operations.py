@@ -1,4 +1,4 @@
-"""docs/operations.md, its commands typed as they stand there: a run is backed up while everything is at work, restored elsewhere, upgraded."""
+"""docs/operations.md, its commands typed as they stand: a run is backed up while all is at work, restored elsewhere, upgraded."""
 
 import json
 import os
