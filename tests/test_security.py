@@ -230,7 +230,7 @@ def test_a_folders_name_stays_harmless(home, tmp_path, draw, name):
     (root / name).mkdir(parents=True)
     for shot in range(2):
         Image.fromarray(draw(1, 1, shot)).save(root / name / f"{name}_{shot}.png")
-    images = index.fn(str(root), "target", layout="pattern", pattern=r"(?P<camera>.+)/(?s:.*)")
+    images = index.fn(str(root), "target", layout="pattern", pattern=r"(?s:(?P<camera>.+)/.*)")
     table = read_table(images.images)
     assert table["problem"].null_count == 2 and set(table["camera"].to_pylist()) == {name}
     write_sheet(images, tmp_path / "sheet.png")
