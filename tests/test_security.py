@@ -134,6 +134,19 @@ def forged(record, payload, serializer):
     return json.dumps({"metadata": {**told["metadata"], "serializer": serializer}, "result": base64.b64encode(payload).decode()})
 
 
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_record_is_told_from_one_of_ours(payload, name):
+    from prefect.results import ResultRecord, ResultRecordMetadata
+    from prefect.serializers import JSONSerializer
+
+    metadata = ResultRecordMetadata(serializer=JSONSerializer(), storage_key="key")
+    result = Artifact(kind="test", uri="test/1.txt", sha256="1", rows=1)
+    record = ResultRecord(result=result, metadata=metadata).serialize().decode()
+    assert is_ours(record.encode())
+    assert FORGERIES[name](record, payload) != record
+    assert not is_ours(FORGERIES[name](record, payload).encode("latin-1"))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_a_forged_result_of_prefect_is_refused_and_the_step_runs_again(home, payload):
