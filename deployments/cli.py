@@ -248,7 +248,7 @@ def _choose_server() -> None:
     if url is None or not server_answers(f"{url}/health", patience=15):
         use_server(None)
         stop_stray_servers()
-    elif status_of(f"{url}/admin/version", os.environ.get("PREFECT_API_AUTH_STRING")) == 401:
+    elif "PREFECT_API_KEY" not in os.environ and status_of(f"{url}/admin/version", os.environ.get("PREFECT_API_AUTH_STRING")) == 401:
         raise ValueError(f"the server at {url} asks for a password: set PREFECT_API_AUTH_STRING as where `pul up` was started")
     logging.captureWarnings(True)
     signal.signal(signal.SIGTERM, interrupt)
