@@ -69,7 +69,7 @@ def access_of(host: str) -> Access:
 
 def server_environment(access: Access) -> dict[str, str]:
     """Return the variables that make the servers ask for the passwords and let their clients in."""
-    variables = {}
+    variables: dict[str, str] = {}
     if access.prefect:
         variables |= {"PREFECT_SERVER_API_AUTH_STRING": access.prefect, "PREFECT_API_AUTH_STRING": access.prefect}
     if access.mlflow:

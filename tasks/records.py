@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from prefect.serializers import JSONSerializer
+from pydantic import BaseModel
 
 from tasks.artifacts import Artifact
 from tasks.references import Reference
@@ -24,11 +25,16 @@ def is_ours(record: bytes) -> bool:
             set(told) == {"metadata", "result"}
             and told["metadata"]["serializer"] == SERIALIZER
             and set(result) == {"__class__", "data"}
-            and result["__class__"] in {f"{kind.__module__}.{kind.__qualname__}" for kind in (Artifact, *Reference.__subclasses__())}
+            and result["__class__"] in _names()
             and _is_plain(result["data"])
         )
     except (ValueError, TypeError, LookupError):
         return False
+
+
+def _names() -> set[str]:
+    kinds: list[type[BaseModel]] = [Artifact, *Reference.__subclasses__()]
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}
 
 
 def _is_plain(value: Any) -> bool:
