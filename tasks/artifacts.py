@@ -25,6 +25,16 @@ provenance: ContextVar[dict[str, Any]] = ContextVar("provenance")
 _verified: dict[str, tuple[Any, ...]] = {}
 
 
+@contextlib.contextmanager
+def made_by(step: str, /, **inputs: Any) -> Iterator[None]:
+    """Let the tables that are written in a block tell which step made them, and from what: digests and plain values."""
+    token = provenance.set({"step": step, "inputs": inputs})
+    try:
+        yield
+    finally:
+        provenance.reset(token)
+
+
 class Artifact(BaseModel):
     """A reference to a file: what it is, where it lies below the artifact root, what is in it."""
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from prefect import task
 
 from pul_core.few_labels import first_identities, num_unlabelled_clusters
-from tasks.artifacts import column, read_table, write_table
+from tasks.artifacts import column, made_by, read_table, write_table
 from tasks.layouts import DataError
 from tasks.links import linked
 from tasks.progress import step_logger
@@ -50,7 +50,8 @@ def reveal(images: ImageSet, *, settings: dict[str, Any], num_clusters: int | No
     if num_clusters is not None and num_unlabelled_clusters(num_clusters, len(names)) > len(train) - len(rows):
         raise DataError(f"num_clusters is {num_clusters}, but only {len(train) - len(rows)} training images are unlabelled: choose fewer")
     step_logger().info("few labels: %d identities, %d images", len(names), len(rows))
-    return Labelled(labelled=write_table("labelled", pa.table([rows, classes], schema=SCHEMA)), num_identities=len(names))
+    with made_by("reveal", images=images.identity()):
+        return Labelled(labelled=write_table("labelled", pa.table([rows, classes], schema=SCHEMA)), num_identities=len(names))
 
 
 def _first(train: npt.NDArray[np.int64], images: ImageSet, given: dict[str, Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

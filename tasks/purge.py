@@ -86,20 +86,14 @@ def _refuse_what_cannot_be_seen() -> None:
 
 
 def _made_from(named: dict[Path, Any], root: Path) -> set[Path]:
-    """Return the tables of images with everything that tells of them: labels beside them, and what was made from them step by step."""
-    labels = {(run / "labels.parquet").resolve() for run in root.glob("runs/*") if (run / "images.parquet").resolve() in named}
-    labels = {file for file in labels if file.exists()}  # a target may have none
-    rows = {pq.read_metadata(file).num_rows for file in named}
-    labels |= {
-        file for file in root.glob("artifacts/labels/*.parquet") if pq.read_metadata(file).num_rows in rows
-    }  # nothing else ties them
-    files, tainted = {*named, *labels}, {digest_of(file) for file in (*named, *labels)}
-    for kind in ("labelled", "decoded", "features", "centres"):  # each is made from what stands before it
+    """Return the tables of images with everything that was made from them, step by step: each file tells its inputs' digests."""
+    files, tainted = set(named), {digest_of(file) for file in named}
+    for kind in ("labels", "labelled", "decoded", "features", "centres"):  # each is made from what stands before it
         for file in root.glob(f"artifacts/{kind}/*.parquet"):
-            if kind == "labelled" or tainted & _inputs(file):
+            if tainted & _inputs(file):
                 files.add(file)
                 tainted.add(digest_of(file))
-    return {file for file in files if file.exists()}
+    return files
 
 
 def digests_below(places: Iterable[Path]) -> set[str]:

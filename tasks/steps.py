@@ -24,8 +24,10 @@ from prefect.context import TaskRunContext
 from prefect.results import get_result_store
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact, is_whole, provenance
+from tasks.artifacts import Artifact, is_whole, made_by
 from tasks.links import call_linked
+from tasks.progress import step_logger
+from tasks.records import is_ours
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
@@ -33,7 +35,7 @@ R = TypeVar("R", bound=BaseModel)
 PROJECT = ("pul_core", "tasks")
 LIBRARIES = ("numpy", "pillow", "pyarrow", "scipy", "timm", "torch")
 # Modules that only say where and how things are recorded: they change no result.
-PLUMBING = ("tasks.steps", "tasks.home", "tasks.links", "tasks.progress", "tasks.checkpoints")
+PLUMBING = ("tasks.steps", "tasks.records", "tasks.links", "tasks.home", "tasks.progress", "tasks.checkpoints")
 
 _running: ContextVar[Callable[[], str] | None] = ContextVar("running", default=None)
 
@@ -59,14 +61,13 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def timed(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            token = provenance.set({"step": function.__name__, "inputs": identity(without_names(bound.arguments))})
             running = _running.set(lambda: step_key(function, bound.arguments))
             started = time.monotonic()
             try:
-                return _with_seconds(function(*args, **kwargs), time.monotonic() - started)
+                with made_by(function.__name__, **identity(without_names(bound.arguments))):
+                    return _with_seconds(function(*args, **kwargs), time.monotonic() - started)
             finally:
                 _running.reset(running)
-                provenance.reset(token)
 
         made: Task[P, R] = Task(
             timed, name=function.__name__, task_run_name=name, cache_policy=StepCache(), persist_result=True, result_serializer="json"
@@ -167,13 +168,17 @@ def _bare_source(module: str) -> str:
 
 def _cached_but_damaged(made: Task[P, R], key: str) -> bool:
     store: Any = get_result_store().update_for_task(made)
-    if not store.exists(key):
-        return False
     try:
-        result = store.read(key).result
+        record = store.result_storage.read_path(key, _sync=True)
+    except Exception:  # no storage block says in the same way that there is nothing
+        return False
+    if not is_ours(record):  # whoever else wrote it: Prefect must not even look whether it is there, for that reads it
+        step_logger().warning("the record of step %s was not written by this project: the step is run again", key)
+        return True
+    try:
+        return not all(is_whole(artifact) for artifact in artifacts_in(store.read(key).result))
     except Exception:  # whatever is wrong with a record, the step can be run again
         return True
-    return not all(is_whole(artifact) for artifact in artifacts_in(result))
 
 
 def artifacts_in(value: Any) -> Iterator[Artifact]:

@@ -7,6 +7,7 @@ flow run finds its parent by the flow run's id and goes on with it.
 import functools
 import json
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Iterable
@@ -79,12 +80,12 @@ def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -
         target: recorded as a dataset input.
         sources: recorded as dataset inputs.
     """
-    pair = f"{' + '.join(source.name for source in sources) or Path(plan['original_model']).name} to {target.name}"
+    pair = plain_name(f"{' + '.join(source.name for source in sources) or Path(plan['original_model']).name} to {target.name}")
     experiment = _experiment(pair)
     flow_run_id = str(flow_run.id)
     same = f"attributes.run_name = '{resumed}'" if (resumed := os.environ.get(RESUME)) else f"tags.`pul.flow_run_id` = '{flow_run_id}'"
     found = client().search_runs([experiment.experiment_id], f"{same} and tags.`pul.kind` = 'run'")
-    name = str(found[0].info.run_name) if found else str(flow_run.name)
+    name = str(found[0].info.run_name) if found else run_name(str(flow_run.name))
     tags = {"pul.kind": "run", "pul.flow_run_id": flow_run_id, "pul.flow_run_url": flow_run.ui_url or "", "pul.recipe": plan["recipe"]}
     run = found[0] if found else client().create_run(experiment.experiment_id, run_name=name, tags=tags | _commit())
     run_id = run.info.run_id
@@ -194,6 +195,26 @@ def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str,
 TABLE = ("reliable_set_size", "num_clusters", "rank_1", "rank_5", "rank_10", "rank_20", "mAP", "mINP")
 
 
+def plain_name(text: str) -> str:
+    """Return a name that means itself in HTML, Markdown, a URL and MLflow's filters; folders may be named anything.
+
+    Example:
+        >>> plain_name("<img src=x onerror=1> to it's/ours"), plain_name("Kölner Straße + shop_2 to ours")
+        ('-img src-x onerror-1- to it-s-ours', 'Kölner Straße + shop_2 to ours')
+    """
+    return re.sub(r"[^\w .+-]", "-", text)[:200]
+
+
+def run_name(text: str) -> str:
+    """Return a run's name, which is also its folder's and may be typed in a shell. Whoever starts a flow run may have named it.
+
+    Example:
+        >>> run_name("amber-fox"), run_name("../../x"), run_name("a;rm -rf $(id)"), run_name("..")
+        ('amber-fox', 'x', 'a-rm-rf-id', 'run')
+    """
+    return re.sub(r"[^\w.]+", "-", text, flags=re.ASCII).strip("-.")[:100] or "run"
+
+
 def close_run(flow_run_id: str, status: str) -> None:
     """Close the MLflow runs of a flow run that ended before its time, children first."""
     experiments = [experiment.experiment_id for experiment in client().search_experiments()]
@@ -275,7 +296,6 @@ def _log_training(child: str, trained: TrainedModel) -> None:
 def _register(run: TrackedRun, iteration: int, name: str) -> None:
     child, _ = _child(client().get_run(run.run_id).info.experiment_id, run, iteration)
     uri = f"models:/{client().get_run(child).data.tags['pul.model_id']}"
-    name = name.replace("/", "-").replace(":", "-")
     if not client().search_registered_models(f"name = '{name}'"):
         client().create_registered_model(name)
     if not [version for version in client().search_model_versions(f"name = '{name}'") if version.run_id == child]:
@@ -313,7 +333,7 @@ def _artifacts(iteration: Iteration) -> Iterable[Artifact]:
 
 def _dataset(images: ImageSet, role: str) -> DatasetInput:
     profile = json.dumps({"splits": images.splits, "layout": images.layout})
-    dataset = Dataset(images.name, images.images.sha256[:32], "local", json.dumps({"path": images.root}), profile=profile)
+    dataset = Dataset(plain_name(images.name), images.images.sha256[:32], "local", json.dumps({"path": images.root}), profile=profile)
     return DatasetInput(dataset, [InputTag("mlflow.data.context", role)])
 
 

@@ -1,5 +1,6 @@
 """Every test works in a home of its own below pytest's temporary folder; flows run against a real Prefect server, started once."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -134,23 +135,39 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def up(tmp_path_factory):
-    """Start everything in a directory that looks like the project's; yield the directory and the ports."""
-    folder = tmp_path_factory.mktemp("project")
+@contextlib.contextmanager
+def running_up(folder, *options, **variables):
+    """Start everything in a directory that looks like the project's, yield the two ports, and stop it."""
     shutil.copy(ROOT / "pyproject.toml", folder)
     ports = free_port(), free_port()
-    clean = {"PATH": os.environ["PATH"], "HOME": str(folder)}
-    command = [BIN / "pul", "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+    clean = {"PATH": os.environ["PATH"], "HOME": str(folder), **variables}
+    command = [BIN / "pul", "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), *options]
     log = (folder / "up.log").open("w")
     process = subprocess.Popen(command, cwd=folder, env=clean, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 240
-    while "Ctrl-C stops" not in (folder / "up.log").read_text():
-        assert process.poll() is None and time.monotonic() < deadline, (folder / "up.log").read_text()
-        time.sleep(0.5)
-    yield folder, ports
-    process.send_signal(signal.SIGINT)
-    assert process.wait(120) == 0
+    try:
+        deadline = time.monotonic() + 480
+        while "Ctrl-C stops" not in (folder / "up.log").read_text():
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "up.log").read_text()
+            time.sleep(0.5)
+        yield ports
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(120)
+    assert code == 0
     for port in ports:
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0, f"something still listens on {port}"
+
+
+@pytest.fixture(scope="session")
+def start_up():
+    """The function `running_up`."""
+    return running_up
+
+
+@pytest.fixture(scope="session")
+def up(tmp_path_factory):
+    """`pul up` as it is by default: the directory and the ports."""
+    folder = tmp_path_factory.mktemp("project")
+    with running_up(folder) as ports:
+        yield folder, ports

