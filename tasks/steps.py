@@ -24,7 +24,8 @@ from prefect.context import TaskRunContext
 from prefect.results import get_result_store
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact, is_whole, provenance
+from tasks.artifacts import Artifact, DamagedArtifactError, provenance, verify
+from tasks.progress import step_logger
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
@@ -170,10 +171,15 @@ def _cached_but_damaged(made: Task[P, R], key: str) -> bool:
     if not store.exists(key):
         return False
     try:
-        result = store.read(key).result
-    except Exception:  # whatever is wrong with a record, the step can be run again
-        return True
-    return not all(is_whole(artifact) for artifact in artifacts_in(result))
+        for artifact in artifacts_in(store.read(key).result):
+            verify(artifact)
+    except DamagedArtifactError as error:
+        step_logger().warning("%s: %s is run again", error.what, made.name)
+    except Exception as error:  # whatever is wrong with a record, the step can be run again
+        step_logger().warning("the stored result of %s cannot be read (%s): it is run again", made.name, type(error).__name__)
+    else:
+        return False
+    return True
 
 
 def artifacts_in(value: Any) -> Iterator[Artifact]:
