@@ -1,6 +1,7 @@
 """What the fault campaign shares: one Prefect server, a process that forks `pul` commands, and what has to hold after every fault."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -163,6 +164,10 @@ class Left:
         """Names of artifacts are digests of their content."""
         return {str(path.relative_to(self.home)) for path in self.home.glob("artifacts/*/[!.]*")}  # .partial-*: pul gc removes them
 
+    def all_whole(self):
+        """Say whether every artifact's bytes are those its name says."""
+        return all(hashlib.sha256((self.home / name).read_bytes()).hexdigest().startswith(Path(name).stem) for name in self.artifacts)
+
     @property
     def client(self):
         from mlflow.tracking import MlflowClient
@@ -196,6 +201,20 @@ class Left:
                 steps = [metric.step for metric in self.client.get_metric_history(run.info.run_id, name)]
                 assert len(steps) == len(set(steps)), f"{name} stands twice"
         assert not list(self.home.glob("checkpoints/*"))
+
+
+@pytest.fixture
+def server():
+    """A function that starts a `Server`."""
+    started = []
+
+    def start(*command, **environment):
+        started.append(Server(*command, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
 
 
 @pytest.fixture(scope="session")

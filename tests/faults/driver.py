@@ -1,6 +1,6 @@
-"""A process with all libraries loaded that forks a `pul` command for every line it is given: a campaign then spends its time on faults.
+"""A process with all libraries loaded that forks a `pul` command for every line it is given, so that a campaign spends its time on faults.
 
-Each command has a home, a log and an environment of its own, and is killed like any process. ``die`` names the moment at which it is to kill
+Each command has a home, a log and an environment of its own, and dies like any process. ``die`` names the moment at which it is to kill
 itself: no signal from outside hits a boundary that is microseconds wide.
 """
 
@@ -42,18 +42,20 @@ def on_call(owner, name, act, *, after=False):
     setattr(owner, name, call)
 
 
-def arm(moment, number):
-    """Kill this process at the so-many-th such moment."""
+def arm(moment, number, ending=signal.SIGKILL):
+    """Send this process a signal at the so-many-th such moment."""
     calls = itertools.count(1)
 
     def die():
         if next(calls) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), ending)
 
     if moment == "step kept":  # a step was computed, its result is persisted, the next one is about to begin
         computed = []
         on_call(tasks.steps, "_with_seconds", lambda: computed.append(1), after=True)
         on_call(tasks.steps, "_cached_but_damaged", lambda: computed and die())
+    elif moment == "step begins":
+        on_call(tasks.steps, "_cached_but_damaged", die)
     elif moment == "step computed":  # its files are there and nobody knows
         on_call(tasks.steps, "_with_seconds", die)
     elif moment == "file written":  # under its temporary name
