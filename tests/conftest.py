@@ -171,12 +171,16 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def up(tmp_path_factory):
-    """Start everything in a directory that looks like the project's; yield the directory and the ports."""
-    folder = tmp_path_factory.mktemp("project")
+def pul_up():
+    """The function `start_up`."""
+    return start_up
+
+
+def start_up(folder):
+    """Start everything in a directory that looks like the project's; return the process and the ports."""
     shutil.copy(ROOT / "pyproject.toml", folder)
     ports = free_port(), free_port()
-    clean = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    clean = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ} | {"HOME": str(folder)}
     command = [BIN / "pul", "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
     log = (folder / "up.log").open("w")
     process = subprocess.Popen(command, cwd=folder, env=clean, stdout=log, stderr=log, start_new_session=True)
@@ -184,6 +188,14 @@ def up(tmp_path_factory):
     while "Ctrl-C stops" not in (folder / "up.log").read_text():
         assert process.poll() is None and time.monotonic() < deadline, (folder / "up.log").read_text()
         time.sleep(0.5)
+    return process, ports
+
+
+@pytest.fixture(scope="session")
+def up(tmp_path_factory):
+    """Everything started once; the directory and the ports."""
+    folder = tmp_path_factory.mktemp("project")
+    process, ports = start_up(folder)
     yield folder, ports
     process.send_signal(signal.SIGINT)
     assert process.wait(120) == 0
