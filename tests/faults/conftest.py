@@ -13,6 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 collect_ignore = ["driver.py"]
@@ -99,8 +100,7 @@ class Command:
 
     def wait_for(self, words, seconds=300.0):
         """Wait until the log says something."""
-        seen = len(self.log.split(words))
-        until(lambda: len(self.log.split(words)) > seen or words in self.log or self.poll() is not None, seconds=seconds)
+        until(lambda: words in self.log or self.poll() is not None, seconds=seconds)
         assert words in self.log, self.log
         return self
 
@@ -201,6 +201,27 @@ class Left:
                 steps = [metric.step for metric in self.client.get_metric_history(run.info.run_id, name)]
                 assert len(steps) == len(set(steps)), f"{name} stands twice"
         assert not list(self.home.glob("checkpoints/*"))
+
+
+@pytest.fixture(scope="session")
+def wait_until():
+    """The function `until`."""
+    return until
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """A function that finds the living processes with a variable in their environment."""
+
+    def find(name, value):
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if process.environ().get(name) == str(value) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.cmdline())
+        return found
+
+    return find
 
 
 @pytest.fixture

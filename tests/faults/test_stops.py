@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 from PIL import Image
 
@@ -20,16 +19,6 @@ STEPS = range(1, 23, 1 if "PUL_FAULTS" in os.environ else 9)
 
 def last_line(command):
     return command.log.strip().splitlines()[-1]
-
-
-def working_on(home):
-    """Command lines of the processes that work on a home."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get("PUL_HOME") == str(home):
-                found.append(process.cmdline())
-    return found
 
 
 @pytest.mark.fault("SIGTERM at every step", "`stopped: pul resume goes on`; closed in MLflow within seconds; the same bytes when resumed")
@@ -48,7 +37,7 @@ def test_sigterm(go_on, left, undisturbed, tmp_path, tried):
 @pytest.mark.fault(
     "a `pul run` with a server of its own is killed or stopped", "no process is left by it or by the next start; the same run goes on"
 )
-def test_a_command_with_a_server_of_its_own(driver, arguments, undisturbed, left, tmp_path, ending):
+def test_a_command_with_a_server_of_its_own(driver, arguments, undisturbed, left, tmp_path, processes, ending):
     """The real command: it leaves a server of Prefect behind when it is killed, which the next one stops."""
     (tmp_path / ".pul").mkdir()
     shutil.copy(driver.folder / "mlflow.db", tmp_path / ".pul")
@@ -66,7 +55,7 @@ def test_a_command_with_a_server_of_its_own(driver, arguments, undisturbed, left
     assert subprocess.run([PUL, "resume"], timeout=900, check=False, **options).returncode == 0, (tmp_path / "run.log").read_text()
     assert [run.info.run_name for run in left(tmp_path).parents] == [name]
     left(tmp_path).assert_like(undisturbed)
-    assert not working_on(tmp_path / ".pul")
+    assert not processes("PUL_HOME", tmp_path / ".pul")
 
 
 @pytest.mark.fault(

@@ -1,10 +1,8 @@
 """Runs of a deployment under `pul up`: cancelled as from Prefect's UI, and left alone by a worker that is killed."""
 
-import contextlib
 import json
 import os
 import signal
-import time
 import urllib.request
 
 import psutil
@@ -44,23 +42,6 @@ class Up:
         return self.ask(f"/deployments/{deployment}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"})["id"]
 
 
-def processes_of(run):
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get("PREFECT__FLOW_RUN_ID") == run and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def until(condition, seconds=900.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.2)
-    return found
-
-
 @pytest.fixture(scope="module")
 def running(pul_up, tmp_path_factory):
     started = Up(pul_up, tmp_path_factory.mktemp("project"))
@@ -79,30 +60,30 @@ def parameters(tiny, tiny_pair):
 @pytest.mark.fault(
     "cancel at a step, as from Prefect's UI", "its process is gone in seconds, MLflow says killed; Retry ends in the same bytes"
 )
-def test_cancel_and_retry(running, parameters, undisturbed, left, tried):
+def test_cancel_and_retry(running, parameters, undisturbed, left, tried, processes, wait_until):
     run = running.begin(parameters)
     for step in TRIED:
-        until(lambda step=step: step in running.steps(run))
+        wait_until(lambda step=step: step in running.steps(run))
         assert running.state(run) == "RUNNING"
         running.set_state(run, "CANCELLING", "Cancelling")
-        until(lambda: not processes_of(run), GONE_SECONDS)
-        until(lambda: running.state(run) == "CANCELLED", GONE_SECONDS)
-        until(lambda: "RUNNING" not in {found.info.status for found in left(running.folder).runs}, GONE_SECONDS)
+        wait_until(lambda: not processes("PREFECT__FLOW_RUN_ID", run), seconds=GONE_SECONDS)
+        wait_until(lambda: running.state(run) == "CANCELLED", seconds=GONE_SECONDS)
+        wait_until(lambda: "RUNNING" not in {found.info.status for found in left(running.folder).runs}, seconds=GONE_SECONDS)
         running.set_state(run, "SCHEDULED", "AwaitingRetry")
     tried(len(TRIED))
-    until(lambda: running.state(run) == "COMPLETED")
+    wait_until(lambda: running.state(run) == "COMPLETED", seconds=900)
     left(running.folder).assert_like(undisturbed)
 
 
 @pytest.mark.fault("kill -9 of the worker", "`the worker ended ...: start pul up again`; nothing runs on without it; pul resume goes on")
-def test_the_worker_is_killed(running, parameters, driver, left):
+def test_the_worker_is_killed(running, parameters, driver, left, processes, wait_until):
     run = running.begin(parameters | {"seed": 1})
-    until(lambda: "pretrain" in running.steps(run))
+    wait_until(lambda: "pretrain" in running.steps(run))
     (worker,) = (process for process in psutil.Process(running.process.pid).children() if "worker" in process.cmdline())
     worker.kill()
     assert running.process.wait(120) == 1
     assert "the worker ended with code -9" in (running.folder / "up.log").read_text()
-    assert not processes_of(run)
+    assert not processes("PREFECT__FLOW_RUN_ID", run)
     command = driver.start(running.folder, "resume")
     assert command.wait() == 0, command.log
     assert {found.info.status for found in left(running.folder).parents} == {"FINISHED"}
