@@ -22,7 +22,7 @@ def in_one_line(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         way_out = ": make room (pul gc), then pul resume" if error.errno == errno.ENOSPC and "pul resume" not in str(error) else ""
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{way_out}"
-    if isinstance(error, _known("httpx", "TransportError")):
+    if isinstance(error, _known("httpx", "TransportError")) or str(error).startswith("Failed to reach API"):
         return f"Prefect's server does not answer ({error or type(error).__name__}): start it again, then Retry or pul resume"
     if isinstance(error, _known("mlflow.exceptions", "MlflowException")):
         return f"MLflow cannot be written or read ({str(error).splitlines()[0]}): mend that, then Retry or pul resume"

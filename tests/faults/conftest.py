@@ -74,7 +74,7 @@ def prefect_api(tmp_path_factory):
     """A Prefect server for the whole campaign."""
     folder = tmp_path_factory.mktemp("prefect")
     settings = {"PREFECT_HOME": folder, "PREFECT_SERVER_API_PORT": "{port}", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": 1}
-    server = Server(folder, [BIN / "prefect", "server", "start"], **settings).wait("/api/health")
+    server = Server(folder, [BIN / "prefect", "server", "start", "--no-services"], **settings).wait("/api/health")
     yield server
     server.stop()
 
