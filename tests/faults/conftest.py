@@ -132,6 +132,7 @@ class Driver:
         if not home.exists():
             home.mkdir(parents=True)
             shutil.copy(self.folder / "mlflow.db", home)
+        (folder / "run.log").touch()
         order = {"cwd": str(folder), "argv": list(map(str, argv)), "die": die}
         environment = clean(HOME=folder, PREFECT_API_URL=self.api, **environment)
         return Command(self, self.ask(order | {"env": environment}), folder)
