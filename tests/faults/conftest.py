@@ -114,7 +114,7 @@ class Driver:
     """The process that forks."""
 
     def __init__(self, folder, api):
-        self.folder, self.api = folder, api
+        self.folder, self.api, self.pids = folder, api, []
         environment = clean(HOME=folder, PUL_HOME=folder, PREFECT_HOME=folder / "prefect", PREFECT_API_URL=api)
         command = [sys.executable, HERE / "driver.py", folder]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": (folder / "driver.log").open("ab")}
@@ -135,15 +135,19 @@ class Driver:
         (folder / "run.log").touch()
         order = {"cwd": str(folder), "argv": list(map(str, argv)), "die": die}
         environment = clean(HOME=folder, PREFECT_API_URL=self.api, **environment)
-        return Command(self, self.ask(order | {"env": environment}), folder)
+        self.pids.append(self.ask(order | {"env": environment}))
+        return Command(self, self.pids[-1], folder)
 
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory, prefect_api):
     started = Driver(tmp_path_factory.mktemp("driver"), f"http://127.0.0.1:{prefect_api.port}/api")
     yield started
+    for pid in started.pids:  # of a test that gave up on its command
+        if started.ask(pid) is None:
+            os.kill(pid, signal.SIGKILL)
     started.process.stdin.close()
-    assert started.process.wait(30) == 0
+    assert started.process.wait(60) == 0
 
 
 @pytest.fixture(scope="session")

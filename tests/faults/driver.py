@@ -121,14 +121,17 @@ def prepare(folder):
 def main():
     """Answer every line: an order with the new process's number, a number with its exit code (null while it runs)."""
     prepare(Path(sys.argv[1]))
+    codes = {}
     print(json.dumps({"threads": len(list(Path("/proc/self/task").iterdir()))}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         if isinstance(order, dict):
             print(fork(order), flush=True)
         else:
-            pid, status = os.waitpid(order, os.WNOHANG)
-            print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
+            if order not in codes:
+                pid, status = os.waitpid(order, os.WNOHANG)
+                codes |= {pid: os.waitstatus_to_exitcode(status)} if pid else {}
+            print(json.dumps(codes.get(order)), flush=True)
 
 
 if __name__ == "__main__":
