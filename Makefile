@@ -39,8 +39,9 @@ check: install  ## format, lint, types, contracts, fast tests
 test: install  ## all tests, real flows, servers and a browser included
 	$(BIN)/python -m pytest --doctest-modules pul_core flows tests
 
-test-faults: install  ## kill runs at random moments, 30 times, and compare what they leave
-	PUL_FAULTS=30 $(BIN)/python -m pytest --timeout=7200 tests/test_faults.py
+test-faults: install  ## the fault campaign: every fault of docs/reliability.md, 30 kills at random moments; rewrites its table
+	PUL_FAULTS=30 PUL_FAULTS_RECORD=.pul/faults.json $(BIN)/python -m pytest --timeout=7200 -m fault; code=$$?; \
+	$(BIN)/python tests/reliability.py .pul/faults.json; exit $$code
 
 format: install  ## mend what can be mended
 	$(BIN)/ruff check --fix .

@@ -235,7 +235,11 @@ def _run_here(parameters: dict[str, Any]) -> None:
     typer.echo(f"{counts}\nstarting (the first time takes a while longer) ...", err=True)
     for name in close_lost_runs(prefect=True):
         typer.echo(f"run {name} ended without a word; it is closed now: pul resume {name} goes on with it", err=True)
-    typer.echo("\n" + _table(read_results(pul(**parameters))))
+    try:
+        typer.echo("\n" + _table(read_results(pul(**parameters))))
+    except KeyboardInterrupt:
+        typer.echo("stopped: pul resume goes on with it", err=True)
+        raise
 
 
 def _choose_server() -> None:

@@ -1,6 +1,8 @@
 """What a person sees when something cannot work: one sentence, never a traceback; a real bug keeps its traceback."""
 
+import errno
 import logging
+import sys
 import warnings
 
 from pydantic import ValidationError
@@ -28,10 +30,20 @@ def _line(error: BaseException) -> str | None:
     if isinstance(error, ParameterTypeError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
-        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        way_out = ": make room (pul gc), then pul resume" if error.errno == errno.ENOSPC and "pul resume" not in str(error) else ""
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{way_out}"
+    if isinstance(error, _known("httpx", "TransportError")) or str(error).startswith("Failed to reach API"):
+        return f"Prefect's server does not answer ({error or type(error).__name__}): start it again, then Retry or pul resume"
+    if isinstance(error, _known("mlflow.exceptions", "MlflowException")):
+        return f"MLflow cannot be written or read ({str(error).splitlines()[0]}): mend that, then Retry or pul resume"
     if isinstance(error, ValueError | FloatingPointError | DamagedArtifactError | UpError):
         return " ".join(str(error).split())
     return None
+
+
+def _known(module: str, name: str) -> tuple[type[BaseException], ...]:
+    """Return a library's error if the library was imported at all: it takes seconds, and what was not cannot have raised it."""
+    return (getattr(sys.modules[module], name),) if module in sys.modules else ()
 
 
 class _WithoutTraceback(logging.Filter):

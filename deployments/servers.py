@@ -177,17 +177,26 @@ def _watch(parts: dict[str, subprocess.Popen[bytes]], logs: Path) -> None:
     while True:
         for name, process in parts.items():
             if process.poll() is not None:
-                raise UpError(f"the {name} ended with code {process.returncode}: see {logs}")
+                raise UpError(f"the {name} ended with code {process.returncode} (see {logs}): start pul up again, then Retry what it ran")
         time.sleep(0.5)
 
 
 def _stop(parts: dict[str, subprocess.Popen[bytes]]) -> None:
     """Stop the worker first, so that its flow run can still tell the server; then the servers."""
     for process in reversed(parts.values()):
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _signal(process, signal.SIGINT)
+        deadline = time.monotonic() + STOP_SECONDS
+        while _signal(process, 0) and time.monotonic() < deadline:
+            process.poll()
+            time.sleep(0.1)
+        _signal(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Send a signal to a part and all it started, who may outlive it, and say whether anybody was there."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True

@@ -174,7 +174,7 @@ def train(
 
     Raises:
         ValueError: fewer than two images, or classes that do not match rows.
-        FloatingPointError: the loss is NaN or infinite.
+        FloatingPointError: the loss, or a weight at the end of an epoch, is NaN or infinite.
 
     Source: Fan et al. 2018 (fine-tuning by softmax); the schedule is Smith's one-cycle without momentum cycling.
 
@@ -224,6 +224,8 @@ def train(
             correct += hits
             if on_batch:
                 on_batch(len(batch))
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in training.backbone.state_dict().values()):
+            raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}: lower the learning rate")
         training.epochs_done = epoch
         m = len(rows)
         yield EpochStatistics(epoch, m, steps, loss_sum / m, correct / m, training.optimiser.param_groups[0]["lr"])

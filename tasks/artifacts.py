@@ -5,6 +5,7 @@ was damaged is simply written again, and a reference stays true when the folder 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import uuid
@@ -51,8 +52,17 @@ class Artifact(BaseModel):
         return self.sha256
 
 
+NO_ROOM = "no room left below {}: make some (pul gc), then Retry or pul resume"
+WAYS_OUT = {errno.ENOSPC: NO_ROOM, errno.EDQUOT: NO_ROOM, errno.EROFS: "{} is read-only: make it writable, then Retry or pul resume"}
+
+
 class DamagedArtifactError(RuntimeError):
     """An artifact is missing or its bytes are not those that were written."""
+
+    def __init__(self, what: str) -> None:
+        """Say what is damaged; the way out is always the same."""
+        super().__init__(f"{what}: Retry or pul resume makes it again")
+        self.what = what
 
 
 def root_of(kind: str) -> str:
@@ -85,19 +95,10 @@ def verify(artifact: Artifact) -> str:
             digest.update(block)
     if digest.hexdigest() != artifact.sha256:
         raise DamagedArtifactError(
-            f"artifact {artifact.uri} is damaged: its digest is {digest.hexdigest()[:12]}, not {artifact.sha256[:12]}"
+            f"artifact {artifact.uri} is damaged (its digest is {digest.hexdigest()[:12]}, not {artifact.sha256[:12]})"
         )
     _verified[path] = (artifact.sha256, *state)
     return str(path)
-
-
-def is_whole(artifact: Artifact) -> bool:
-    """Say whether an artifact is there and unchanged."""
-    try:
-        verify(artifact)
-    except DamagedArtifactError:
-        return False
-    return True
 
 
 class _Hashed:
@@ -139,11 +140,14 @@ def writing(kind: str, suffix: str, rows: int) -> Iterator[Writing]:
         kind: what it is, also its folder.
         suffix: of the file's name, without the dot.
         rows: number of entries in it.
+
+    Raises:
+        OSError: the disk is full or read-only; its text says what to do.
     """
     fs, root = fsspec.core.url_to_fs(root_of(kind))
     partial = f"{root}/{kind}/.partial-{uuid.uuid4().hex}"
-    fs.makedirs(f"{root}/{kind}", exist_ok=True)
     try:
+        fs.makedirs(f"{root}/{kind}", exist_ok=True)
         with fs.open(partial, "wb") as file:
             work = Writing(_Hashed(file), rows)
             yield work
@@ -151,9 +155,11 @@ def writing(kind: str, suffix: str, rows: int) -> Iterator[Writing]:
         uri = f"{kind}/{sha256[:32]}.{suffix}"
         fs.mv(partial, f"{root}/{uri}")
         work.artifact = Artifact(kind=kind, uri=uri, sha256=sha256, rows=work.rows)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             fs.rm(partial)
+        if isinstance(error, OSError) and error.errno in WAYS_OUT:
+            raise OSError(error.errno, WAYS_OUT[error.errno].format(root)) from error
         raise
 
 

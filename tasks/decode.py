@@ -56,7 +56,7 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
             raise DataError(f"none of the {len(chosen)} {split} images below {root} can be decoded; the first: {paths[0]}: {problems[0]}")
     for path, problem in zip(paths, problems, strict=True):
         if problem:
-            step_logger().warning("skipped %s/%s: %s", root, path, problem)
+            step_logger().warning("skipped %s: %s", ascii(f"{root}/{path}"), problem)  # a name may hold line breaks
     readable = np.array([problem is None for problem in problems])
     positions = np.where(readable, np.cumsum(readable) - 1, -1)
     decoded = write_table(

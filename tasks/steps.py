@@ -24,7 +24,7 @@ from prefect.context import TaskRunContext
 from prefect.results import get_result_store
 from pydantic import BaseModel
 
-from tasks.artifacts import Artifact, is_whole, made_by
+from tasks.artifacts import Artifact, DamagedArtifactError, made_by, verify
 from tasks.links import call_linked
 from tasks.progress import step_logger
 from tasks.records import is_ours
@@ -176,9 +176,15 @@ def _cached_but_damaged(made: Task[P, R], key: str) -> bool:
         step_logger().warning("the record of step %s was not written by this project: the step is run again", key)
         return True
     try:
-        return not all(is_whole(artifact) for artifact in artifacts_in(store.read(key).result))
-    except Exception:  # whatever is wrong with a record, the step can be run again
-        return True
+        for artifact in artifacts_in(store.read(key).result):
+            verify(artifact)
+    except DamagedArtifactError as error:
+        step_logger().warning("%s: %s is run again", error.what, made.name)
+    except Exception as error:  # whatever is wrong with a record, the step can be run again
+        step_logger().warning("the stored result of %s cannot be read (%s): it is run again", made.name, type(error).__name__)
+    else:
+        return False
+    return True
 
 
 def artifacts_in(value: Any) -> Iterator[Artifact]:

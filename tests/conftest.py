@@ -1,6 +1,7 @@
 """Every test works in a home of its own below pytest's temporary folder; flows run against a real Prefect server, started once."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-collect_ignore = ["peers.py"]  # runs in an environment of its own
+collect_ignore = ["peers.py", "reliability.py"]  # the first runs in an environment of its own, the second is a command
 BIN = Path(sys.executable).parent
 
 _session_home = tempfile.mkdtemp(prefix="pul-test-")
@@ -27,6 +28,41 @@ for name in ("PUL_ARTIFACTS", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
 from deployments.environment import configure  # noqa: E402
 
 configure()
+
+
+@pytest.fixture
+def tried(record_property):
+    """A function that says how often a test tried its fault, if more than once."""
+    return lambda times: record_property("tried", times)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    """Note of which fault a test is, for the campaign's record."""
+    report = (yield).get_result()
+    if marker := item.get_closest_marker("fault"):
+        report.fault = {"fault": marker.args[0], "seen": marker.args[1], "test": item.nodeid.split("[")[0]}
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Write how often each fault was tried and survived to $PUL_FAULTS_RECORD; what was not run keeps its last entry."""
+    if not (record := os.environ.get("PUL_FAULTS_RECORD")):
+        return
+    found = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if (fault := getattr(report, "fault", None)) and (report.when == "call" or outcome != "passed"):
+                entry = found.setdefault(
+                    fault["test"], fault | {"date": time.strftime("%Y-%m-%d"), "tried": 0, "survived": 0, "skipped": 0}
+                )
+                times = 0 if outcome == "skipped" else dict(report.user_properties).get("tried", 1)
+                entry["tried"] += times
+                entry["survived"] += times if outcome == "passed" else 0
+                entry["skipped"] += outcome == "skipped"
+    path = Path(record)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known | found, indent=2, sort_keys=True) + "\n")
 
 
 @pytest.fixture
@@ -135,20 +171,26 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@contextlib.contextmanager
-def running_up(folder, *options, **variables):
-    """Start everything in a directory that looks like the project's, yield the two ports, and stop it."""
+def start_up(folder, *options, **variables):
+    """Start everything in a directory that looks like the project's; return the process and the ports."""
     shutil.copy(ROOT / "pyproject.toml", folder)
     ports = free_port(), free_port()
-    clean = {"PATH": os.environ["PATH"], "HOME": str(folder), **variables}
+    clean = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ} | {"HOME": str(folder), **variables}
     command = [BIN / "pul", "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), *options]
     log = (folder / "up.log").open("w")
     process = subprocess.Popen(command, cwd=folder, env=clean, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 480
+    while "Ctrl-C stops" not in (folder / "up.log").read_text():
+        assert process.poll() is None and time.monotonic() < deadline, (folder / "up.log").read_text()
+        time.sleep(0.5)
+    return process, ports
+
+
+@contextlib.contextmanager
+def running_up(folder, *options, **variables):
+    """Start everything, yield the two ports, and see it stop whole."""
+    process, ports = start_up(folder, *options, **variables)
     try:
-        deadline = time.monotonic() + 480
-        while "Ctrl-C stops" not in (folder / "up.log").read_text():
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "up.log").read_text()
-            time.sleep(0.5)
         yield ports
     finally:
         process.send_signal(signal.SIGINT)
@@ -160,7 +202,13 @@ def running_up(folder, *options, **variables):
 
 
 @pytest.fixture(scope="session")
-def start_up():
+def pul_up():
+    """The function `start_up`."""
+    return start_up
+
+
+@pytest.fixture(scope="session")
+def pul_up_while():
     """The function `running_up`."""
     return running_up
 

@@ -113,11 +113,11 @@ def test_every_server_listens_on_loopback(up):
 
 
 @pytest.fixture(scope="module")
-def locked(start_up, tmp_path_factory):
+def locked(pul_up_while, tmp_path_factory):
     """`pul up` on every address, with passwords; the directory, the ports, and the environment of somebody who knows them."""
     known = {"PREFECT_API_AUTH_STRING": LOGIN["Prefect"], "MLFLOW_TRACKING_USERNAME": "ana", "MLFLOW_TRACKING_PASSWORD": SECRETS["mlflow"]}
     folder = tmp_path_factory.mktemp("locked")
-    with start_up(folder, "--host", "0.0.0.0", **known, MLFLOW_FLASK_SERVER_SECRET_KEY=SECRETS["flask"]) as ports:
+    with pul_up_while(folder, "--host", "0.0.0.0", **known, MLFLOW_FLASK_SERVER_SECRET_KEY=SECRETS["flask"]) as ports:
         yield folder, ports, known
 
 

@@ -53,6 +53,9 @@ def dying(function, calls):
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"x" * 50])
+@pytest.mark.fault(
+    "a training dies; its checkpoint is whole, empty or damaged", "goes on after the epoch, or from the start: the same bytes"
+)
 def test_a_training_goes_on_after_its_last_whole_epoch(home, model, pixels, tiny, monkeypatch, damage):
     with monkeypatch.context() as patch:
         patch.setattr(training, "_so_far", dying(training._so_far, 2))
@@ -85,6 +88,7 @@ def test_other_parameters_do_not_go_on_with_it(home, model, pixels, tiny, monkey
     assert other.model.sha256 == run_training(model, pixels, tiny, batch_size=6).model.sha256
 
 
+@pytest.mark.fault("an extraction dies", "goes on after its last group: the same bytes")
 def test_extraction_keeps_its_finished_groups(home, model, pixels, monkeypatch):
     monkeypatch.setattr(extract, "ROW_GROUP", 8)
     arguments = {"batch_size": 4, "compute": COMPUTE, "iteration": 0, "split": "train"}
@@ -101,6 +105,7 @@ def test_extraction_keeps_its_finished_groups(home, model, pixels, monkeypatch):
     assert resumed.sha256 == extract_features.fn(model, pixels, **arguments).sha256
 
 
+@pytest.mark.fault("a checkpoint cannot be written", "a warning; the step goes on")
 def test_a_checkpoint_that_cannot_be_written_stops_nothing(home, model, pixels, tiny):
     (home / "checkpoints").write_text("no folder")
     assert run_training(model, pixels, tiny).training.rows == 4

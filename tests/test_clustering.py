@@ -171,6 +171,7 @@ def test_the_length_of_a_feature_does_not_matter_when_normalised():
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("d", [2, 17, 64, 512])
 @pytest.mark.parametrize(("distinct", "k"), [(1, 2), (3, 4), (5, 12), (7, 40)])
+@pytest.mark.fault("k-means: duplicate points, fewer than K", "fewer clusters, numbered without gaps")
 def test_fewer_distinct_points_than_clusters_are_fewer_clusters(distinct, k, d, normalise):
     which = np.append(np.arange(distinct), np.random.default_rng(k).integers(distinct, size=43))
     features = noise(k, distinct, d)[which]
@@ -180,6 +181,7 @@ def test_fewer_distinct_points_than_clusters_are_fewer_clusters(distinct, k, d, 
     np.testing.assert_allclose(found.similarity, 1, atol=1e-5)
 
 
+@pytest.mark.fault("k-means: a cluster that empties", "it starts again at the point that is worst off")
 def test_a_cluster_that_lost_all_its_points_starts_again_elsewhere(monkeypatch):
     """All centroids begin at one image, so that all clusters but one are empty after the first pass."""
     monkeypatch.setattr(clustering, "_plus_plus", lambda points, k, generator: torch.zeros(k, dtype=torch.int64))
@@ -188,6 +190,7 @@ def test_a_cluster_that_lost_all_its_points_starts_again_elsewhere(monkeypatch):
     assert len(run(features, 5).centre) == 5
 
 
+@pytest.mark.fault("k-means: K = 1", "one cluster")
 def test_one_cluster_holds_everything():
     features = noise(2, 30, 4)
     found = run(features, 1, normalise=False)
@@ -197,6 +200,7 @@ def test_one_cluster_holds_everything():
 
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("n", [1, 2, 9, 60])
+@pytest.mark.fault("k-means: K = N", "every image a cluster")
 def test_as_many_clusters_as_images_are_the_images(n, normalise):
     found = run(noise(n, n, 6), n, normalise=normalise)
     assert sorted(found.cluster.tolist()) == list(range(n))
@@ -206,12 +210,14 @@ def test_as_many_clusters_as_images_are_the_images(n, normalise):
 
 
 @pytest.mark.parametrize(("n", "k"), [(5, 6), (5, 0), (5, -1), (0, 1)])
+@pytest.mark.fault("k-means: K = 0, K > N", "`num_clusters must be between 1 and the number of images`")
 def test_a_number_of_clusters_out_of_range_is_refused(n, k):
     with pytest.raises(ValueError, match=rf"between 1 and the number of images \({n}\), not {k}"):
         run(noise(0, n, 3), k)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.fault("NaN and infinity in features that are clustered", "`features hold NaN or infinity ...`")
 def test_features_that_are_not_finite_are_refused(value):
     features = noise(0, 6, 3)
     features[4, 1] = value

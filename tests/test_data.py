@@ -76,6 +76,7 @@ def test_decoding_agrees_with_pillow_row_by_row(home, tmp_path, market):
         np.testing.assert_array_equal(image, np.asarray(expected))
 
 
+@pytest.mark.fault("broken images in a step", "skipped, counted, listed; the others are used")
 def test_broken_images_are_skipped_and_listed(home, tmp_path, draw):
     good = Image.fromarray(draw(1, 1, 1))
     good.save(tmp_path / "a-good.png")
@@ -92,6 +93,7 @@ def test_broken_images_are_skipped_and_listed(home, tmp_path, draw):
     np.testing.assert_array_equal(images[0], np.asarray(good))
 
 
+@pytest.mark.fault("nothing but broken images", "`none of the ... images can be decoded`")
 def test_only_broken_images_are_an_error(home, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"none of the 1 train images.*a\.jpg"):
@@ -100,6 +102,7 @@ def test_only_broken_images_are_an_error(home, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["replace", "delete"])
+@pytest.mark.fault("an image is deleted or replaced between two steps", "`... changed after the set was indexed: start a new run`")
 def test_a_file_that_changes_after_the_index_is_an_error(home, tmp_path, change, draw):
     path = tmp_path / "a.png"
     Image.fromarray(draw(1, 1, 1)).save(path)

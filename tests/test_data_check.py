@@ -91,6 +91,7 @@ def broken(tmp_path, draw, monkeypatch):
     return root
 
 
+@pytest.mark.fault("corrupt, truncated, empty, CMYK, 16-bit, animated, oversized images", "a finding each, with what to do")
 def test_each_kind_of_broken_file_is_found_once_and_named(broken):
     found = findings(broken)
     expected = {*FILE_ADVICE, *MODE_ADVICE, "animated", "blank", "duplicates"}
@@ -101,6 +102,7 @@ def test_each_kind_of_broken_file_is_found_once_and_named(broken):
         assert finding.advice
 
 
+@pytest.mark.fault("names with newlines in a report", "escaped, on one line")
 def test_broken_files_are_warnings_and_names_stay_on_their_line(broken):
     code, text = command(broken)
     assert code == 1 and "verdict: usable" in text
@@ -309,6 +311,7 @@ def test_images_that_cannot_be_used_do_not_count(shots, caplog):
         checked(None, root, caplog, original_model="x")
 
 
+@pytest.mark.fault("a split without one usable image", "refused before anything is trained")
 def test_a_query_folder_of_broken_files_is_refused_before_anything_is_trained(shots, caplog):
     root = shots(*GOOD, (QUERY, 7, 1), (GALLERY, 7, 2))
     next((root / QUERY).iterdir()).write_bytes(b"")

@@ -100,6 +100,7 @@ def test_bfloat16_is_close_and_returned_as_float32(backbone, images):
 
 
 @pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+@pytest.mark.fault("NaN and infinity in features that are extracted", "`features of images ... are not finite`")
 def test_damaged_weights_are_named_with_the_images(backbone, images, damage):
     with torch.no_grad():
         next(backbone.parameters()).fill_(damage)

@@ -34,6 +34,7 @@ def write_csv(path, rows):
     return path
 
 
+@pytest.mark.fault("a folder link that leaves the folder", "not followed")
 def test_the_walk_is_in_the_order_of_the_paths_and_follows_no_folder_link(stub, tmp_path):
     names = ["a.jpg", "a/b.jpg", "a-b/c.jpg", "a b/c.jpg", "a/b/c.jpg", "aa.jpg", ".hidden/x.jpg", "a/.x.jpg", "b.txt", *ODD]
     stub(tmp_path / "set", *names)
@@ -198,6 +199,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path, evil, suffix):
         listed(tmp_path / f"m.{suffix}")
 
 
+@pytest.mark.fault("a manifest whose path or link leaves its folder", "refused, the line named")
 def test_a_manifest_cannot_lead_out_by_a_link_either(stub, tmp_path):
     stub(tmp_path / "outside", "x.jpg")
     root = stub(tmp_path / "set", "in/x.jpg")

@@ -84,6 +84,7 @@ def test_a_first_shrink_is_not_the_end_and_the_plateau_after_it_is(patience):
         ([0, 0, 0], "stable_only_centres"),
     ],
 )
+@pytest.mark.fault("a reliable set that stays empty or total", "stops as `stable_only_centres` or `stable_everything`, with what to change")
 def test_a_stable_set_of_hardly_anything_or_of_everything_is_called_degenerate(sizes, reason):
     assert reason_to_stop(sizes, **RULE) == reason
 
@@ -111,6 +112,7 @@ def test_patience_asks_for_calm_in_a_row():
         ([500, 600, 700, 800], "limit"),
     ],
 )
+@pytest.mark.fault("a reliable set that oscillates for ever", "stops at the limit as `oscillating`")
 def test_swinging_is_told_from_plain_running_out(sizes, reason):
     rule = RULE | {"max_iterations": 4}
     assert first_reason(sizes, **rule) == (4, reason)

@@ -352,6 +352,7 @@ def test_bfloat16_trains_too(images):
     assert all(tensor.dtype != torch.bfloat16 for tensor in rough.values())
 
 
+@pytest.mark.fault("NaN in the loss", "`the loss is nan in epoch ..., step ...: lower the learning rate`")
 def test_a_damaged_model_stops_at_once_and_says_where(images):
     training = begin()
     with torch.no_grad():
@@ -361,6 +362,7 @@ def test_a_damaged_model_stops_at_once_and_says_where(images):
     assert training.epochs_done == 0
 
 
+@pytest.mark.fault("gradients that explode", "`the loss is ...: lower the learning rate`")
 def test_a_learning_rate_that_explodes_stops_and_says_where(images):
     training = begin(backbone_learning_rate=1e30, classifier_learning_rate=1e30, batch_norm=False)
     seen = []
@@ -368,6 +370,16 @@ def test_a_learning_rate_that_explodes_stops_and_says_where(images):
         list(train(training, images, ROWS, CLASSES, **PLAIN | {"epochs": 5}, on_batch=seen.append))
     epoch, step = training.epochs_done + 1, len(seen) % 3 + 1
     assert f"epoch {epoch}, step {step}:" in str(error.value)
+
+
+@pytest.mark.fault(
+    "a last step that blows the weights up after a loss that was fine", "`the weights are no longer finite ...: lower the learning rate`"
+)
+def test_weights_that_explode_in_the_last_step_are_no_model(images):
+    training = begin(backbone_learning_rate=1e3, classifier_learning_rate=1e3, weight_decay=1e38)  # 1 - 1e41 overflows
+    with pytest.raises(FloatingPointError, match="weights are no longer finite after epoch 1: lower the learning rate"):
+        list(train(training, images, ROWS, CLASSES, **PLAIN | {"epochs": 1, "batch_size": len(ROWS)}))
+    assert training.epochs_done == 0
 
 
 @pytest.mark.parametrize("m", [0, 1])

@@ -1,0 +1,138 @@
+"""A process with all libraries loaded that forks a `pul` command for every line it is given, so that a campaign spends its time on faults.
+
+Each command has a home, a log and an environment of its own, and dies like any process. ``die`` names the moment at which it is to kill
+itself: no signal from outside hits a boundary that is microseconds wide.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import mlflow.pyfunc
+import mlflow.store.tracking.sqlalchemy_store
+from fsspec.implementations.local import LocalFileSystem
+from mlflow.tracking import MlflowClient
+from prefect.settings import PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+import deployments.cli
+import tasks.checkpoints
+import tasks.lost_runs
+import tasks.steps
+from deployments.environment import configure
+
+WRITES = ("create_run", "update_run", "set_tag", "log_batch", "log_inputs", "log_dict", "set_terminated", "create_model_version")
+
+
+def on_call(owner, name, act, *, after=False):
+    """Let something happen whenever a function is called."""
+    bare = getattr(owner, name)
+
+    def call(*args, **kwargs):
+        if not after:
+            act()
+        result = bare(*args, **kwargs)
+        if after:
+            act()
+        return result
+
+    setattr(owner, name, call)
+
+
+def arm(moment, number, ending=signal.SIGKILL):
+    """Send this process a signal at the so-many-th such moment."""
+    calls = itertools.count(1)
+
+    def die():
+        if next(calls) == number:
+            os.kill(os.getpid(), ending)
+
+    if moment == "step kept":  # a step was computed, its result is persisted, the next one is about to begin
+        computed = []
+        on_call(tasks.steps, "_with_seconds", lambda: computed.append(1), after=True)
+        on_call(tasks.steps, "_cached_but_damaged", lambda: computed and die())
+    elif moment == "step begins":
+        on_call(tasks.steps, "_cached_but_damaged", die)
+    elif moment == "step computed":  # its files are there and nobody knows
+        on_call(tasks.steps, "_with_seconds", die)
+    elif moment == "file written":  # under its temporary name
+        on_call(LocalFileSystem, "mv", die)
+    elif moment == "checkpoint":
+        on_call(tasks.checkpoints.Kept, "save", die, after=True)
+    elif moment == "tracking":
+        for name in WRITES:
+            on_call(MlflowClient, name, die)
+    else:
+        raise ValueError(moment)
+
+
+def run(order):
+    """Become the command."""
+    os.setsid()
+    os.chdir(order["cwd"])
+    log = os.open("run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.clear()
+    os.environ.update(order["env"])
+    sys.argv = ["pul", *order["argv"]]
+    home = configure()
+    if order.get("die"):
+        arm(*order["die"])
+    with temporary_settings({PREFECT_HOME: home / "prefect", PREFECT_LOCAL_STORAGE_PATH: home / "prefect" / "storage"}):
+        deployments.cli.main()
+
+
+def fork(order):
+    """Return the number of a process that becomes the command."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        run(order)
+        code = 0
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def prepare(folder):
+    """Make an MLflow database for every home to begin with."""
+    if os.fork() == 0:
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        MlflowClient().search_experiments()
+        os._exit(0)
+    os.wait()
+
+
+def main():
+    """Answer every line: an order with the new process's number, a number with its exit code (null while it runs)."""
+    prepare(Path(sys.argv[1]))
+    codes = {}
+    print(json.dumps({"threads": len(list(Path("/proc/self/task").iterdir()))}), flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if isinstance(order, dict):
+            print(fork(order), flush=True)
+        else:
+            if order not in codes:
+                pid, status = os.waitpid(order, os.WNOHANG)
+                codes |= {pid: os.waitstatus_to_exitcode(status)} if pid else {}
+            print(json.dumps(codes.get(order)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Disks that are full or read-only, and files that are not what they were: one sentence with the way out, and what was finished stays."""
+
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from flows.preflight import plan_of
+from tasks.artifacts import DamagedArtifactError, locate, read_table, write_bytes, write_table
+from tasks.decode import decode, open_pixels
+from tasks.extract import extract_features
+from tasks.index import index
+from tasks.models import initial_model
+from tasks.references import Compute, Reliable
+from tasks.training import fine_tune
+
+COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)
+SIZE = {"height": 64, "width": 32}
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """A function that mounts a small file system of its own at a folder, or changes one it mounted: ``size=20k``, ``ro``."""
+    mounted = []
+
+    def mount(folder, options):
+        folder.mkdir(parents=True, exist_ok=True)
+        again = ["-o", f"remount,{options}"] if folder in mounted else ["-t", "tmpfs", "-o", options, "tmpfs"]
+        done = subprocess.run(["mount", *again, folder], capture_output=True, text=True, check=False)
+        if done.returncode and folder not in mounted:
+            pytest.skip(f"this process may not mount a file system: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        mounted.append(folder)
+
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield mount
+    for folder in dict.fromkeys(mounted):
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def pixels(home, tiny_pair):
+    return decode.fn(index.fn(str(tiny_pair[1]), "target"), split="train", **SIZE)
+
+
+@pytest.fixture
+def model(home):
+    return initial_model.fn("resnet10t", weights="random", **SIZE, seed=0)
+
+
+@pytest.fixture
+def extract(model, pixels):
+    return lambda: extract_features.fn(model, pixels, batch_size=16, compute=COMPUTE, iteration=0, split="train")
+
+
+@pytest.fixture
+def train(model, pixels, tiny):
+    settings = plan_of(tiny | {"target": "x"}).model_dump()["fine_tuning"] | {"epochs": 2}
+    rows = open_pixels(pixels)[0][:8]
+    table = pa.table({"row": rows, "pseudo_label": np.arange(8) // 4, "similarity": np.ones(8)})
+    reliable = Reliable(reliable=write_table("reliable", table), num_classes=2)
+    return lambda: fine_tune.fn(model, pixels, reliable, settings=settings, seed=3, compute=COMPUTE, iteration=1).model
+
+
+@pytest.mark.parametrize(("kind", "step"), [("features", "extract"), ("models", "train")])
+@pytest.mark.fault(
+    "disk full while features or weights are written",
+    "`no room left below ...: make some (pul gc), then Retry or pul resume`; then it goes on",
+)
+def test_disk_full(home, mount, request, kind, step):
+    work = request.getfixturevalue(step)
+    wanted = work()
+    folder = home / "artifacts" / kind
+    kept = shutil.move(folder, home / "kept")
+    shutil.copytree(kept, folder)
+    mount(folder, "size=40k")  # what lay there is hidden; neither fits
+    if kind == "models":  # the model that is read was written before the disk filled up
+        mount(folder, "size=200m")
+        for file in Path(kept).iterdir():
+            if not wanted.uri.endswith(file.name):
+                shutil.copy(file, folder)
+        used = sum(file.stat().st_size for file in folder.iterdir())
+        mount(folder, f"size={used // 1024 + 40}k")
+    with pytest.raises(OSError, match=r"no room left below .*pul gc.*pul resume") as raised:
+        work()
+    assert raised.value.errno == errno.ENOSPC
+    assert not list(folder.glob(".partial-*")), "half a file would keep the disk full"
+    assert list(home.glob("checkpoints/*/*")), "finished work stays"
+    mount(folder, "size=200m")
+    assert work().sha256 == wanted.sha256
+
+
+@pytest.mark.fault(
+    "the artifact root is read-only", "`... is read-only: make it writable, then Retry or pul resume`; what is there is read all the same"
+)
+def test_a_read_only_artifact_root(home, mount):
+    mount(home / "artifacts", "size=1m")
+    table = write_table("clusters", pa.table({"row": [1, 2]}))
+    mount(home / "artifacts", "ro")
+    assert read_table(table).num_rows == 2
+    with pytest.raises(OSError, match=r"artifacts is read-only: .*pul resume"):
+        write_bytes("models", "safetensors", 1, b"weights")
+
+
+def damage(path, how, other):
+    """Change a file as a bad disk or a careless hand would."""
+    data = bytearray(path.read_bytes())
+    if how == "flip":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif how == "truncate":
+        path.write_bytes(data[: len(data) // 2])
+    elif how == "delete":
+        path.unlink()
+    else:
+        swapped = other.read_bytes()
+        other.write_bytes(data)
+        path.write_bytes(swapped)
+
+
+DAMAGES = ["flip", "truncate", "delete", "swap"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.fault(
+    "a file is flipped, cut, deleted or swapped with another under a step that reads it", "`artifact ... is damaged: ... makes it again`"
+)
+def test_damage_under_a_step(home, how):
+    tables = [write_table("features", pa.table({"row": [number, 2]})) for number in range(2)]
+    read_table(tables[0])
+    damage(Path(locate(tables[0])), how, Path(locate(tables[1])))
+    with pytest.raises(DamagedArtifactError, match=r"(damaged|missing).*(Retry or pul resume makes it again)"):
+        read_table(tables[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.fault(
+    "artifacts of every kind, pixels, Prefect's results and scans are flipped, cut, deleted or swapped",
+    "the log names each; the same bytes again",
+)
+def test_damage_of_every_kind(driver, arguments, undisturbed, left, tmp_path, how, tried):
+    """One file of every kind: the newest step of each kind is run again, and what hangs on it comes from the cache."""
+    shutil.copytree(undisturbed.home, tmp_path / ".pul", symlinks=True)
+    home = tmp_path / ".pul"
+    folders = [*home.glob("artifacts/*"), home / "cache" / "pixels", home / "cache" / "scans", home / "prefect" / "storage"]
+    for folder in folders:
+        files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        damage(files[-1], how, files[0])
+    tried(len(folders))
+    assert {folder.name for folder in folders} >= {"images", "labels", "decoded", "features", "clusters", "centres", "reliable", "models"}
+    command = driver.start(tmp_path, *arguments)
+    assert command.wait() == 0, command.log
+    for kind in ("features", "clusters", "models"):
+        assert f"artifact {kind}/" in command.log, "the damage is said"
+    assert left(tmp_path).artifacts == undisturbed.artifacts
+    assert left(tmp_path).all_whole()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.fault("disk full while MLflow's database is written", "one line that names the database and the way out; pul resume goes on")
+def test_the_database_disk_is_full(driver, arguments, undisturbed, left, mount, tmp_path):
+    small = tmp_path / "small"
+    mount(small, "size=2m")
+    shutil.copy(driver.folder / "mlflow.db", small)
+    filler = small / "filler"
+    filler.write_bytes(b"x" * (os.statvfs(small).f_bavail * os.statvfs(small).f_bsize - 60_000))
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{small}/mlflow.db"}
+    command = driver.start(tmp_path, *arguments, **store)
+    assert command.wait() == 1, command.log
+    last = command.log.strip().splitlines()[-1]
+    assert last.startswith("pul: ") and "MLflow" in last and "full" in last and "pul resume" in last, command.log
+    filler.unlink()
+    command = driver.start(tmp_path, *arguments, **store)
+    assert command.wait() == 0, command.log
+    assert left(tmp_path).artifacts == undisturbed.artifacts
