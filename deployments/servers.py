@@ -1,6 +1,7 @@
 """`pul up`: Prefect's server, MLflow's server, the deployments and one process worker, on loopback, stopped together."""
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from deployments.environment import use_server
+from deployments.environment import active_server, use_server
 from tasks.home import home
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
@@ -74,6 +75,19 @@ def _close_lost_runs(api: str) -> None:
 
     for name in close_lost_runs(prefect=True):
         print(f"run {name} ended without a word: closed; press Retry in Prefect, or start it again")
+
+
+def choose_server() -> None:
+    """Let the flow that is run next find its server, and keep libraries' chatter off the terminal."""
+    from deployments.complaints import quieten  # it knows this module's error
+
+    url = active_server()
+    if url is None or not server_answers(f"{url}/health", patience=15):
+        use_server(None)
+        stop_stray_servers()
+    logging.captureWarnings(True)
+    signal.signal(signal.SIGTERM, interrupt)
+    quieten()
 
 
 def stop_stray_servers() -> int:
