@@ -20,9 +20,7 @@ def sweep(
     size: Annotated[str | None, typer.Option(help="Input size in pixels, height x width, e.g. 256x128.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of each run; default one a core.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any parameter of all runs, e.g. --set fine_tuning.epochs=4.")] = None,
-    grid: Annotated[
-        list[str] | None, typer.Option(help="Values of a parameter: selection.min_similarity=0.8,0.85; repeatable.")
-    ] = None,
+    grid: Annotated[list[str] | None, typer.Option(help="Values of a parameter: selection.min_similarity=0.8,0.85; repeatable.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Of every run, e.g. 0,1,2; default the one seed 0.")] = None,
     parallel: Annotated[int | None, typer.Option(min=1, help="Runs at once; default cores / threads.")] = None,
     config: Annotated[Path | None, typer.Option(help="base, grid, variants, seeds, parallel as JSON; other options override it.")] = None,

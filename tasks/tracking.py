@@ -157,7 +157,7 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
             "seconds_select": iteration.reliable.reliable.seconds,
         }
         if iteration.reliable_before:
-            metrics |= _change(iteration.reliable_before, iteration.reliable)
+            metrics |= what_changed(iteration.reliable_before, iteration.reliable)
         if labels:
             metrics |= oracle_diagnostics(iteration.clusters, iteration.reliable, labels)
     if iteration.iteration == 0:
@@ -176,7 +176,7 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
     return metrics
 
 
-def _change(before: Reliable, after: Reliable) -> dict[str, float]:
+def what_changed(before: Reliable, after: Reliable) -> dict[str, float]:
     """Compare what was selected in two successive iterations; images labelled beforehand are in both by construction and left out."""
     selected = [table.filter(~column(table, "labelled")) for table in (read_table(before.reliable), read_table(after.reliable))]
     (rows, classes), (rows_after, classes_after) = ((column(table, "row"), column(table, "pseudo_label")) for table in selected)
