@@ -63,7 +63,7 @@ class OpenSweep(Reference):
 class SweepFailedError(ValueError):
     """Some children failed. The others are done and stand in the table."""
 
-    def __init__(self, message: str, table: str) -> None:
+    def __init__(self, message: str, table: str = "") -> None:
         super().__init__(message)
         self.table = table
 

@@ -73,12 +73,17 @@ def base(tiny, tiny_pair):
     return tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])}
 
 
-def task_runs():
-    """States of all task runs, by name."""
+def run_sweep(asked):
+    """Run the flow; return its final state and name and state of every task run of its children."""
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
 
+    from flows.sweep import sweep
+
+    state = sweep(**asked, return_state=True)
+    of_children = FlowRunFilter(parent_flow_run_id={"any_": [state.state_details.flow_run_id]})
     with get_client(sync_client=True) as client:
-        return [(run.name, run.state_name) for run in client.read_task_runs()]
+        return state, [(run.name, run.state_name) for run in client.read_task_runs(flow_run_filter=of_children, limit=200)]
 
 
 def runs_of(name):
@@ -91,17 +96,16 @@ def runs_of(name):
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("prefect_server")
 def test_children_share_the_source_a_failure_is_told_and_a_second_call_is_served_from_the_cache(module_home, base):
-    from flows.sweep import sweep
-    from tasks.sweeps import SweepFailedError
-
     asked = {"base": base, "grid": {"selection.min_similarity": [0.4, 1.0, 0.6]}, "parallel": 2}
-    with pytest.raises(SweepFailedError, match=r"1 of 3 children failed: child 2 \(selection.min_similarity=1.0, seed 0\): only") as failed:
-        sweep(**asked)
-    found = read_sweep(failed.value.table)
+    state, tasks = run_sweep(asked)
+    assert state.is_failed()
+    assert "1 of 3 children failed: child 2 (selection.min_similarity=1.0, seed 0): only" in state.message
+    (table,) = module_home.glob("sweeps/*/children.parquet")
+    found = read_sweep(str(table))
     first, second, third = found["children"]
     assert [child["status"] for child in found["children"]] == ["finished", "failed", "finished"]
     assert "lower min_similarity" in second["error"] and "\n" not in second["error"]
-    assert sorted(state for name, state in task_runs() if name == "pretrain") == ["Cached", "Cached", "Cached", "Completed"]
+    assert sorted(done for name, done in tasks if name == "pretrain") == ["Cached", "Cached", "Cached", "Completed"]
     for child in (first, third):
         iterations = pd.read_parquet(module_home / "runs" / child["run"] / "iterations.parquet")
         assert (child["stop_iteration"], child["stop_reason"]) == (2, "limit")
@@ -117,16 +121,13 @@ def test_children_share_the_source_a_failure_is_told_and_a_second_call_is_served
     name = found["sweep"]
     assert {run.data.tags["pul.sweep_child"]: run.info.status for run in runs_of(name)} == {"1": "FINISHED", "2": "FAILED", "3": "FINISHED"}
 
-    before = len(task_runs())
-    with pytest.raises(SweepFailedError):
-        sweep(**asked)
-    again = read_sweep(failed.value.table)
-    assert again == found, "the same runs, the same figures"
+    state, tasks = run_sweep(asked)
+    assert state.is_failed()
+    assert read_sweep(str(table)) == found, "the same runs, the same figures"
     assert len(runs_of(name)) == 3, "nothing stands twice"
-    new = task_runs()
-    steps = ("pretrain", "decode", "extract", "fine-tune", "evaluate", "cluster", "select")
-    assert len(new) > before and sum(state == "Completed" for task, state in new if task == "pretrain") == 1
-    assert all(sum(done == "Completed" for other, done in new if other == task) <= 2 for task, _ in new if task.startswith(steps[:-2]))
+    steps = ("pretrain", "decode", "extract", "cluster", "select", "fine-tune", "evaluate")
+    assert {done for name, done in tasks if name.startswith(steps)} == {"Cached", "Failed"}
+    assert [name for name, done in tasks if done == "Failed"] == ["select-1"]
 
 
 @pytest.mark.slow
