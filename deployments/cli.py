@@ -1,18 +1,19 @@
 """The `pul` command: arguments in, flows started, results printed. Nothing heavy is imported before it is needed."""
 
 import json
-import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from deployments.arguments import absolute, assignment, few_labels, height_and_width, put, read_config
 from deployments.data_cli import data
-from deployments.environment import active_server, configure, use_server
+from deployments.environment import configure
 from deployments.on_call_cli import doctor, gc, purge
+from deployments.servers import choose_server
+from deployments.sweep_cli import sweep
 
 app = typer.Typer(
     help="Carry a person re-identification model from labelled cameras to a camera network nobody has labelled.",
@@ -45,6 +46,7 @@ def main() -> None:
 app.command()(doctor)
 app.command()(gc)
 app.command()(purge)
+app.command()(sweep)
 
 
 @app.callback()
@@ -101,18 +103,18 @@ def run(
     pul run --original-model resnet50_market.pth.tar --target crops/
     pul run --config .pul/runs/amber-fox/config.json
     """
-    parameters = _read_config(config) if config else {}
+    parameters = read_config(config) if config else {}
     named = {
-        "target": _absolute(target),
-        "source": [_absolute(path) for path in source] if source else None,
+        "target": absolute(target),
+        "source": [absolute(path) for path in source] if source else None,
         "target_data.layout": target_layout,
         "source_data.layout": source_layout,
         "target_data.pattern": target_pattern,
         "source_data.pattern": source_pattern,
-        "original_model": _absolute(original_model),
+        "original_model": absolute(original_model),
         "recipe": recipe,
         "model.backbone": backbone,
-        "model.weights": _absolute(weights),
+        "model.weights": absolute(weights),
         "clustering.num_clusters": num_clusters,
         "selection.min_similarity": min_similarity,
         "stopping.max_iterations": max_iterations,
@@ -121,12 +123,12 @@ def run(
         "machine.threads": threads,
     }
     if size is not None:
-        named |= dict(zip(("model.height", "model.width"), _size(size), strict=True))
+        named |= dict(zip(("model.height", "model.width"), height_and_width(size), strict=True))
     if labelled is not None:
-        parameters["few_labels"] = _few_labels(labelled)
+        parameters["few_labels"] = few_labels(labelled)
     given = [(key, value) for key, value in named.items() if value is not None]
-    for key, value in (*given, *map(_assignment, set_ or [])):
-        _put(parameters, key, value)
+    for key, value in (*given, *map(assignment, set_ or [])):
+        put(parameters, key, value)
     if "target" not in parameters:
         raise ValueError("a run needs a target: --target DIR, the folder of the unlabelled images")
     if dry_run:
@@ -190,17 +192,17 @@ def evaluate(
     from flows.evaluate import look_first
 
     policies = {"protocol": protocol, "ties": ties, "unscored": unscored}
-    model, path = str(_absolute(model)), str(_absolute(path))
+    model, path = str(absolute(model)), str(absolute(path))
     look_first(model, path, layout, pattern, **policies)
     named = {
         "layout": layout,
         "pattern": pattern,
         "backbone": backbone,
-        **(dict(zip(("height", "width"), _size(size), strict=True)) if size else {}),
+        **(dict(zip(("height", "width"), height_and_width(size), strict=True)) if size else {}),
     }
     parameters: dict[str, Any] = {"machine": {"device": device, "threads": threads}, "seed": seed, "rerank": rerank, **policies}
     parameters |= {name: value for name, value in named.items() if value is not None}
-    _choose_server()
+    choose_server()
     from flows.evaluate import evaluate as flow
 
     found = flow(model=model, data=path, **parameters)
@@ -227,7 +229,7 @@ def up(
 def _run_here(parameters: dict[str, Any]) -> None:
     """Check, then run the flow in this process: with the server of `pul up` if it answers, else with one of its own."""
     counts = _check(parameters)
-    _choose_server()
+    choose_server()
     from flows.pul import pul
     from tasks.lost_runs import close_lost_runs
     from tasks.tracking import read_results
@@ -240,23 +242,6 @@ def _run_here(parameters: dict[str, Any]) -> None:
     except KeyboardInterrupt:
         typer.echo("stopped: pul resume goes on with it", err=True)
         raise
-
-
-def _choose_server() -> None:
-    """Let the flow that is run next find its server, and keep libraries' chatter off the terminal."""
-    from deployments.access import status_of
-    from deployments.complaints import quieten
-    from deployments.servers import interrupt, server_answers, stop_stray_servers
-
-    url = active_server()
-    if url is None or not server_answers(f"{url}/health", patience=15):
-        use_server(None)
-        stop_stray_servers()
-    elif "PREFECT_API_KEY" not in os.environ and status_of(f"{url}/admin/version", os.environ.get("PREFECT_API_AUTH_STRING")) == 401:
-        raise ValueError(f"the server at {url} asks for a password: set PREFECT_API_AUTH_STRING as where `pul up` was started")
-    logging.captureWarnings(True)
-    signal.signal(signal.SIGTERM, interrupt)
-    quieten()
 
 
 def _check(parameters: dict[str, Any]) -> str:
@@ -320,53 +305,6 @@ def _cell(key: str, value: float | None) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _absolute(path: str | None) -> str | None:
-    """Make a path mean the same from anywhere; what is no existing path (synthetic:0/target, a run's name, imagenet) stays as it is."""
-    return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise ValueError(f"--size is height x width in pixels, e.g. 256x128, not {text!r}")
-    return int(height), int(width)
-
-
-def _few_labels(text: str) -> dict[str, Any]:
-    """Read 25 as a number of identities, 10% as a share of them, and anything else as a file."""
-    if text.isdigit():
-        return {"identities": int(text)}
-    if text.endswith("%") and text[:-1].replace(".", "", 1).isdigit():
-        return {"share": float(text[:-1]) / 100}
-    return {"file": _absolute(text)}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no config of a run: {error}") from error
-    return loaded
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set wants name=value, e.g. fine_tuning.epochs=4, not {text!r}")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
-
-
-def _put(parameters: dict[str, Any], key: str, value: Any) -> None:
-    section, dot, name = key.partition(".")
-    if dot:
-        parameters.setdefault(section, {})[name] = value
-    else:
-        parameters[section] = value
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from deployments.access import Access, UpError, access_of, check_locked, server_environment
-from deployments.environment import use_server
+from deployments.access import Access, UpError, access_of, check_locked, server_environment, status_of
+from deployments.environment import active_server, use_server
 from tasks.home import home
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
@@ -85,6 +86,21 @@ def _close_lost_runs(own: dict[str, str]) -> None:
 
     for name in close_lost_runs(prefect=True):
         print(f"run {name} ended without a word: closed; press Retry in Prefect, or start it again")
+
+
+def choose_server() -> None:
+    """Let the flow that is run next find its server, and keep libraries' chatter off the terminal."""
+    from deployments.complaints import quieten  # it knows this module's error
+
+    url = active_server()
+    if url is None or not server_answers(f"{url}/health", patience=15):
+        use_server(None)
+        stop_stray_servers()
+    elif "PREFECT_API_KEY" not in os.environ and status_of(f"{url}/admin/version", os.environ.get("PREFECT_API_AUTH_STRING")) == 401:
+        raise ValueError(f"the server at {url} asks for a password: set PREFECT_API_AUTH_STRING as where `pul up` was started")
+    logging.captureWarnings(True)
+    signal.signal(signal.SIGTERM, interrupt)
+    quieten()
 
 
 def stop_stray_servers() -> int:

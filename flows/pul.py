@@ -101,6 +101,7 @@ def pul(
             features=features,
             clusters=clusters,
             reliable=reliable,
+            reliable_before=current.reliable,
             trained=trained,
             scores=score(trained.model, images, pixels, plan, compute, t),
         )

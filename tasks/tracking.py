@@ -24,7 +24,8 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
-from tasks.artifacts import Artifact, locate, read_bytes, verify
+from pul_core.self_paced import label_agreement, overlap
+from tasks.artifacts import Artifact, column, locate, read_bytes, read_table, verify
 from tasks.home import home
 from tasks.layouts import DataError
 from tasks.links import linked
@@ -36,6 +37,7 @@ from tasks.training import read_training
 
 PROCESS = "pul.process"
 RESUME = "PUL_RESUME"  # name of the run that goes on in this process
+SWEEP = "PUL_SWEEP"  # NAME/NUMBER: of which sweep this process runs which child
 
 
 class TrackedRun(Reference):
@@ -58,6 +60,7 @@ class Iteration(Reference):
     features: Artifact | None = None
     clusters: Clusters | None = None
     reliable: Reliable | None = None
+    reliable_before: Reliable | None = None
     trained: TrainedModel | None = None
     scores: Artifact | None = None
 
@@ -87,6 +90,8 @@ def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -
     found = client().search_runs([experiment.experiment_id], f"{same} and tags.`pul.kind` = 'run'")
     name = str(found[0].info.run_name) if found else run_name(str(flow_run.name))
     tags = {"pul.kind": "run", "pul.flow_run_id": flow_run_id, "pul.flow_run_url": flow_run.ui_url or "", "pul.recipe": plan["recipe"]}
+    if sweep := os.environ.get(SWEEP):
+        tags |= dict(zip(("pul.sweep", "pul.sweep_child"), sweep.split("/"), strict=True))
     run = found[0] if found else client().create_run(experiment.experiment_id, run_name=name, tags=tags | _commit())
     run_id = run.info.run_id
     client().update_run(run_id, status="RUNNING")
@@ -155,12 +160,17 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
             "seconds_cluster": iteration.clusters.clusters.seconds,
             "seconds_select": iteration.reliable.reliable.seconds,
         }
+        if iteration.reliable_before:
+            metrics |= what_changed(iteration.reliable_before, iteration.reliable)
         if labels:
             metrics |= oracle_diagnostics(iteration.clusters, iteration.reliable, labels)
+    if iteration.iteration == 0:
+        metrics["seconds_original_model"] = iteration.model.seconds
     if iteration.features:
         metrics["seconds_extract_features"] = iteration.features.seconds
     if iteration.trained:
         metrics["seconds_fine_tune"] = iteration.trained.model.seconds
+        metrics["num_images_seen"] = sum(epoch["images"] for epoch in read_training(iteration.trained))
     if iteration.scores:
         try:
             metrics |= read_figures(iteration.scores)
@@ -168,6 +178,17 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
             step_logger().warning("no scores: %s", error)
         metrics["seconds_evaluate"] = iteration.scores.seconds
     return metrics
+
+
+def what_changed(before: Reliable, after: Reliable) -> dict[str, float]:
+    """Compare what was selected in two successive iterations; images labelled beforehand are in both by construction and left out."""
+    selected = [table.filter(~column(table, "labelled")) for table in (read_table(before.reliable), read_table(after.reliable))]
+    (rows, classes), (rows_after, classes_after) = ((column(table, "row"), column(table, "pseudo_label")) for table in selected)
+    agreement = label_agreement(rows, classes, rows_after, classes_after)
+    return {
+        "reliable_overlap": overlap(rows, rows_after),
+        **({} if agreement is None else {"reliable_agreement_ari": agreement}),
+    }
 
 
 @linked
@@ -192,7 +213,18 @@ def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str,
     step_logger().info("stopped after iteration %d: %s (%s)", len(iterations) - 1, reason, explanation)
 
 
-TABLE = ("reliable_set_size", "num_clusters", "rank_1", "rank_5", "rank_10", "rank_20", "mAP", "mINP")
+TABLE = (
+    "reliable_set_size",
+    "reliable_overlap",
+    "reliable_agreement_ari",
+    "num_clusters",
+    "rank_1",
+    "rank_5",
+    "rank_10",
+    "rank_20",
+    "mAP",
+    "mINP",
+)
 
 
 def plain_name(text: str) -> str:

@@ -57,7 +57,7 @@ def refused(done, *words):
 def test_help_names_every_command(pul):
     done = pul("--help")
     assert done.returncode == 0
-    for command in ("demo", "run", "evaluate", "resume", "results", "up", "doctor", "gc", "data"):
+    for command in ("demo", "run", "evaluate", "resume", "results", "up", "doctor", "gc", "data", "sweep"):
         assert command in done.stdout
 
 
@@ -80,6 +80,17 @@ def test_help_names_every_command(pul):
         (["run", "--target", "{target}", "--source", "{source}", "--source-pattern", "(?P<who>.)"], ["named groups", "identity"]),
         (["run", "--target", "{target}", "--source", "{source}", "--source-layout", "folder"], ["0 identities", "state the layout"]),
         (["run", "--config", "none.json"], ["none.json"]),
+        (["sweep", "--target", "{target}"], ["--source", "--original-model"]),
+        (["sweep", "--source", "{source}"], ["a sweep needs a target"]),
+        (["sweep", "--target", "nowhere", "--source", "{source}"], ["nowhere", "is not a folder"]),
+        (["sweep", "--target", "{target}", "--grid", "selection.lambda=1"], ["no parameter 'selection.lambda'", "min_similarity"]),
+        (["sweep", "--target", "{target}", "--grid", "selection.min_similarity"], ["--grid wants name=value,value"]),
+        (
+            ["sweep", "--target", "{target}", "--grid", "selection.min_similarity=0.8,high"],
+            ["selection.min_similarity=high", "valid number"],
+        ),
+        (["sweep", "--target", "{target}", "--seeds", "0,0"], ["children 1 and 2", "same run"]),
+        (["sweep", "--target", "{target}", "--source", "{source}", "--grid", "clustering.num_clusters=6,99"], ["num_clusters is 99", "36"]),
         (["data", "crop", "nowhere", "--out", "crops"], ["nowhere is not a folder"]),
         (["data", "extract", "nowhere.mat", "--out", "cuhk03"], ["nowhere.mat is no file"]),
         (["results"], ["pul demo"]),
@@ -122,6 +133,34 @@ def test_a_dry_run_estimates_and_does_nothing(pul, tiny_pair, tmp_path):
     for word in ("source training", "an iteration", "disk", "memory"):
         assert word in done.stdout
     assert not (tmp_path / ".pul" / "runs").exists()
+
+
+def test_a_dry_sweep_lists_its_runs_and_does_nothing(pul, tiny_pair, tmp_path):
+    data = ["--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), "--threads", "1"]
+    done = pul("sweep", *data, "--grid", "selection.min_similarity=0.8,0.9", "--seeds", "0,1", "--parallel", "3", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[:2] == [["1", "selection.min_similarity=0.8", "seed", "0"], ["2", "selection.min_similarity=0.8", "seed", "1"]]
+    assert done.stdout.splitlines()[-1] == "4 runs, 3 at once, after 2 source trainings that they share"
+    assert not (tmp_path / ".pul" / "sweeps").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_sweep_prints_means_and_its_table_and_its_config_repeats_it(pul, tiny_pair, tiny, tmp_path):
+    options = [f"--set={section}.{name}={value}" for section, values in tiny.items() for name, value in values.items()]
+    data = ["--source", str(tiny_pair[0]), "--target", str(tiny_pair[1])]
+    done = pul("sweep", *data, *options, "--set=stopping.max_iterations=1", "--seeds", "0,1", timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "±" in done.stdout and "(oracle)" in done.stdout
+    (folder,) = (tmp_path / ".pul" / "sweeps").iterdir()
+    assert str(folder / "children.parquet") in done.stdout
+    again = pul("sweep", "--config", str(folder / "sweep.json"), "--json", timeout=900)
+    assert again.returncode == 0, again.stderr
+    found = json.loads(again.stdout)
+    assert [(child["seed"], child["status"]) for child in found["children"]] == [(0, "finished"), (1, "finished")]
+    assert found["means"][0]["seeds"] == 2
+    assert sorted(path.name for path in (tmp_path / ".pul" / "runs").iterdir()) == sorted(child["run"] for child in found["children"])
 
 
 @pytest.mark.slow

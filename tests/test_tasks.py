@@ -15,6 +15,7 @@ from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import initial_model
 from tasks.references import Compute, Reliable
+from tasks.tracking import what_changed
 from tasks.training import fine_tune, pretrain
 
 COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)
@@ -56,6 +57,18 @@ def test_selection_agrees_with_the_table_it_read(blobs, plan):
     table, centres = read_table(found.clusters), read_table(found.centres)
     wanted = column(table, "row")[column(table, "similarity") > np.float32(0.99)]
     assert set(column(chosen, "row")) == set(wanted) | set(column(centres, "row"))
+
+
+def test_what_changed_since_the_last_reliable_set_is_recorded_without_labelled_images(home):
+    def reliable(rows, classes, labelled):
+        table = {"row": rows, "pseudo_label": classes, "similarity": np.ones(len(rows)), "labelled": np.array(labelled, bool)}
+        return Reliable(reliable=write_table("reliable", pa.table(table)), num_classes=3, num_labelled=sum(labelled))
+
+    before = reliable([1, 2, 3, 4, 9], [0, 0, 1, 1, 2], [0, 0, 0, 0, 1])
+    after = reliable([2, 3, 4, 5, 9], [1, 0, 0, 0, 2], [0, 0, 0, 0, 1])
+    assert what_changed(before, after) == {"reliable_overlap": 3 / 5, "reliable_agreement_ari": 1.0}
+    alone = reliable([4, 9], [0, 1], [0, 1])
+    assert what_changed(before, alone) == {"reliable_overlap": 1 / 4}
 
 
 def test_a_set_too_small_to_learn_from_is_refused(blobs, plan):

@@ -6,6 +6,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -26,6 +27,17 @@ def test_the_deployment_runs_to_its_end(up, tiny, tiny_pair):
     assert "Completed" in done.stdout
     results = subprocess.run([BIN / "pul", "results", "--json"], cwd=folder, env={}, capture_output=True, text=True, check=True)
     assert len(json.loads(results.stdout)["iterations"]) == 3
+
+
+def test_the_sweep_runs_beside_it(up, tiny, tiny_pair):
+    folder, _ = up
+    base = tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1]), "stopping": {"max_iterations": 1}}
+    parameters = json.dumps({"base": base, "grid": {"selection.min_similarity": [0.4, 0.6]}, "seeds": [0]})
+    done = prefect(folder, "deployment", "run", "sweep/grid", "--params", parameters, "--watch")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Completed" in done.stdout
+    (table,) = (folder / ".pul" / "sweeps").glob("*/children.parquet")
+    assert pq.read_table(table)["status"].to_pylist() == ["finished", "finished"]
 
 
 def test_the_stored_parameters_are_the_demos_and_make_a_form(up):
