@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from prefect import Task
-from prefect.client.schemas.objects import State
-from prefect.utilities.annotations import quote
+from prefect.utilities.annotations import opaque, quote
 from prefect.utilities.engine import get_state_for_result
 from pydantic import BaseModel
 
@@ -43,20 +42,20 @@ def linked(task: Task[P, R]) -> Linked[P, R]:
 
 def call_linked(task: Task[..., R], arguments: Mapping[str, Any]) -> R:
     """Call a task with arguments Prefect does not look into, as a child of the tasks that made them."""
-    parents = {state.state_details.task_run_id: state for state in _makers(list(arguments.values()))}
-    result: R = task(**{name: quote(value) for name, value in arguments.items()}, wait_for=list(parents.values()) or None)
+    made = [opaque(reference) for reference in _made(list(arguments.values()))]
+    result: R = task(**{name: quote(value) for name, value in arguments.items()}, wait_for=made or None)
     return result
 
 
-def _makers(value: Any) -> Iterator[State[Any]]:
-    """Find the tasks that returned a reference, or else its parts."""
+def _made(value: Any) -> Iterator[BaseModel]:
+    """Find the references that tasks of this flow run returned, in others or on their own."""
     if isinstance(value, BaseModel):
-        if made := get_state_for_result(value):
-            yield made[0]
+        if get_state_for_result(value):
+            yield value
             return
         value = [getattr(value, name) for name in type(value).model_fields]
     elif isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
         for part in value:
-            yield from _makers(part)
+            yield from _made(part)
