@@ -20,9 +20,10 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Linked(Protocol[P, R_co]):
-    """A task whose call draws the edges of its arguments; ``fn`` is the bare function."""
+    """A task whose call draws the edges of its arguments; ``fn`` is the bare function, ``task`` is Prefect's."""
 
     fn: Callable[P, Any]
+    task: Task[P, Any]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Run the task in the flow run."""
@@ -36,7 +37,7 @@ def linked(task: Task[P, R]) -> Linked[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         return call_linked(task, signature.bind(*args, **kwargs).arguments)
 
-    call.fn = task.fn  # type: ignore[attr-defined]
+    vars(call).update(fn=task.fn, task=task)
     return cast(Linked[P, R], call)
 
 

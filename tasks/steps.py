@@ -80,7 +80,7 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             stale = _cached_but_damaged(made, step_key(timed, bound.arguments))
             return call_linked(made.with_options(refresh_cache=stale), bound.arguments)
 
-        call.fn = timed  # type: ignore[attr-defined]
+        vars(call).update(fn=timed, task=made)
         return call
 
     return decorate

@@ -241,7 +241,7 @@ def test_a_wrong_manifest_is_refused_in_a_sentence(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("nonsense://x/m.csv", "cannot be opened"),
+        ("nonsense://x/m.csv", "is of no protocol that is read"),
         ("memory://nowhere/m.csv", "cannot be opened"),
         ("memory://nowhere/folder", "is not a folder"),
         ("{root}/m.parquet", "no Parquet file"),
