@@ -80,7 +80,7 @@ def run(
         str | None, typer.Option(help="The same of the source, e.g. '(?P<identity>[^/]+)/(?P<camera>c\\d+)_'.")
     ] = None,
     original_model: Annotated[str | None, typer.Option(help="Instead of a source: a model file, or an earlier run's name.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="paper (default) or released-code.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="paper (default), modern (the strongest) or released-code.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model name; default resnet50. On a CPU: mobilenetv2_100.")] = None,
     weights: Annotated[str | None, typer.Option(help="imagenet (default, timm's hub), imagenet-packaged, random, or a file.")] = None,
     size: Size = None,

@@ -34,6 +34,10 @@ class Model(Section):
     )
     height: int | None = Field(None, ge=32, le=1024, description="Input height in pixels.")
     width: int | None = Field(None, ge=16, le=1024, description="Input width in pixels.")
+    centre_cameras: bool | None = Field(
+        None,
+        description="Compare features less the mean of their camera, in clustering and in scoring. Without cameras it changes nothing.",
+    )
 
 
 class Training(Section):
@@ -62,8 +66,11 @@ class Training(Section):
 
 
 class Clustering(Section):
-    """k-means on the features of the target's training images."""
+    """The features of the target's training images in clusters: a stated number of them (k-means) or as many as there are (DBSCAN)."""
 
+    algorithm: Literal["kmeans", "dbscan"] | None = Field(
+        None, description="k-means, or DBSCAN on the Jaccard distance of k-reciprocal neighbours, which needs no K."
+    )
     num_clusters: int | None = Field(
         None, ge=1, description="K. Empty: one cluster for every 16 images. Set close to the true number of people it is an oracle K."
     )
@@ -73,6 +80,12 @@ class Clustering(Section):
     centre_from: Literal["members", "all"] | None = Field(
         None, description="The centre is the feature nearest the centroid among the cluster's members, or among all images."
     )
+    num_neighbours: int | None = Field(
+        None, ge=1, le=1000, description="DBSCAN: k of the neighbourhoods; where cameras are known, on other cameras, and 0.4 k on the own."
+    )
+    num_averaged: int | None = Field(None, ge=1, le=1000, description="DBSCAN: nearest images an encoding is averaged over.")
+    max_distance: float | None = Field(None, gt=0, lt=1, description="DBSCAN: epsilon, a Jaccard distance; nearer images are linked.")
+    min_samples: int | None = Field(None, ge=1, le=1000, description="DBSCAN: images a dense spot has at least.")
 
 
 class Selection(Section):

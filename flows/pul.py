@@ -81,7 +81,14 @@ def pul(
             current.model, pixels["train"], batch_size=plan.machine.extraction_batch_size, compute=compute, iteration=t - 1, split="train"
         )
         clusters = cluster(
-            features, labelled, settings=plan.clustering.model_dump(), seed=derive_seed(seed, t, "cluster"), compute=compute, iteration=t
+            features,
+            images.images,
+            labelled,
+            settings=plan.clustering.model_dump(),
+            centre_cameras=bool(plan.model.centre_cameras),
+            seed=derive_seed(seed, t, "cluster"),
+            compute=compute,
+            iteration=t,
         )
         reliable = select(clusters, labelled, settings=plan.selection.model_dump(), iteration=t)
         sizes.append(reliable.size)
@@ -120,4 +127,5 @@ def score(model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Pl
         )
         for split in ("query", "gallery")
     )
-    return evaluate(query, gallery, images, images.labels, compute=compute, iteration=iteration)
+    centre = bool(plan.model.centre_cameras)
+    return evaluate(query, gallery, images, images.labels, compute=compute, iteration=iteration, centre_cameras=centre)

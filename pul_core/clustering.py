@@ -18,7 +18,7 @@ CentreFrom = Literal["members", "all"]
 class Clustering(NamedTuple):
     """Who belongs to which cluster, and which image stands for each: k may be smaller than asked for where points coincide."""
 
-    cluster: npt.NDArray[np.int64]  # (n,) in [0, k)
+    cluster: npt.NDArray[np.int64]  # (n,) in [0, k), or -1 for an image of no cluster
     centre: npt.NDArray[np.int64]  # (k,) index of the image nearest each centroid
     similarity: npt.NDArray[np.float32]  # (n,) cosine to the own cluster's centre
     similarity_any: npt.NDArray[np.float32]  # (n,) largest cosine to any centre
@@ -77,13 +77,7 @@ def cluster(
     n = len(features)
     if not 1 <= num_clusters <= n:
         raise ValueError(f"num_clusters must be between 1 and the number of images ({n}), not {num_clusters}")
-    raw = torch.from_numpy(np.array(features, order="C"))  # (n, d), a copy: what Arrow lends may not be written to
-    lengths = raw.norm(dim=1, keepdim=True)
-    if not torch.isfinite(lengths).all():
-        raise ValueError("features hold NaN or infinity, or numbers too large to square: the model's weights are damaged")
-    if bool((lengths == 0).any()):
-        raise ValueError(f"the feature of image {int(lengths.argmin())} is a zero vector, which has no direction to compare")
-    unit = raw / lengths
+    raw, unit = _checked(features)
     points = unit if normalise else raw
 
     generator = Generator().manual_seed(seed)
@@ -95,6 +89,45 @@ def cluster(
     centre = _nearest(points, dense, centroids, centre_from)
     own, largest = _similarities(unit, dense, unit[centre])
     return Clustering(dense.numpy(), centre.numpy(), own.numpy(), largest.numpy(), inertia, passes)
+
+
+def describe(features: npt.NDArray[np.float32], found: npt.NDArray[np.int64]) -> Clustering:
+    """Complete clusters that another algorithm found: centres among their members, and cosines.
+
+    Args:
+        features: (n, d), one an image.
+        found: (n,) clusters from 0 without gaps; -1 for images of none, which get a cosine of -1.
+
+    Raises:
+        ValueError: features that are not finite, or a zero vector.
+
+    Example:
+        >>> described = describe(np.array([[1, 0], [1, 0.1], [0, 1]], np.float32), np.array([0, 0, -1]))
+        >>> described.centre.tolist(), described.similarity.round(2).tolist()
+        ([1], [1.0, 1.0, -1.0])
+    """
+    _, unit = _checked(features)
+    members = np.flatnonzero(found >= 0)
+    own, largest = (np.full(len(found), -1, np.float32) for _ in range(2))
+    if len(members) == 0:
+        return Clustering(found, np.empty(0, np.int64), own, largest, 0.0, 1)
+    points, assigned = unit[members], torch.from_numpy(found[members])
+    centroids, _ = _means(points, assigned, int(assigned.max()) + 1)
+    centre = _nearest(points, assigned, centroids, "members")
+    cosines = _similarities(points, assigned, points[centre])
+    own[members], largest[members] = (part.numpy() for part in cosines)
+    return Clustering(found, members[centre.numpy()], own, largest, float((points - centroids[assigned]).square().sum()), 1)
+
+
+def _checked(features: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+    """Return the features as they are and L2-normalised."""
+    raw = torch.from_numpy(np.array(features, order="C"))  # (n, d), a copy: what Arrow lends may not be written to
+    lengths = raw.norm(dim=1, keepdim=True)
+    if not torch.isfinite(lengths).all():
+        raise ValueError("features hold NaN or infinity, or numbers too large to square: the model's weights are damaged")
+    if bool((lengths == 0).any()):
+        raise ValueError(f"the feature of image {int(lengths.argmin())} is a zero vector, which has no direction to compare")
+    return raw, raw / lengths
 
 
 def _kmeans(points: Tensor, k: int, max_passes: int, generator: Generator) -> tuple[Tensor, float, int]:

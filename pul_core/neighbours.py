@@ -21,17 +21,19 @@ OVERLAPS = 1 << 21  # pairs of entries of two encodings compared at once
 class Neighbours(NamedTuple):
     """The nearest of each image, itself first. Distances are squared Euclidean ones of L2-normalised features: 2 - 2 cosine."""
 
-    nearest: Ints  # (n, k)
-    distance: npt.NDArray[np.float32]  # (n, k) ascending
+    nearest: Ints  # (n, k), -1 where there are no more
+    distance: npt.NDArray[np.float32]  # (n, k) ascending, infinite where there are no more
     farthest: npt.NDArray[np.float32]  # (n,) distance to the image farthest away
 
 
-def nearest_neighbours(features: npt.NDArray[np.float32], k: int) -> Neighbours:
+def nearest_neighbours(features: npt.NDArray[np.float32], k: int, *, cameras: Ints | None = None, same_camera: bool = True) -> Neighbours:
     """Find the k nearest images of every image, itself included, without an n x n matrix.
 
     Args:
         features: (n, d), may be memory-mapped.
         k: how many; all of them if there are fewer images.
+        cameras: (n,) of the images: then only neighbours on an image's own camera count.
+        same_camera: False for neighbours on other cameras instead, of which it is none itself.
 
     Returns:
         (n, min(k, n)) neighbours.
@@ -57,10 +59,13 @@ def nearest_neighbours(features: npt.NDArray[np.float32], k: int) -> Neighbours:
             least[part] = torch.minimum(least[part], block.min(1).values)
             own = np.intersect1d(rows, columns)
             block[own - start, own - first] = torch.inf  # before its twins
+            if cameras is not None:
+                block[torch.from_numpy((cameras[rows][:, None] == cameras[columns]) != same_camera)] = -torch.inf
             top = block.topk(min(k, block.shape[1]), dim=1)
             merged = torch.cat((cosine[part], top.values), 1).topk(k, dim=1)
             index[part] = torch.cat((index[part], top.indices + first), 1).gather(1, merged.indices)
             cosine[part] = merged.values
+    index[cosine == -torch.inf] = -1
     distance = (2 - 2 * cosine).clamp_(min=0)
     return Neighbours(index.numpy(), distance.numpy(), (2 - 2 * least).clamp_(min=0).numpy())
 
@@ -96,8 +101,32 @@ def reciprocal_encoding(
     n, found = neighbours.nearest.shape
     if found < min(max(k1 + 1, k2), n):
         raise ValueError(f"{found} neighbours of each image were searched for, but k1 = {k1} and k2 = {k2} need {max(k1 + 1, k2)}")
-    wide, narrow = _reciprocal(neighbours.nearest[:, : k1 + 1]), _reciprocal(neighbours.nearest[:, : round(k1 / 2) + 1])
-    # shared[i, j]: how many images of R(j, k1 / 2) are in R(i, k1), for the j that are in it too
+    wide, narrow = reciprocal(neighbours.nearest[:, : k1 + 1]), reciprocal(neighbours.nearest[:, : round(k1 / 2) + 1])
+    return encode(features, wide, narrow, neighbours.nearest[:, :k2], scale=scale)
+
+
+def encode(
+    features: npt.NDArray[np.float32],
+    wide: sparse.csr_matrix,
+    narrow: sparse.csr_matrix,
+    averaged: Ints,
+    *,
+    scale: npt.NDArray[np.float32] | None = None,
+) -> sparse.csr_matrix:
+    """Weight each image's neighbourhood by exp(-distance), rows summing to 1, and average the rows of its nearest ones.
+
+    Args:
+        features: (n, d), may be memory-mapped.
+        wide: (n, n) ones, who is in whose neighbourhood, symmetric and with the diagonal.
+        narrow: (n, n) the same, smaller: j's joins i's if j is in i's and more than two thirds of it are there already.
+        averaged: (n, k2) whose rows are averaged, itself included; -1 for nobody.
+        scale: (n,) divides an image's distances; None for 1.
+
+    Returns:
+        (n, n) sparse float32, rows that sum to 1.
+    """
+    n = len(features)
+    # shared[i, j]: how many images of j's narrow neighbourhood are in i's wide one, for the j that are in it too
     shared = (wide @ narrow.T).multiply(wide).tocoo()
     joins = shared.data > 2 / 3 * np.diff(narrow.indptr)[shared.col]
     joining = sparse.csr_matrix((np.ones(joins.sum(), np.float32), (shared.row[joins], shared.col[joins])), shape=(n, n))
@@ -108,19 +137,24 @@ def reciprocal_encoding(
     weight = np.exp(-distance / (1 if scale is None else scale[row]))
     total = np.bincount(row, weight, n)
     encoding = sparse.csr_matrix(((weight / total[row]).astype(np.float32), members.indices, members.indptr), shape=(n, n))
-    if k2 > 1:
-        nearest = neighbours.nearest[:, :k2]
-        mean = np.full(nearest.size, 1 / nearest.shape[1], np.float32)
-        encoding = (sparse.csr_matrix((mean, nearest.ravel(), np.arange(0, nearest.size + 1, nearest.shape[1])), (n, n)) @ encoding).tocsr()
+    if averaged.shape[1] > 1:
+        mean = _ones_at(averaged)
+        mean.data /= np.repeat(np.diff(mean.indptr), np.diff(mean.indptr))
+        encoding = (mean @ encoding).tocsr()
     encoding.sort_indices()
     return encoding
 
 
-def _reciprocal(index: Ints) -> sparse.csr_matrix:
-    """Return (n, n) ones where two images are among each other's nearest."""
-    n, k = index.shape
-    forward = sparse.csr_matrix((np.ones(n * k, np.float32), index.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+def reciprocal(index: Ints) -> sparse.csr_matrix:
+    """Return (n, n) ones where two images are among each other's nearest, (n, k) with -1 for nobody."""
+    forward = _ones_at(index)
     return forward.multiply(forward.T).tocsr()
+
+
+def _ones_at(index: Ints) -> sparse.csr_matrix:
+    there = index >= 0
+    ends = np.concatenate(([0], np.cumsum(there.sum(1))))
+    return sparse.csr_matrix((np.ones(ends[-1], np.float32), index[there], ends), shape=(len(index), len(index)))
 
 
 def _pair_distances(features: npt.NDArray[np.float32], left: Ints, right: Ints) -> npt.NDArray[np.float32]:

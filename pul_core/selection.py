@@ -61,7 +61,7 @@ def select_reliable(clustering: Clustering, *, min_similarity: float, close_to: 
     if np.count_nonzero(sizes >= 2) < 2:
         raise UnreliableError(
             f"only {np.count_nonzero(sizes >= 2)} of {len(sizes)} clusters have two reliable images (two clusters are needed): "
-            f"lower min_similarity ({min_similarity:g}) or num_clusters"
+            f"lower min_similarity ({min_similarity:g}) or num_clusters, or raise DBSCAN's max_distance"
         )
     if keep_empty_classes:
         return ReliableSet(positions, clusters, similarity[positions], len(sizes))

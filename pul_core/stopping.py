@@ -9,7 +9,7 @@ Reason = Literal["stable", "stable_only_centres", "stable_everything", "oscillat
 EXPLANATIONS: dict[Reason, str] = {
     "stable": "the reliable set's size no longer changes",
     "stable_only_centres": "degenerate: hardly more than the cluster centres are reliable; lower min_similarity or num_clusters",
-    "stable_everything": "degenerate: hardly an image is left out, so selection selects nothing; raise min_similarity",
+    "stable_everything": "degenerate: hardly an image is left out, so nothing is selected; raise min_similarity or lower max_distance",
     "oscillating": "the reliable set's size swings to and fro and would not settle within max_iterations",
     "limit": "max_iterations was reached before the reliable set's size was stable",
 }

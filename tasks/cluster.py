@@ -5,27 +5,44 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pul_core.cameras import centre_cameras as core_centre_cameras
 from pul_core.clustering import Clustering, default_num_clusters
-from pul_core.clustering import cluster as core_cluster
+from pul_core.clustering import cluster as cluster_by_kmeans
+from pul_core.density import cluster_by_density
 from pul_core.few_labels import join_labelled, num_unlabelled_clusters
 from pul_core.selection import select_reliable
 from tasks.artifacts import Artifact, column, read_table, vectors, write_table
+from tasks.cameras import camids
 from tasks.compute import prepare
 from tasks.progress import step_logger
 from tasks.references import Clusters, Compute, Labelled, Reliable
 from tasks.steps import step
 
+KMEANS = ("normalise", "num_restarts", "max_passes", "centre_from")
+DBSCAN = ("num_neighbours", "num_averaged", "max_distance", "min_samples")
+
 
 @step("cluster-{iteration}")
 def cluster(
-    features: Artifact, labelled: Labelled | None = None, *, settings: dict[str, Any], seed: int, compute: Compute, iteration: int
+    features: Artifact,
+    images: Artifact,
+    labelled: Labelled | None = None,
+    *,
+    settings: dict[str, Any],
+    centre_cameras: bool,
+    seed: int,
+    compute: Compute,
+    iteration: int,
 ) -> Clusters:
     """Cluster the features of the unlabelled images and find each cluster's centre.
 
     Args:
         features: of the target's training images.
+        images: the target's images.parquet, for its cameras.
         labelled: images that stay out, because their identities are known.
-        settings: keyword arguments of ``pul_core.clustering.cluster``; ``num_clusters`` None stands for the stated default.
+        settings: ``algorithm``, and keyword arguments of ``pul_core.clustering.cluster`` (``num_clusters`` None stands for the stated
+            default) and ``pul_core.density.cluster_by_density``.
+        centre_cameras: see ``pul_core.cameras.centre_cameras``.
         seed: of k-means.
         compute: threads.
         iteration: names the task run.
@@ -36,12 +53,19 @@ def cluster(
     if labelled:
         unknown = ~np.isin(rows, column(read_table(labelled.labelled), "row"))
         rows, values = rows[unknown], values[unknown]
-    k = settings["num_clusters"]
-    k = num_unlabelled_clusters(k, labelled.num_identities if labelled else 0) if k else default_num_clusters(len(rows))
-    found = core_cluster(values, **settings | {"num_clusters": k}, seed=seed)
-    sizes = np.bincount(found.cluster)
-    note = "" if settings["num_clusters"] else " (default: one for 16 images)"
-    step_logger().info("cluster %d: %d images into %d clusters%s, %d passes", iteration, len(rows), len(sizes), note, found.passes)
+    cameras = camids(images)[rows]
+    if centre_cameras:
+        values = core_centre_cameras(values, cameras)
+    if settings["algorithm"] == "dbscan":
+        found = cluster_by_density(values, cameras, **{name: settings[name] for name in DBSCAN})
+        note = f" ({np.count_nonzero(found.cluster < 0)} images belong to none)"
+    else:
+        k = settings["num_clusters"]
+        k = num_unlabelled_clusters(k, labelled.num_identities if labelled else 0) if k else default_num_clusters(len(rows))
+        found = cluster_by_kmeans(values, num_clusters=k, **{name: settings[name] for name in KMEANS}, seed=seed)
+        note = f" in {found.passes} passes" + ("" if settings["num_clusters"] else " (default: one for 16 images)")
+    sizes = np.bincount(found.cluster[found.cluster >= 0])
+    step_logger().info("cluster %d: %d images into %d clusters%s", iteration, len(rows), len(sizes), note)
     clusters = pa.table({"row": rows, "cluster": found.cluster, "similarity": found.similarity, "similarity_any": found.similarity_any})
     order = np.lexsort((np.arange(len(sizes)), found.centre))
     centres = pa.table(

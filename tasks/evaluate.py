@@ -3,17 +3,18 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from sklearn.metrics import normalized_mutual_info_score
 
-from pul_core.evaluation import NO_CAMERA, Scores, Summary, Unscored, summarise
+from pul_core.cameras import centre_cameras as core_centre_cameras
+from pul_core.evaluation import Scores, Summary, Unscored, summarise
 from pul_core.identities import JUNK_PID
 from pul_core.protocols import PROTOCOLS, ProtocolName, Side
 from pul_core.protocols import evaluate as core_evaluate
 from pul_core.ranks import Ties
 from pul_core.reranking import Reranking
 from tasks.artifacts import Artifact, column, locate, read_table, write_table
+from tasks.cameras import camids
 from tasks.compute import prepare
 from tasks.references import Clusters, Compute, ImageSet, Reliable
 from tasks.steps import step
@@ -33,6 +34,7 @@ def evaluate(
     protocol: ProtocolName = "market1501",
     ties: Ties = "pessimistic",
     rerank: bool = False,
+    centre_cameras: bool = False,
     seed: int = 0,
 ) -> Artifact:
     """Score a model's query features against its gallery features.
@@ -47,26 +49,25 @@ def evaluate(
         protocol: one of ``pul_core.protocols.PROTOCOLS``.
         ties: how answers of equal distance are counted.
         rerank: by k-reciprocal neighbours, with the constants of the paper.
+        centre_cameras: compare features less the mean of their camera, taken over query and gallery.
         seed: of a protocol's splits.
 
     Raises:
         ValueError: the data do not suit the protocol.
     """
     prepare(compute)
-    pids, camids = column(read_table(labels), "pid"), _camids(images)
+    pids, cameras = column(read_table(labels), "pid"), camids(images.images)
     tables = read_table(query), read_table(gallery)
     rows = [column(table, "row") for table in tables]
-    sides = [Side(column(table, "feature"), pids[at], camids[at]) for table, at in zip(tables, rows, strict=True)]
+    features = [column(table, "feature") for table in tables]
+    if centre_cameras:
+        centred = core_centre_cameras(np.concatenate(features), cameras[np.concatenate(rows)])
+        features = np.split(centred, [len(rows[0])])
+    sides = [Side(values, pids[at], cameras[at]) for values, at in zip(features, rows, strict=True)]
     found = core_evaluate(PROTOCOLS[protocol], *sides, ties=ties, reranking=Reranking() if rerank else None, seed=seed)
     order = np.lexsort((found.query, found.split))
     columns = {"row": rows[0][found.query], "split": found.split, **found.scores._asdict()}
     return write_table("scores", pa.table({name: values[order] for name, values in columns.items()}))
-
-
-def _camids(images: ImageSet) -> npt.NDArray[np.int64]:
-    """Return the images' cameras, -1 where nobody knows."""
-    known = read_table(images.images, ["camid"]).column("camid").combine_chunks()
-    return np.asarray(known.cast(pa.int64()).fill_null(NO_CAMERA))
 
 
 def read_summary(scores: Artifact, unscored: Unscored = "left_out") -> Summary:
@@ -96,7 +97,7 @@ def oracle_diagnostics(clusters: Clusters, reliable: Reliable, labels: Artifact)
     pids = column(read_table(labels), "pid")
     table, chosen = read_table(clusters.clusters), read_table(reliable.reliable)
     known = pids > JUNK_PID  # what nobody labelled is no identity of its own
-    table = table.filter(known[column(table, "row")])
+    table = table.filter(known[column(table, "row")] & (column(table, "cluster") >= 0))  # nor is what belongs to no cluster one
     chosen = chosen.filter(known[column(chosen, "row")] & ~column(chosen, "labelled"))
     if chosen.num_rows == 0:
         return {}

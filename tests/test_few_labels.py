@@ -117,7 +117,8 @@ def test_labelled_images_are_not_clustered_and_come_first_in_the_softmax(target,
     model = initial_model.fn("resnet10t", weights="random", **SIZE, seed=0)
     features = extract_features.fn(model, pixels, batch_size=8, compute=COMPUTE, iteration=0, split="train")
     known = reveal.fn(target, settings=NONE | {"identities": 2})
-    clusters = cluster.fn(features, known, settings=plan["clustering"] | {"num_clusters": 6}, seed=0, compute=COMPUTE, iteration=1)
+    rest = {"centre_cameras": False, "seed": 0, "compute": COMPUTE, "iteration": 1}
+    clusters = cluster.fn(features, target.images, known, settings=plan["clustering"] | {"num_clusters": 6}, **rest)
     assert (clusters.num_clusters, clusters.clusters.rows) == (4, 24)
     reliable = select.fn(clusters, known, settings=plan["selection"], iteration=1)
     table = read_table(reliable.reliable)
@@ -126,7 +127,7 @@ def test_labelled_images_are_not_clustered_and_come_first_in_the_softmax(target,
     assert (column(table, "pseudo_label")[labelled] < 2).all() and (column(table, "pseudo_label")[~labelled] >= 2).all()
     assert (np.diff(column(table, "row")) > 0).all()
     with pytest.raises(ValueError, match="must be larger"):
-        cluster.fn(features, known, settings=plan["clustering"] | {"num_clusters": 2}, seed=0, compute=COMPUTE, iteration=1)
+        cluster.fn(features, target.images, known, settings=plan["clustering"] | {"num_clusters": 2}, **rest)
 
 
 def test_equal_numbers_in_two_sources_are_two_people(home, tmp_path, market, tiny):

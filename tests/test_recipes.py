@@ -7,6 +7,7 @@ import pytest
 from flows.preflight import plan_of
 from flows.recipes import RECIPES
 from pul_core.clustering import cluster
+from pul_core.density import cluster_by_density
 from pul_core.selection import select_reliable
 from pul_core.stopping import reason_to_stop
 from pul_core.training import begin_training, train
@@ -15,10 +16,11 @@ from tasks.training import BEGIN
 CORE = {
     "pretraining": (begin_training, train),
     "fine_tuning": (begin_training, train),
-    "clustering": (cluster,),
+    "clustering": (cluster, cluster_by_density),
     "selection": (select_reliable,),
     "stopping": (reason_to_stop,),
 }
+CHOICES = {"clustering": {"algorithm"}}  # which of the functions
 FROM_THE_RUN = {"seed", "device", "bf16", "on_batch", "num_classes", "num_images"}
 
 
@@ -28,6 +30,7 @@ def test_every_parameter_of_the_core_is_in_the_form_and_nothing_else(recipe, sec
     takes = set()
     for function in CORE[section]:
         takes |= {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    takes |= CHOICES.get(section, set())
     takes -= FROM_THE_RUN | ({"num_clusters"} if section == "stopping" else set())
     assert set(RECIPES[recipe][section].model_dump()) == takes
 

@@ -35,8 +35,33 @@ def blobs(home):
     return write_table("features", pa.table({"row": rows, "feature": vectors(values.astype(np.float32))}))
 
 
-def clusters_of(features, plan, **changes):
-    return cluster.fn(features, settings=plan["clustering"] | {"num_clusters": 4} | changes, seed=0, compute=COMPUTE, iteration=1)
+def clusters_of(features, plan, camids=None, centre_cameras=False, **changes):
+    images = write_table("images", pa.table({"camid": pa.array([None] * 200 if camids is None else camids, pa.int64())}))
+    settings = plan["clustering"] | {"num_clusters": 4} | changes
+    return cluster.fn(features, images, settings=settings, centre_cameras=centre_cameras, seed=0, compute=COMPUTE, iteration=1)
+
+
+def test_density_leaves_images_out_and_selection_takes_the_others(blobs, plan):
+    found = clusters_of(blobs, plan, algorithm="dbscan", num_neighbours=4, max_distance=0.6)
+    table = read_table(found.clusters)
+    inside = column(table, "cluster") >= 0
+    assert inside.sum() > 0
+    assert set(column(table, "cluster")[inside]) == set(range(found.num_clusters))
+    assert (column(table, "similarity")[~inside] == -1).all()
+    chosen = read_table(select.fn(found, settings=plan["selection"] | {"min_similarity": -1.0}, iteration=1).reliable)
+    assert column(chosen, "row").tolist() == column(table, "row")[inside].tolist()
+
+
+def test_centring_cameras_needs_cameras_and_changes_clusters_only_with_them(blobs, plan):
+    plain = clusters_of(blobs, plan)
+    assert clusters_of(blobs, plan, centre_cameras=True).clusters.rows == plain.clusters.rows == 40
+    camids = np.zeros(200, np.int64)
+    camids[5:65:3] = 1  # two directions on each camera: centred, they fall on the other camera's two
+    centred = clusters_of(blobs, plan, camids=camids, centre_cameras=True, num_clusters=2)
+    sizes = column(read_table(centred.centres), "size").tolist()
+    assert sizes == [20, 20]
+    clusters = column(read_table(centred.clusters), "cluster")
+    assert len(set(clusters[:20])) == len(set(clusters[20:])) == 2
 
 
 def test_clusters_are_keyed_by_row_and_ascending(blobs, plan):

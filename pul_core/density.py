@@ -1,0 +1,67 @@
+"""Features to clusters by density: as many as there are, and images that belong to none. The other way is k-means, `clustering`."""
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from sklearn.cluster import DBSCAN
+
+from pul_core.cameras import camera_aware_encoding
+from pul_core.clustering import Clustering, describe
+from pul_core.neighbours import jaccard_distances, nearest_neighbours, reciprocal_encoding
+from pul_core.ranks import Ints
+
+NO_CLUSTER = -1
+
+
+def cluster_by_density(
+    features: npt.NDArray[np.float32],
+    cameras: Ints,
+    *,
+    num_neighbours: int,
+    num_averaged: int,
+    max_distance: float,
+    min_samples: int,
+) -> Clustering:
+    """Cluster features by DBSCAN on the Jaccard distance of their k-reciprocal neighbours.
+
+    Memory grows with n x k. With two cameras or more, neighbours on the own camera and on the others are searched for apart.
+
+    Args:
+        features: (n, d), one an image.
+        cameras: (n,), -1 where nobody knows.
+        num_neighbours: k of the neighbourhoods.
+        num_averaged: how many nearest images an encoding is averaged over.
+        max_distance: epsilon, a Jaccard distance in (0, 1): images nearer than this are linked.
+        min_samples: images a dense spot has at least, itself included.
+
+    Returns:
+        Clusters numbered from 0 by their first image; -1 for an image that belongs to none, whose cosines are -1, so that no threshold
+        selects it. There may be no cluster at all.
+
+    Raises:
+        ValueError: features that are not finite, or a zero vector.
+
+    Source: Ester et al. 1996 (DBSCAN, scikit-learn's); Zhong et al. 2017 (the distance); Chen et al. 2024 (with cameras).
+
+    Example:
+        >>> features = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, -1]], np.float32)
+        >>> options = dict(num_neighbours=1, num_averaged=1, max_distance=0.5, min_samples=2)
+        >>> cluster_by_density(features, np.zeros(5, int), **options).cluster.tolist()
+        [0, 0, 1, 1, -1]
+    """
+    if len(np.unique(cameras)) > 1:
+        encoding = camera_aware_encoding(features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged)
+    else:
+        neighbours = nearest_neighbours(features, max(num_neighbours + 1, num_averaged))
+        encoding = reciprocal_encoding(features, neighbours, k1=num_neighbours, k2=num_averaged)
+    linked = sparse.vstack([_below(block, max_distance) for block in jaccard_distances(encoding, np.arange(len(features)))], format="csr")
+    found = DBSCAN(eps=max_distance, min_samples=min_samples, metric="precomputed").fit(linked).labels_.astype(np.int64)
+    return describe(features, found)
+
+
+def _below(block: sparse.csr_matrix, most: float) -> sparse.csr_matrix:
+    """Keep the distances up to a limit; zeros are distances, too, and stay."""
+    near = block.data <= most
+    row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))[near]
+    ends = np.concatenate(([0], np.cumsum(np.bincount(row, minlength=block.shape[0]))))
+    return sparse.csr_matrix((block.data[near].clip(min=0), block.indices[near], ends), shape=block.shape)
