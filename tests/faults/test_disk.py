@@ -140,6 +140,7 @@ def test_damage_under_a_step(home, how):
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.fault(
@@ -165,6 +166,7 @@ def test_damage_of_every_kind(driver, arguments, undisturbed, left, tmp_path, ho
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(1800)
 @pytest.mark.fault("disk full while MLflow's database is written", "one line that names the database and the way out; pul resume goes on")
 def test_the_database_disk_is_full(driver, arguments, undisturbed, left, mount, tmp_path):

@@ -8,7 +8,7 @@ import random
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
-KILLS = int(os.environ.get("PUL_FAULTS", "3"))
+KILLS = int(os.environ.get("PUL_FAULTS", "2"))
 KILLED = -9
 LIMIT = 80  # kills of one run
 
@@ -29,6 +29,7 @@ def kill_until_done(go_on, folder, moments):
     raise AssertionError("it was never let alone")
 
 
+@pytest.mark.campaign
 @pytest.mark.fault("kill -9 at every boundary of two steps", "the same bytes and metrics as undisturbed; no finished step runs again")
 def test_killed_at_every_boundary(go_on, left, undisturbed, tmp_path, tried):
     kills = kill_until_done(go_on, tmp_path, itertools.repeat(("step kept", 1)))
@@ -37,6 +38,7 @@ def test_killed_at_every_boundary(go_on, left, undisturbed, tmp_path, tried):
     left(tmp_path).assert_like(undisturbed)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("moment", ["file written", "step computed", "checkpoint", "tracking"])
 @pytest.mark.fault("kill -9 inside a step, between its files, after a checkpoint, while MLflow is told", "the same bytes and metrics")
 def test_killed_inside(go_on, left, undisturbed, tmp_path, tried, chance, moment):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.campaign, pytest.mark.timeout(3600)]
 PUL = Path(sys.executable).with_name("pul")
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 STEPS = range(1, 23, 1 if "PUL_FAULTS" in os.environ else 9)

@@ -8,7 +8,7 @@ import urllib.request
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.campaign, pytest.mark.timeout(3600)]
 STEPS = ["pretrain", "extract-features-0-query", "cluster-1", "select-1", "fine-tune-1", "evaluate-1", "track-iteration-1", "fine-tune-2"]
 TRIED = STEPS if "PUL_FAULTS" in os.environ else ["pretrain", "fine-tune-1"]
 GONE_SECONDS = 60  # on a busy machine; a few on a quiet one
