@@ -67,7 +67,7 @@ RECIPES: dict[RecipeName, dict[str, Section]] = {
     "modern": PAPER
     | {
         "model": Model(height=256, width=128, centre_cameras=True),
-        "clustering": Clustering(algorithm="dbscan", normalise=True, num_restarts=1, max_passes=100, centre_from="members", **DENSITY),
+        "clustering": PAPER["clustering"].model_copy(update={"algorithm": "dbscan"}),
         "selection": Selection(min_similarity=-1, close_to="own_centre", keep_empty_classes=False),
         "fine_tuning": OUR_TRAINING.model_copy(update={"epochs": 4}),
         "stopping": Stopping(max_iterations=6, stop_when_stable=True, stability_tolerance=0.02, stability_patience=2),

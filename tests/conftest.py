@@ -134,6 +134,41 @@ def tiny_pair(tmp_path_factory):
     return write_market(root / "source", range(1, 7)), write_market(root / "target", range(11, 17), test_pids=range(21, 26))
 
 
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory):
+    """One home for a module: later runs profit from the cache of earlier ones, as a user's do."""
+    import mlflow
+
+    from tasks import tracking
+
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp("home")
+    patch.setenv("PUL_HOME", str(folder))
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    tracking.client.cache_clear()
+    yield folder
+    patch.undo()
+    tracking.client.cache_clear()
+
+
+@pytest.fixture
+def pixels(home, tiny_pair):
+    """The tiny target's training images, decoded at the size of the tiny model."""
+    from tasks.decode import decode
+    from tasks.index import index
+
+    return decode.fn(index.fn(str(tiny_pair[1]), "target"), split="train", height=64, width=32)
+
+
+@pytest.fixture
+def model(home):
+    """The tiny model, untrained."""
+    from tasks.models import initial_model
+
+    return initial_model.fn("resnet10t", weights="random", height=64, width=32, seed=0)
+
+
 def touch_files(root: Path, *names: str) -> Path:
     """Empty files of these names: readers of layouts open nothing."""
     for name in names:

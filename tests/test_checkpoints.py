@@ -7,29 +7,16 @@ import pytest
 from flows.preflight import plan_of
 from tasks import extract, training
 from tasks.artifacts import read_table, write_table
-from tasks.decode import decode, open_pixels
+from tasks.decode import open_pixels
 from tasks.extract import extract_features
-from tasks.index import index
-from tasks.models import initial_model
 from tasks.references import Compute, Reliable
 from tasks.training import fine_tune
 
 COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)
-SIZE = {"height": 64, "width": 32}
 
 
 class KilledError(Exception):
     """Stands for the end of the process."""
-
-
-@pytest.fixture
-def pixels(home, tiny_pair):
-    return decode.fn(index.fn(str(tiny_pair[1]), "target"), split="train", **SIZE)
-
-
-@pytest.fixture
-def model(home):
-    return initial_model.fn("resnet10t", weights="random", **SIZE, seed=0)
 
 
 def run_training(model, pixels, tiny, **settings):

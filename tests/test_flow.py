@@ -8,25 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def module_home(tmp_path_factory):
-    """One home for the module: later runs profit from the cache of earlier ones, as a user's do."""
-    import mlflow
-
-    from tasks import tracking
-
-    patch = pytest.MonkeyPatch()
-    folder = tmp_path_factory.mktemp("flows")
-    patch.setenv("PUL_HOME", str(folder))
-    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    tracking.client.cache_clear()
-    yield folder
-    patch.undo()
-    tracking.client.cache_clear()
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_home", "prefect_server")]
 
 
 def run(parameters):

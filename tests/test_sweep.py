@@ -53,21 +53,6 @@ def test_the_table_takes_values_of_every_kind(tmp_path):
     assert all(len(line) == len(means_table(found["means"])[0]) for line in means_table(found["means"]))
 
 
-@pytest.fixture(scope="module")
-def module_home(tmp_path_factory):
-    import mlflow
-
-    patch = pytest.MonkeyPatch()
-    folder = tmp_path_factory.mktemp("sweeps")
-    patch.setenv("PUL_HOME", str(folder))
-    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    tracking.client.cache_clear()
-    yield folder
-    patch.undo()
-    tracking.client.cache_clear()
-
-
 @pytest.fixture
 def base(tiny, tiny_pair):
     return tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])}

@@ -12,15 +12,12 @@ import pytest
 
 from flows.preflight import plan_of
 from tasks.artifacts import DamagedArtifactError, locate, read_table, write_bytes, write_table
-from tasks.decode import decode, open_pixels
+from tasks.decode import open_pixels
 from tasks.extract import extract_features
-from tasks.index import index
-from tasks.models import initial_model
 from tasks.references import Compute, Reliable
 from tasks.training import fine_tune
 
 COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)
-SIZE = {"height": 64, "width": 32}
 
 
 @pytest.fixture
@@ -42,16 +39,6 @@ def mount(tmp_path):
     yield mount
     for folder in dict.fromkeys(mounted):
         subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@pytest.fixture
-def pixels(home, tiny_pair):
-    return decode.fn(index.fn(str(tiny_pair[1]), "target"), split="train", **SIZE)
-
-
-@pytest.fixture
-def model(home):
-    return initial_model.fn("resnet10t", weights="random", **SIZE, seed=0)
 
 
 @pytest.fixture
