@@ -74,6 +74,15 @@ class Clustering(Section):
     num_clusters: int | None = Field(
         None, ge=1, description="K. Empty: one cluster for every 16 images. Set close to the true number of people it is an oracle K."
     )
+    whitening: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Divide each principal direction by this power of its standard deviation, before anything else; 0: do not.",
+    )
+    shrinkage: float | None = Field(
+        None, ge=0, le=10, description="Whitening: added to each direction's variance, as a share of the mean one; keeps noise small."
+    )
     normalise: bool | None = Field(None, description="L2-normalise the features before k-means.")
     num_restarts: int | None = Field(None, ge=1, le=100, description="k-means runs; the smallest inertia wins.")
     max_passes: int | None = Field(None, ge=1, le=10_000, description="Lloyd passes a k-means run at most.")
@@ -84,6 +93,9 @@ class Clustering(Section):
         None, ge=1, le=1000, description="DBSCAN: k of the neighbourhoods; where cameras are known, on other cameras, and 0.4 k on the own."
     )
     num_averaged: int | None = Field(None, ge=1, le=1000, description="DBSCAN: nearest images an encoding is averaged over.")
+    camera_aware: bool | None = Field(
+        None, description="DBSCAN: search for neighbours on the own camera and on the others apart, where cameras are known."
+    )
     max_distance: float | None = Field(None, gt=0, lt=1, description="DBSCAN: epsilon, a Jaccard distance; nearer images are linked.")
     min_samples: int | None = Field(None, ge=1, le=1000, description="DBSCAN: images a dense spot has at least.")
 

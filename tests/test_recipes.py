@@ -20,7 +20,7 @@ CORE = {
     "selection": (select_reliable,),
     "stopping": (reason_to_stop,),
 }
-CHOICES = {"clustering": {"algorithm"}}  # which of the functions
+CHOICES = {"clustering": {"algorithm", "whitening", "shrinkage", "camera_aware"}}  # which of the functions, on which values
 FROM_THE_RUN = {"seed", "device", "bf16", "on_batch", "num_classes", "num_images"}
 
 

@@ -52,6 +52,15 @@ def test_density_leaves_images_out_and_selection_takes_the_others(blobs, plan):
     assert column(chosen, "row").tolist() == column(table, "row")[inside].tolist()
 
 
+def test_density_looks_at_cameras_only_when_asked_to(blobs, plan):
+    density = {"algorithm": "dbscan", "num_neighbours": 4, "max_distance": 0.6}
+    camids = np.arange(200) // 3 % 2
+    unknown = clusters_of(blobs, plan, **density)
+    blind = clusters_of(blobs, plan, camids=camids, camera_aware=False, **density)
+    aware = clusters_of(blobs, plan, camids=camids, camera_aware=True, **density)
+    assert blind.clusters == unknown.clusters != aware.clusters
+
+
 def test_centring_cameras_needs_cameras_and_changes_clusters_only_with_them(blobs, plan):
     plain = clusters_of(blobs, plan)
     assert clusters_of(blobs, plan, centre_cameras=True).clusters.rows == plain.clusters.rows == 40
