@@ -1,7 +1,7 @@
 """Prefect's graph: an edge from every task whose result a task is given, and none else.
 
 Left to itself Prefect looks into each argument and finds parents by the identity of whatever a task returned, short strings included, which
-Python shares: a run of four iterations gets 1,200 edges, most of them false. And its server lists an edge once for each input of the parent,
+Python shares: a run of four iterations gets 1,200 edges, most of them false. Its server lists an edge once for each input of the parent,
 be that an edge itself or an argument without one; from 500 listed ones on its page draws none. So a task has one input here: its parents.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
+from prefect.tasks import TaskRunNameCallbackWithParameters
 from prefect.utilities.annotations import opaque, quote
 from prefect.utilities.engine import get_state_for_result
 from pydantic import BaseModel
@@ -71,7 +72,7 @@ def task_of(function: Callable[..., R], run_name: str, **options: Any) -> Task[[
 
     for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):  # all that functools.wraps copies, but for the signature
         setattr(run, attribute, getattr(function, attribute))
-    return Task(run, name=function.__name__, task_run_name=name, **options)
+    return Task(run, name=function.__name__, task_run_name=cast(TaskRunNameCallbackWithParameters, name), **options)
 
 
 def call_linked(task: Task[[Given], R], arguments: Mapping[str, Any]) -> R:
