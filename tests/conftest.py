@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +247,24 @@ def pul_up():
 def pul_up_while():
     """The function `running_up`."""
     return running_up
+
+
+def read_graph(api, flow_run, last="finish-run"):
+    """Ask Prefect's server for what its page of a finished flow run draws: the nodes by id."""
+    deadline = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(f"{api}/flow_runs/{flow_run}/graph-v2") as answer:
+            nodes = dict(json.load(answer)["nodes"])
+        if any(node["label"] == last and node["end_time"] for node in nodes.values()):
+            return nodes
+        assert time.monotonic() < deadline, "task runs are told to the server as events; they should have arrived"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="session")
+def graph():
+    """The function `read_graph`."""
+    return read_graph
 
 
 @pytest.fixture(scope="session")
