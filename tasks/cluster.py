@@ -53,7 +53,7 @@ def cluster(
     if labelled:
         unknown = ~np.isin(rows, column(read_table(labelled.labelled), "row"))
         rows, values = rows[unknown], values[unknown]
-    cameras = camids(images)[rows]
+    cameras = camids(read_table(images, ["camid"]))[rows]
     if centre_cameras:
         values = core_centre_cameras(values, cameras)
     if settings["algorithm"] == "dbscan":
