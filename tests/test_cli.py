@@ -57,7 +57,7 @@ def refused(done, *words):
 def test_help_names_every_command(pul):
     done = pul("--help")
     assert done.returncode == 0
-    for command in ("demo", "run", "evaluate", "resume", "results", "up", "doctor", "gc", "data", "sweep"):
+    for command in ("demo", "run", "evaluate", "resume", "results", "up", "doctor", "gc", "data", "sweep", "suggest"):
         assert command in done.stdout
 
 
@@ -105,6 +105,10 @@ def test_help_names_every_command(pul):
         (["evaluate", "{weights}", "{one}"], ["no queries"]),
         (["evaluate", "{weights}", "{target}", "--protocol", "best"], ["no protocol 'best'", "cross_camera"]),
         (["evaluate", "{weights}", "{target}", "--ties", "lucky"], ["no ties 'lucky'", "expected"]),
+        (["suggest", "nobody", "{target}"], ["no model nobody", "RUN/iteration=N"]),
+        (["suggest", "{weights}", "nowhere"], ["nowhere", "is not a folder"]),
+        (["suggest", "{weights}", "{one}"], ["6 training images", "10 are the least"]),
+        (["suggest", "{weights}", "{target}", "--size", "big"], ["--size", "256x128"]),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(pul_here, tiny_pair, market, tmp_path_factory, arguments, words):
