@@ -117,7 +117,9 @@ def read_curve(curve: Curve) -> Suggestion:
             f"there is nothing to suggest: no two images are within {curve.max_distance[-1]:g} of each other, so there is no cluster"
         )
     if most == 1:
-        raise NothingToSuggestError("there is nothing to suggest: at no distance are there two clusters, as if the images were all alike")
+        raise NothingToSuggestError(
+            "there is nothing to suggest: at no distance are there two clusters; the images are too few, or alike to this model"
+        )
     early = int(np.argmax(100 * counts >= 95 * most))
     peak = int(counts.argmax())
     falls = np.flatnonzero(5 * (counts[peak:-1] - counts[peak + 1 :]) > counts[peak:-1])  # whole numbers: no rounding decides
