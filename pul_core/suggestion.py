@@ -13,6 +13,7 @@ from pul_core.ranks import Ints
 
 MAX_DISTANCES = tuple(percent / 100 for percent in range(20, 75, 5))  # 0.2, 0.25, ... 0.7
 MIN_IMAGES = 10  # fewer are no crowd to read a curve from
+ALIKE = 1e-5  # features that differ by less than this share of the largest value are the same but for rounding
 
 
 class NothingToSuggestError(ValueError):
@@ -59,7 +60,7 @@ def clusters_by_distance(
         The curve.
 
     Raises:
-        NothingToSuggestError: fewer than ten images.
+        NothingToSuggestError: fewer than ten images, or all of them alike.
         ValueError: features that are not finite, or a zero vector.
 
     Example:
@@ -71,6 +72,8 @@ def clusters_by_distance(
     """
     if len(features) < MIN_IMAGES:
         raise NothingToSuggestError(f"there is nothing to suggest from {len(features)} images: {MIN_IMAGES} are the least")
+    if np.ptp(features, axis=0).max() <= ALIKE * np.abs(features).max():  # who is whose neighbour would be chance
+        raise NothingToSuggestError("there is nothing to suggest: to this model the images are all alike")
     reach = max(max_distances)
     linked = linked_images(features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=reach)
     sizes = []

@@ -26,7 +26,7 @@ def suggest(features: Artifact, images: Artifact, *, settings: dict[str, Any], c
         compute: threads.
 
     Raises:
-        NothingToSuggestError: there are too few images.
+        NothingToSuggestError: there are too few images, or all are alike.
     """
     prepare(compute)
     table = read_table(features)
