@@ -26,6 +26,7 @@ from deployments.data_cli import data
 from deployments.environment import configure
 from deployments.on_call_cli import doctor, gc, purge
 from deployments.servers import choose_server
+from deployments.suggest_cli import suggest
 from deployments.sweep_cli import sweep
 
 app = typer.Typer(
@@ -59,6 +60,7 @@ def main() -> None:
 app.command()(doctor)
 app.command()(gc)
 app.command()(purge)
+app.command()(suggest)
 app.command()(sweep)
 
 

@@ -49,14 +49,59 @@ def cluster_by_density(
         >>> cluster_by_density(features, np.zeros(5, int), **options).cluster.tolist()
         [0, 0, 1, 1, -1]
     """
+    linked = linked_images(features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=max_distance)
+    return describe(features, dense_spots(linked, max_distance=max_distance, min_samples=min_samples))
+
+
+def linked_images(
+    features: npt.NDArray[np.float32], cameras: Ints, *, num_neighbours: int, num_averaged: int, max_distance: float
+) -> sparse.csr_matrix:
+    """Return the Jaccard distances of all pairs of images up to a limit, camera-aware with two cameras or more.
+
+    Args:
+        features: (n, d), one an image.
+        cameras: (n,), -1 where nobody knows.
+        num_neighbours: k of the neighbourhoods.
+        num_averaged: how many nearest images an encoding is averaged over.
+        max_distance: pairs farther apart than this are left out.
+
+    Returns:
+        (n, n) sparse float32, symmetric up to rounding and with the diagonal. A distance that it holds may be 0.
+
+    Raises:
+        ValueError: features that are not finite, or a zero vector.
+
+    Example:
+        >>> features = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], np.float32)
+        >>> linked_images(features, np.zeros(4, int), num_neighbours=1, num_averaged=1, max_distance=0.5).indices.tolist()
+        [0, 1, 0, 1, 2, 3, 2, 3]
+    """
     if len(np.unique(cameras)) > 1:
         encoding = camera_aware_encoding(features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged)
     else:
         neighbours = nearest_neighbours(features, max(num_neighbours + 1, num_averaged))
         encoding = reciprocal_encoding(features, neighbours, k1=num_neighbours, k2=num_averaged)
-    linked = sparse.vstack([_below(block, max_distance) for block in jaccard_distances(encoding, np.arange(len(features)))], format="csr")
-    found = DBSCAN(eps=max_distance, min_samples=min_samples, metric="precomputed").fit(linked).labels_.astype(np.int64)
-    return describe(features, found)
+    return sparse.vstack([_below(block, max_distance) for block in jaccard_distances(encoding, np.arange(len(features)))], format="csr")
+
+
+def dense_spots(linked: sparse.csr_matrix, *, max_distance: float, min_samples: int) -> Ints:
+    """Cluster images by DBSCAN on their distances.
+
+    Args:
+        linked: (n, n) from ``linked_images`` with this limit or a larger one.
+        max_distance: epsilon.
+        min_samples: images a dense spot has at least, itself included.
+
+    Returns:
+        (n,) clusters from 0 in the order of their first image; -1 for an image of none.
+
+    Example:
+        >>> linked = sparse.csr_matrix(np.array([[0, 0.2, 0.6], [0.2, 0, 0.7], [0.6, 0.7, 0]], np.float32))
+        >>> [dense_spots(linked, max_distance=limit, min_samples=2).tolist() for limit in (0.1, 0.3, 0.6)]
+        [[-1, -1, -1], [0, 0, -1], [0, 0, 0]]
+    """
+    found: Ints = DBSCAN(eps=max_distance, min_samples=min_samples, metric="precomputed").fit(linked).labels_.astype(np.int64)
+    return found
 
 
 def _below(block: sparse.csr_matrix, most: float) -> sparse.csr_matrix:

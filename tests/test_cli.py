@@ -11,6 +11,9 @@ import mlflow
 import pyarrow.parquet as pq
 import pytest
 
+from pul_core.suggestion import MAX_DISTANCES
+from tasks.artifacts import locate
+
 PUL = Path(sys.executable).with_name("pul")
 
 
@@ -57,7 +60,7 @@ def refused(done, *words):
 def test_help_names_every_command(pul):
     done = pul("--help")
     assert done.returncode == 0
-    for command in ("demo", "run", "evaluate", "resume", "results", "up", "doctor", "gc", "data", "sweep"):
+    for command in ("demo", "run", "evaluate", "resume", "results", "up", "doctor", "gc", "data", "sweep", "suggest"):
         assert command in done.stdout
 
 
@@ -105,6 +108,10 @@ def test_help_names_every_command(pul):
         (["evaluate", "{weights}", "{one}"], ["no queries"]),
         (["evaluate", "{weights}", "{target}", "--protocol", "best"], ["no protocol 'best'", "cross_camera"]),
         (["evaluate", "{weights}", "{target}", "--ties", "lucky"], ["no ties 'lucky'", "expected"]),
+        (["suggest", "nobody", "{target}"], ["no model nobody", "RUN/iteration=N"]),
+        (["suggest", "{weights}", "nowhere"], ["nowhere", "is not a folder"]),
+        (["suggest", "{weights}", "{one}"], ["6 training images", "10 are the least"]),
+        (["suggest", "{weights}", "{target}", "--size", "big"], ["--size", "256x128"]),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(pul_here, tiny_pair, market, tmp_path_factory, arguments, words):
@@ -214,6 +221,29 @@ def test_models_of_a_run_are_evaluated_by_every_name_they_have(pul, tiny_pair, t
         "pul: the protocol needs 100 identities in both query and gallery, but there are 5"
     ]
     assert "Traceback" not in cuhk.stderr
+
+
+@pytest.mark.slow
+def test_a_suggestion_is_a_marked_table_json_for_programs_or_one_line(pul, model, market, tmp_path):
+    arguments = ("suggest", locate(model), str(market(tmp_path / "crops", range(1, 31))), "--threads=1")
+    done = pul(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert list(found) == ["model", "data", "max_distance", "num_clusters", "num_clusters_at", "curve"]
+    assert [point["max_distance"] for point in found["curve"]] == list(MAX_DISTANCES)
+    assert 2 <= found["num_clusters"] <= 90
+    shown = pul(*arguments).stdout
+    assert shown.count("<-") in (1, 2) and f"--num-clusters {found['num_clusters']}" in shown
+    assert len(list(tmp_path.glob(".pul/artifacts/curve/*.parquet"))) == 1
+    alike = tmp_path / "alike"
+    alike.mkdir()
+    image = next((tmp_path / "crops").rglob("*.jpg"))
+    for number in range(12):
+        shutil.copy(image, alike / f"{number}.jpg")
+    nothing = pul("suggest", locate(model), str(alike), "--threads=1")
+    assert nothing.returncode == 1
+    (complaint,) = [line for line in nothing.stderr.splitlines() if line.startswith("pul: ")]
+    assert complaint.startswith("pul: there is nothing to suggest") and "Traceback" not in nothing.stderr
 
 
 @pytest.mark.slow
