@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 UV ?= uv
 INSTALLED := $(VENV)/.installed
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo test test-faults check format bench peers up lock clean
 
@@ -34,10 +35,10 @@ check: install  ## format, lint, types, contracts, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow" --doctest-modules pul_core flows tests
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" --doctest-modules pul_core flows tests
 
 test: install  ## all tests but the fault campaign: real flows, servers and a browser included
-	$(BIN)/python -m pytest -m "not campaign" --doctest-modules pul_core flows tests
+	$(BIN)/python -m pytest $(WORKERS) -m "not campaign" --doctest-modules pul_core flows tests
 
 test-faults: install  ## the fault campaign: every fault of docs/reliability.md, 30 kills at random moments; rewrites its table
 	PUL_FAULTS=30 PUL_FAULTS_RECORD=.pul/faults.json $(BIN)/python -m pytest --timeout=7200 -m fault; code=$$?; \

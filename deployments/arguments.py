@@ -2,7 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+# Options that mean the same in several commands.
+Source = Annotated[list[str] | None, typer.Option(help="Labelled images to train the original model on; may be given again.")]
+OriginalModel = Annotated[str | None, typer.Option(help="Instead of a source: a model file, or an earlier run's name.")]
+Weights = Annotated[str | None, typer.Option(help="imagenet (default, timm's hub), imagenet-packaged, random, or a file.")]
+Size = Annotated[str | None, typer.Option(help="Input size in pixels, height x width, e.g. 256x128.")]
+Device = Annotated[str | None, typer.Option(help="A torch device; default the first GPU if there is one.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default one a core.")]
 
 
 def absolute(path: str | None) -> str | None:

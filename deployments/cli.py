@@ -8,7 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments.arguments import absolute, assignment, few_labels, height_and_width, put, read_config
+from deployments.arguments import (
+    Device,
+    OriginalModel,
+    Size,
+    Source,
+    Threads,
+    Weights,
+    absolute,
+    assignment,
+    few_labels,
+    height_and_width,
+    put,
+    read_config,
+)
 from deployments.data_cli import data
 from deployments.environment import configure
 from deployments.on_call_cli import doctor, gc, purge
@@ -56,9 +69,6 @@ def _pul() -> None:
     pass
 
 
-Size = Annotated[str | None, typer.Option(help="Input size in pixels, height x width, e.g. 256x128.")]
-
-
 @app.command()
 def demo() -> None:
     """Draw people in two camera networks and carry a model from one to the other, in a few minutes."""
@@ -74,25 +84,25 @@ def demo() -> None:
 @app.command()
 def run(
     target: Annotated[str | None, typer.Option(help="Unlabelled images: a folder of crops, a manifest, or a published set.")] = None,
-    source: Annotated[list[str] | None, typer.Option(help="Labelled images to train the original model on; may be given again.")] = None,
+    source: Source = None,
     target_layout: Annotated[str | None, typer.Option(help="How the target lies, where its folder does not tell (docs/data.md).")] = None,
     source_layout: Annotated[str | None, typer.Option(help="The same of the source, e.g. folder-per-identity.")] = None,
     target_pattern: Annotated[str | None, typer.Option(help="What the target's file names tell, e.g. '(?P<camera>c\\d+)_'.")] = None,
     source_pattern: Annotated[
         str | None, typer.Option(help="The same of the source, e.g. '(?P<identity>[^/]+)/(?P<camera>c\\d+)_'.")
     ] = None,
-    original_model: Annotated[str | None, typer.Option(help="Instead of a source: a model file, or an earlier run's name.")] = None,
+    original_model: OriginalModel = None,
     recipe: Annotated[str | None, typer.Option(help="paper (default), modern (the strongest) or released-code.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model name; default resnet50. On a CPU: mobilenetv2_100.")] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet (default, timm's hub), imagenet-packaged, random, or a file.")] = None,
+    weights: Weights = None,
     size: Size = None,
     num_clusters: Annotated[int | None, typer.Option(help="K of k-means; default one cluster for 16 images.")] = None,
     min_similarity: Annotated[float | None, typer.Option(help="Lambda: least cosine to the centre of a reliable image.")] = None,
     labelled: Annotated[str | None, typer.Option(help="Target labels to use: so many identities, a share like 10%, or a list.")] = None,
     max_iterations: Annotated[int | None, typer.Option(help="The last iteration at the latest.")] = None,
     seed: Annotated[int | None, typer.Option(help="Every random number of the run follows from it; default 0.")] = None,
-    device: Annotated[str | None, typer.Option(help="A torch device; default the first GPU if there is one.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default one a core.")] = None,
+    device: Device = None,
+    threads: Threads = None,
     config: Annotated[Path | None, typer.Option(help="Repeat a run from its config.json; other options override it.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any parameter, e.g. --set fine_tuning.epochs=4.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done, how long and how large, and do nothing.")] = False,
@@ -180,8 +190,8 @@ def evaluate(
     backbone: Annotated[str | None, typer.Option(help="Of a model file that does not say so itself; default resnet50.")] = None,
     size: Size = None,
     seed: Annotated[int, typer.Option(help="Of the splits of cuhk03_old and viper.")] = 0,
-    device: Annotated[str | None, typer.Option(help="A torch device; default the first GPU if there is one.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default one a core.")] = None,
+    device: Device = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: fractions, and where the per-query tables lie.")] = False,
 ) -> None:
     r"""Score a model on a data set. docs/protocols.md says what each figure means.

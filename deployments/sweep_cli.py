@@ -6,18 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments.arguments import absolute, assignment, height_and_width, put, read_config
+from deployments.arguments import OriginalModel, Size, Source, Weights, absolute, assignment, height_and_width, put, read_config
 from deployments.servers import choose_server
 
 
 def sweep(
     target: Annotated[str | None, typer.Option(help="Unlabelled images, as pul run takes them.")] = None,
-    source: Annotated[list[str] | None, typer.Option(help="Labelled images to train the original model on; may be given again.")] = None,
-    original_model: Annotated[str | None, typer.Option(help="Instead of a source: a model file, or an earlier run's name.")] = None,
+    source: Source = None,
+    original_model: OriginalModel = None,
     recipe: Annotated[str | None, typer.Option(help="Of all runs, unless it is swept.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model name.")] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet (default, timm's hub), imagenet-packaged, random, or a file.")] = None,
-    size: Annotated[str | None, typer.Option(help="Input size in pixels, height x width, e.g. 256x128.")] = None,
+    weights: Weights = None,
+    size: Size = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of each run; default one a core.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any parameter of all runs, e.g. --set fine_tuning.epochs=4.")] = None,
     grid: Annotated[list[str] | None, typer.Option(help="Values of a parameter: selection.min_similarity=0.8,0.85; repeatable.")] = None,

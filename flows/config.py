@@ -5,7 +5,8 @@ A value left empty is the recipe's (`recipes`); what a run used in the end is wr
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -41,10 +42,13 @@ class Model(Section):
 
 
 class Training(Section):
-    """A softmax training: of the source model, or of every iteration's model."""
+    """A training by classification: of the source model, or of every iteration's model."""
 
     epochs: int | None = Field(None, ge=1, le=1000, description="Passes over the training images.")
     batch_size: int | None = Field(None, ge=2, le=4096, description="Images a step.")
+    images_per_class: int | None = Field(
+        None, ge=0, le=4096, description="A step shows batch_size / this classes with so many images each. 0: all images shuffled."
+    )
     optimiser: Literal["sgd", "adam"] | None = Field(None, description="SGD (authors' code) or Adam.")
     backbone_learning_rate: float | None = Field(None, gt=0, le=10, description="Peak learning rate of the backbone.")
     classifier_learning_rate: float | None = Field(None, gt=0, le=10, description="Peak learning rate of the new classifier.")
@@ -64,6 +68,27 @@ class Training(Section):
         None, ge=0, le=1, description="Colour jitter: largest change of exposure, white balance and contrast."
     )
 
+    @field_validator("images_per_class")
+    @classmethod
+    def _fits_into_a_batch(cls, value: int | None, info: ValidationInfo) -> int | None:
+        batch_size = info.data.get("batch_size")
+        if value and batch_size and value > batch_size:
+            raise PydanticCustomError("images_per_class", f"a batch of {batch_size} images does not hold {value} of one class")
+        return value
+
+
+class FineTuning(Training):
+    """The training of every iteration's model on the reliable set."""
+
+    start_from: Literal["original", "last"] | None = Field(
+        None, description="Each iteration starts from the original model (paper), or goes on with the last iteration's."
+    )
+    loss: Literal["softmax", "cluster_memory"] | None = Field(
+        None, description="A softmax classifier (paper), or one over cosines to a memory of the clusters' mean features (Cluster Contrast)."
+    )
+    memory_momentum: float | None = Field(None, ge=0, le=1, description="Cluster memory: what a vector keeps when an image moves it.")
+    temperature: float | None = Field(None, gt=0, le=10, description="Cluster memory: what cosines are divided by.")
+
 
 class Clustering(Section):
     """The features of the target's training images in clusters: a stated number of them (k-means) or as many as there are (DBSCAN)."""
@@ -73,6 +98,15 @@ class Clustering(Section):
     )
     num_clusters: int | None = Field(
         None, ge=1, description="K. Empty: one cluster for every 16 images. Set close to the true number of people it is an oracle K."
+    )
+    whitening: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Divide each principal direction by this power of its standard deviation, before anything else; 0: do not.",
+    )
+    shrinkage: float | None = Field(
+        None, ge=0, le=10, description="Whitening: added to each direction's variance, as a share of the mean one; keeps noise small."
     )
     normalise: bool | None = Field(None, description="L2-normalise the features before k-means.")
     num_restarts: int | None = Field(None, ge=1, le=100, description="k-means runs; the smallest inertia wins.")
@@ -84,6 +118,9 @@ class Clustering(Section):
         None, ge=1, le=1000, description="DBSCAN: k of the neighbourhoods; where cameras are known, on other cameras, and 0.4 k on the own."
     )
     num_averaged: int | None = Field(None, ge=1, le=1000, description="DBSCAN: nearest images an encoding is averaged over.")
+    camera_aware: bool | None = Field(
+        None, description="DBSCAN: search for neighbours on the own camera and on the others apart, where cameras are known."
+    )
     max_distance: float | None = Field(None, gt=0, lt=1, description="DBSCAN: epsilon, a Jaccard distance; nearer images are linked.")
     min_samples: int | None = Field(None, ge=1, le=1000, description="DBSCAN: images a dense spot has at least.")
 
@@ -136,7 +173,7 @@ class Plan(Section):
     pretraining: Training
     clustering: Clustering
     selection: Selection
-    fine_tuning: Training
+    fine_tuning: FineTuning
     stopping: Stopping
     few_labels: FewLabels
     machine: Machine

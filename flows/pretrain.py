@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
-from flows.config import Clustering, Data, FewLabels, Machine, Model, Plan, Selection, Stopping, Training
+from flows.config import Clustering, Data, FewLabels, FineTuning, Machine, Model, Plan, Selection, Stopping, Training
 from flows.recipes import RecipeName, resolve
 from pul_core.seeds import derive_seed
 from tasks.artifacts import Artifact, locate
@@ -45,7 +45,7 @@ def pretrain(
 ) -> str:
     """Train the original model on a labelled source and return where its file lies; `pul` with the same parameters reuses it."""
     sections = {"model": model, "pretraining": pretraining, "clustering": Clustering(), "selection": Selection()}
-    sections |= {"fine_tuning": Training(), "stopping": Stopping()}
+    sections |= {"fine_tuning": FineTuning(), "stopping": Stopping()}
     rest = {
         "target": "",
         "original_model": None,

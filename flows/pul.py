@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from pydantic import Field
 
-from flows.config import Clustering, Data, FewLabels, Machine, Model, Plan, Selection, Stopping, Training
+from flows.config import Clustering, Data, FewLabels, FineTuning, Machine, Model, Plan, Selection, Stopping, Training
 from flows.pretrain import original_model_of
 from flows.recipes import RecipeName, resolve
 from pul_core.seeds import derive_seed
@@ -46,7 +46,7 @@ def pul(
     pretraining: Training = Training(),
     clustering: Clustering = Clustering(),
     selection: Selection = Selection(),
-    fine_tuning: Training = Training(),
+    fine_tuning: FineTuning = FineTuning(),
     stopping: Stopping = Stopping(),
     few_labels: FewLabels = FewLabels(),
     machine: Machine = Machine(),
@@ -94,10 +94,10 @@ def pul(
         sizes.append(reliable.size)
         reason = reason_to_stop(sizes, num_clusters=clusters.num_clusters, num_images=clusters.clusters.rows, **plan.stopping.model_dump())
         trained = fine_tune(
-            original,
+            current.model if plan.fine_tuning.start_from == "last" else original,
             pixels["train"],
             reliable,
-            settings=plan.fine_tuning.model_dump(),
+            settings=plan.fine_tuning.model_dump(exclude={"start_from"}),
             seed=derive_seed(seed, t, "fine_tune"),
             compute=compute,
             iteration=t,

@@ -1,4 +1,4 @@
-"""How a backbone learns identities: softmax classification (IDE), on true identities of the source or on pseudo-labels of the target.
+"""How a backbone learns identities: by classification (IDE), on true identities of the source or on pseudo-labels of the target.
 
 Training is a generator of per-epoch statistics: who calls it decides what to show and what to keep. All of an epoch's randomness follows
 from (seed, epoch), so a training that goes on after epoch 3 from saved weights ends like one that was never interrupted.
@@ -18,10 +18,14 @@ from torch import Tensor, nn
 
 from pul_core.augmentation import augment
 from pul_core.backbone import normalise
+from pul_core.batches import epoch_batches, num_steps
+from pul_core.extraction import extract_features
+from pul_core.memory import ClusterMemory
 from pul_core.seeds import derive_seed
 
 Schedule = Literal["constant", "one_cycle"]
 Optimiser = Literal["sgd", "adam"]
+Loss = Literal["softmax", "cluster_memory"]
 
 
 class Images(Protocol):
@@ -32,7 +36,7 @@ class Images(Protocol):
 
 
 class EpochStatistics(NamedTuple):
-    """What one epoch did: means over its images; learning rate of the backbone at its end."""
+    """What one epoch did: means over the images it showed; learning rate of the backbone at its end."""
 
     epoch: int
     images: int
@@ -47,7 +51,7 @@ class Training:
     """A training under way: what has to be kept to go on with it later."""
 
     backbone: nn.Module
-    classifier: nn.Module
+    classifier: nn.Sequential  # norm, dropout, linear layer or memory
     optimiser: torch.optim.Optimizer
     epochs_done: int = 0
 
@@ -76,12 +80,16 @@ def begin_training(
     weight_decay: float,
     batch_norm: bool,
     dropout: float,
+    loss: Loss = "softmax",
+    memory_momentum: float = 0.1,
+    temperature: float = 0.05,
     seed: int,
     device: str = "cpu",
 ) -> Training:
     """Put a new classifier behind a backbone and an optimiser behind both; every layer trains.
 
-    The classifier is [BatchNorm ->] dropout -> linear with weights N(0, 0.001) and zero bias.
+    The classifier is [BatchNorm ->] dropout -> linear with weights N(0, 0.001) and zero bias. With a memory the last of them is no layer
+    with weights but one vector a class, which `train` fills before the first epoch.
 
     Args:
         backbone: (b, 3, h, w) -> (b, d), with attribute ``num_features`` = d; moved to the device and trained in place.
@@ -93,6 +101,9 @@ def begin_training(
         weight_decay: L2 penalty, in the gradient.
         batch_norm: normalise the features before the classifier.
         dropout: share of the features dropped before the classifier.
+        loss: ``softmax``, or ``cluster_memory``: softmax over cosines to a `ClusterMemory`.
+        memory_momentum: of the memory, in [0, 1]; softmax has none.
+        temperature: what the memory's cosines are divided by, above 0; softmax has none.
         seed: of the classifier's weights.
         device: a torch device.
 
@@ -102,7 +113,7 @@ def begin_training(
     Raises:
         ValueError: fewer than two classes.
 
-    Source: the authors' code (dropout 0.5, N(0, 0.001), SGD); the BatchNorm is ours.
+    Source: the authors' code (dropout 0.5, N(0, 0.001), SGD); the BatchNorm is ours. Dai et al. 2021 (the memory).
 
     Example:
         >>> from pul_core.backbone import build_backbone
@@ -114,11 +125,12 @@ def begin_training(
     if num_classes < 2:
         raise ValueError(f"a classifier needs at least 2 classes, not {num_classes}")
     d = int(backbone.num_features)  # type: ignore[arg-type]
-    linear = nn.Linear(d, num_classes)
-    with torch.no_grad():
-        linear.weight.copy_(torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(seed)) * 0.001)
-        linear.bias.zero_()
-    classifier = nn.Sequential(nn.BatchNorm1d(d) if batch_norm else nn.Identity(), nn.Dropout(dropout), linear)
+    last: nn.Module
+    if loss == "cluster_memory":
+        last = ClusterMemory(num_classes, d, momentum=memory_momentum, temperature=temperature)
+    else:
+        last = _new_linear(d, num_classes, seed)
+    classifier = nn.Sequential(nn.BatchNorm1d(d) if batch_norm else nn.Identity(), nn.Dropout(dropout), last)
     backbone.to(device).to(memory_format=torch.channels_last)
     classifier.to(device)
     groups = [
@@ -139,6 +151,7 @@ def train(
     *,
     epochs: int,
     batch_size: int,
+    images_per_class: int = 0,
     schedule: Schedule,
     label_smoothing: float,
     flip_probability: float,
@@ -154,6 +167,9 @@ def train(
 ) -> Iterator[EpochStatistics]:
     """Train by softmax cross-entropy from the epoch the training stands at to the last one.
 
+    A memory begins with the class means of the images' features as the starting model sees them: without augmentation, in evaluation mode,
+    behind the classifier's BatchNorm, if it has one, which takes them as one batch. It follows the features of each step after the step.
+
     Args:
         training: changed in place.
         images: (n, h, w, 3) uint8, may be memory-mapped.
@@ -161,6 +177,7 @@ def train(
         classes: (m,) class of each, in [0, num_classes).
         epochs: passes over the m images.
         batch_size: images a step; a last batch of one image joins the one before, for BatchNorm's sake.
+        images_per_class: K of batches of P classes with K images each, see `epoch_batches`; 0 shuffles all images.
         schedule: ``constant``, or ``one_cycle``: linear warm-up from 1/25 of the peak over the first 30 % of steps, then cosine to 0.
         label_smoothing: share of probability spread over all classes.
         flip_probability, crop_share, erase_probability, rotation_degrees, shift_share, colour_share: see ``augmentation``.
@@ -173,10 +190,11 @@ def train(
         Statistics of each epoch, when it is done.
 
     Raises:
-        ValueError: fewer than two images, or classes that do not match rows.
+        ValueError: fewer than two images, classes that do not match rows, or more images of a class than a batch holds.
         FloatingPointError: the loss, or a weight at the end of an epoch, is NaN or infinite.
 
-    Source: Fan et al. 2018 (fine-tuning by softmax); the schedule is Smith's one-cycle without momentum cycling.
+    Source: Fan et al. 2018 (fine-tuning by softmax); Dai et al. 2021 (the memory's beginning and course); the schedule is Smith's one-cycle
+    without momentum cycling.
 
     Example:
         >>> from pul_core.backbone import build_backbone
@@ -193,15 +211,16 @@ def train(
         raise ValueError(f"training needs at least 2 images, not {len(rows)}")
     if len(rows) != len(classes):
         raise ValueError(f"{len(rows)} images but {len(classes)} classes")
-    steps = max(1, math.ceil(len(rows) / batch_size) - (len(rows) % batch_size == 1))
+    steps = num_steps(len(rows), batch_size)
+    _begin_memory(training, images, rows, classes, batch_size=batch_size, device=device, bf16=bf16)
     for epoch in range(training.epochs_done + 1, epochs + 1):
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         torch.manual_seed(derive_seed(seed, epoch, "dropout"))  # dropout takes no generator
         training.backbone.train()
         training.classifier.train()
         loss_sum = correct = 0.0
-        order = torch.randperm(len(rows), generator=generator).numpy()
-        for step, batch in enumerate(_batches(order, batch_size, steps)):
+        batches = epoch_batches(classes, batch_size=batch_size, images_per_class=images_per_class, generator=generator)
+        for step, batch in enumerate(batches):
             rate = learning_rate_share(schedule, (epoch - 1) * steps + step, epochs * steps)
             for group in training.optimiser.param_groups:
                 group["lr"] = group["peak"] * rate
@@ -227,8 +246,8 @@ def train(
         if not all(bool(torch.isfinite(tensor).all()) for tensor in training.backbone.state_dict().values()):
             raise FloatingPointError(f"the weights are no longer finite after epoch {epoch}: lower the learning rate")
         training.epochs_done = epoch
-        m = len(rows)
-        yield EpochStatistics(epoch, m, steps, loss_sum / m, correct / m, training.optimiser.param_groups[0]["lr"])
+        shown = sum(len(batch) for batch in batches)
+        yield EpochStatistics(epoch, shown, steps, loss_sum / shown, correct / shown, training.optimiser.param_groups[0]["lr"])
 
 
 def learning_rate_share(schedule: Schedule, step: int, steps: int) -> float:
@@ -248,16 +267,42 @@ def learning_rate_share(schedule: Schedule, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, steps - warm_up)))
 
 
-def _batches(order: npt.NDArray[np.int64], batch_size: int, steps: int) -> Iterator[npt.NDArray[np.int64]]:
-    for step in range(steps):
-        yield order[step * batch_size : None if step == steps - 1 else (step + 1) * batch_size]
+def _new_linear(d: int, num_classes: int, seed: int) -> nn.Linear:
+    linear = nn.Linear(d, num_classes)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(seed)) * 0.001)
+        linear.bias.zero_()
+    return linear
+
+
+@torch.no_grad()
+def _begin_memory(
+    training: Training,
+    images: Images,
+    rows: npt.NDArray[np.int64],
+    classes: npt.NDArray[np.int64],
+    *,
+    batch_size: int,
+    device: str,
+    bf16: bool,
+) -> None:
+    norm, memory = training.classifier[0], training.classifier[-1]
+    if training.epochs_done or not isinstance(memory, ClusterMemory):
+        return
+    parts = (images[rows[start : start + batch_size]] for start in range(0, len(rows), batch_size))
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "bf16": bf16}
+    features = np.concatenate([block for part in parts for block in extract_features(training.backbone, part, **options)])  # (m, d)
+    memory.begin(norm.train()(torch.from_numpy(features).to(device)), torch.tensor(classes, device=device))
 
 
 def _step(training: Training, pixels: Tensor, wanted: Tensor, *, label_smoothing: float, bf16: bool) -> tuple[float, float]:
     training.optimiser.zero_grad(set_to_none=True)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
-        logits = training.classifier(training.backbone(normalise(pixels)))
+        features = training.classifier[:-1](training.backbone(normalise(pixels)))  # (b, d)
+        logits = training.classifier[-1](features)
         loss = F.cross_entropy(logits, wanted, label_smoothing=label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
     training.optimiser.step()
+    if isinstance(memory := training.classifier[-1], ClusterMemory):
+        memory.follow(features.detach(), wanted)
     return loss.item(), float((logits.detach().argmax(1) == wanted).sum())

@@ -11,6 +11,7 @@ from pul_core.clustering import cluster as cluster_by_kmeans
 from pul_core.density import cluster_by_density
 from pul_core.few_labels import join_labelled, num_unlabelled_clusters
 from pul_core.selection import select_reliable
+from pul_core.whitening import whiten
 from tasks.artifacts import Artifact, column, read_table, vectors, write_table
 from tasks.cameras import camids
 from tasks.compute import prepare
@@ -40,8 +41,9 @@ def cluster(
         features: of the target's training images.
         images: the target's images.parquet, for its cameras.
         labelled: images that stay out, because their identities are known.
-        settings: ``algorithm``, and keyword arguments of ``pul_core.clustering.cluster`` (``num_clusters`` None stands for the stated
-            default) and ``pul_core.density.cluster_by_density``.
+        settings: ``algorithm``; ``whitening`` and ``shrinkage``, see ``pul_core.whitening.whiten``; keyword arguments of
+            ``pul_core.clustering.cluster`` (``num_clusters`` None stands for the stated default) and
+            ``pul_core.density.cluster_by_density``, which sees cameras only if ``camera_aware``.
         centre_cameras: see ``pul_core.cameras.centre_cameras``.
         seed: of k-means.
         compute: threads.
@@ -53,11 +55,14 @@ def cluster(
     if labelled:
         unknown = ~np.isin(rows, column(read_table(labelled.labelled), "row"))
         rows, values = rows[unknown], values[unknown]
-    cameras = camids(images)[rows]
+    cameras = camids(read_table(images, ["camid"]))[rows]
     if centre_cameras:
         values = core_centre_cameras(values, cameras)
+    if settings["whitening"]:
+        values = whiten(values, power=settings["whitening"], shrinkage=settings["shrinkage"])
     if settings["algorithm"] == "dbscan":
-        found = cluster_by_density(values, cameras, **{name: settings[name] for name in DBSCAN})
+        seen = cameras if settings["camera_aware"] else np.zeros_like(cameras)
+        found = cluster_by_density(values, seen, **{name: settings[name] for name in DBSCAN})
         note = f" ({np.count_nonzero(found.cluster < 0)} images belong to none)"
     else:
         k = settings["num_clusters"]

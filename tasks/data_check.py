@@ -11,8 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pul_core.evaluation import NO_CAMERA
 from pul_core.identities import DISTRACTOR_PID
 from tasks.artifacts import column, read_table
+from tasks.cameras import camids
 from tasks.index import index
 from tasks.layouts import DataError
 from tasks.references import ImageSet, Reference
@@ -180,11 +182,11 @@ def identity_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Find
     if len(single):
         advice = "training sees them in one view only: add images of them, or leave them"
         yield _finding("single_image_identities", "warning", len(single), _names(labels, pids, single), advice)
-    camids = _camids(table)[rows]
-    if (camids >= 0).any():
-        pairs = np.unique(np.stack((pids[rows], camids)), axis=1)[0]
-        seen_by, cameras = np.unique(pairs, return_counts=True)
-        lonely = np.setdiff1d(seen_by[cameras == 1], single)
+    cameras = camids(table)[rows]
+    if (cameras != NO_CAMERA).any():
+        pairs = np.unique(np.stack((pids[rows], cameras)), axis=1)[0]
+        seen_by, num_cameras = np.unique(pairs, return_counts=True)
+        lonely = np.setdiff1d(seen_by[num_cameras == 1], single)
         if len(lonely):
             advice = "training learns nothing across cameras from them: add images of another camera, or check the cameras' numbers"
             yield _finding("single_camera_identities", "warning", len(lonely), _names(labels, pids, lonely), advice)
@@ -204,7 +206,7 @@ def evaluation_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Fi
             yield _finding("no_" + other, "warning", 1, [], f"there are {name} images, but no {other}: without both nothing can be scored")
     if labels is None:
         return
-    pids, camids = column(labels, "pid"), _camids(table)
+    pids, cameras = column(labels, "pid"), camids(table)
     tested = np.concatenate([split[name] for name in TESTED])
     both = np.intersect1d(pids[split["train"]], pids[tested])
     both = both[both > DISTRACTOR_PID]
@@ -214,7 +216,7 @@ def evaluation_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Fi
     if len(split["query"]) and len(split["gallery"]):
         query, gallery = split["query"], split["gallery"]
         unanswerable = np.zeros(table.num_rows, bool)
-        unanswerable[query] = ~answerable(pids[query], camids[query], pids[gallery], camids[gallery])
+        unanswerable[query] = ~answerable(pids[query], cameras[query], pids[gallery], cameras[gallery])
         advice = "the gallery has no image of the same identity from another camera: they are left out of scores, and counted"
         if unanswerable.sum() == len(query):
             advice = "no query has its identity in the gallery from another camera, so nothing can be scored: check names and cameras"
@@ -225,8 +227,8 @@ def use_findings(table: pa.Table, pids: npt.NDArray[np.int64] | None) -> Iterato
     """Yield an error if the set is good for nothing, a warning if it is good for scoring only."""
     good = usable(table)
     train, query, gallery = (np.flatnonzero(good & _is(table["split"], name)) for name in ("train", *TESTED))
-    camids = _camids(table)
-    scorable = pids is not None and answerable(pids[query], camids[query], pids[gallery], camids[gallery]).any()
+    cameras = camids(table)
+    scorable = pids is not None and answerable(pids[query], cameras[query], pids[gallery], cameras[gallery]).any()
     if len(train) == 0:
         severity: Severity = "warning" if scorable else "error"
         advice = "a model can be scored here, but not trained" if scorable else "nothing can be trained or scored: see the other findings"
@@ -252,7 +254,7 @@ def answerable(
         [True, False, False]
     """
     same = _counts(gallery_pids[None], query_pids[None])
-    known = gallery_camids >= 0
+    known = gallery_camids != NO_CAMERA
     left_out = _counts(np.stack((gallery_pids[known], gallery_camids[known])), np.stack((query_pids, query_camids)))
     return (query_pids > DISTRACTOR_PID) & (same > left_out)
 
@@ -267,12 +269,6 @@ def _counts(among: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> npt.
 def usable(table: pa.Table) -> npt.NDArray[np.bool_]:
     """Say of each image whether it can be decoded."""
     return _true(pc.is_null(table["problem"]))
-
-
-def _camids(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Return cameras as 0, 1, ... whatever their numbers are; -1 where unknown."""
-    codes = table["camid"].combine_chunks().dictionary_encode().indices
-    return np.asarray(pc.fill_null(codes, -1)).astype(np.int64)
 
 
 def _is(values: pa.ChunkedArray, value: str) -> npt.NDArray[np.bool_]:

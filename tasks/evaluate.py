@@ -56,7 +56,7 @@ def evaluate(
         ValueError: the data do not suit the protocol.
     """
     prepare(compute)
-    pids, cameras = column(read_table(labels), "pid"), camids(images.images)
+    pids, cameras = column(read_table(labels), "pid"), camids(read_table(images.images, ["camid"]))
     tables = read_table(query), read_table(gallery)
     rows = [column(table, "row") for table in tables]
     features = [column(table, "feature") for table in tables]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from prefect import task
 
 from pul_core.few_labels import first_identities, num_unlabelled_clusters
 from tasks.artifacts import column, made_by, read_table, write_table
@@ -19,8 +18,7 @@ from tasks.references import ImageSet, Labelled
 SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int64())])
 
 
-@linked
-@task(name="reveal", task_run_name="reveal-labels")
+@linked("reveal-labels")
 def reveal(images: ImageSet, *, settings: dict[str, Any], num_clusters: int | None = None) -> Labelled | None:
     """Write down the labelled images of a target and their classes; None if no labels may be used.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import pyarrow as pa
-from prefect import task
 
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID
 from pul_core.synthetic import GENERATOR_VERSION, Domain
@@ -33,8 +32,7 @@ SPLITS = ("train", "query", "gallery")
 SYNTHETIC = re.compile(r"synthetic:(\d+)/(source|target)")
 
 
-@linked
-@task(name="index", task_run_name="index-{role}")
+@linked("index-{role}")
 def index(path: str, role: str, layout: str | None = None, pattern: str | None = None) -> ImageSet:
     """List a data set's images with digest and quality.
 

@@ -1,7 +1,8 @@
-"""Prefect's graph: an edge from every task whose reference a task is given, and none else.
+"""Prefect's graph: an edge from every task whose result a task is given, and none else.
 
 Left to itself Prefect looks into each argument and finds parents by the identity of whatever a task returned, short strings included, which
-Python shares: a run of four iterations gets 1,200 edges, most of them false, and from 500 on its page draws none.
+Python shares: a run of four iterations gets 1,200 edges, most of them false. Its server lists an edge once for each input of the parent,
+be that an edge itself or an argument without one; from 500 listed ones on its page draws none. So a task has one input here: its parents.
 """
 
 import functools
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import TaskRunNameCallbackWithParameters
 from prefect.utilities.annotations import opaque, quote
 from prefect.utilities.engine import get_state_for_result
 from pydantic import BaseModel
@@ -17,43 +20,80 @@ from pydantic import BaseModel
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+Given = tuple[Any, ...]  # what other tasks made, for Prefect to see; last the arguments by name, for the function
 
 
 class Linked(Protocol[P, R_co]):
-    """A task whose call draws the edges of its arguments; ``fn`` is the bare function, ``task`` is Prefect's."""
+    """A task whose call draws the edges of its arguments; ``fn`` is the bare function."""
 
     fn: Callable[P, Any]
-    task: Task[P, Any]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Run the task in the flow run."""
 
 
-def linked(task: Task[P, R]) -> Linked[P, R]:
-    """Make a task draw the edges of its arguments when it is called."""
-    signature = inspect.signature(task.fn)
+def linked(run_name: str) -> Callable[[Callable[P, R]], Linked[P, R]]:
+    """Make a function a task that is never cached and draws the edges of its arguments when it is called.
 
-    @functools.wraps(task.fn)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return call_linked(task, signature.bind(*args, **kwargs).arguments)
+    Args:
+        run_name: of its task runs, formatted with the arguments.
+    """
 
-    vars(call).update(fn=task.fn, task=task)
-    return cast(Linked[P, R], call)
+    def decorate(function: Callable[P, R]) -> Linked[P, R]:
+        task = task_of(function, run_name, cache_policy=NO_CACHE)
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return call_linked(task, bound.arguments)
+
+        vars(call).update(fn=function)
+        return cast(Linked[P, R], call)
+
+    return decorate
 
 
-def call_linked(task: Task[..., R], arguments: Mapping[str, Any]) -> R:
-    """Call a task with arguments Prefect does not look into, as a child of the tasks that made them."""
-    made = [opaque(reference) for reference in _made(list(arguments.values()))]
-    result: R = task(**{name: quote(value) for name, value in arguments.items()}, wait_for=made or None)
+def task_of(function: Callable[..., R], run_name: str, **options: Any) -> Task[[Given], R]:
+    """Return Prefect's task of a function, for `call_linked`.
+
+    Args:
+        function: what it runs.
+        run_name: of its task runs, formatted with the function's arguments.
+        options: Prefect's.
+    """
+
+    def run(given: Given) -> R:
+        return function(**given[-1])
+
+    def name(parameters: dict[str, Any]) -> str:
+        return run_name.format(**arguments_of(parameters))
+
+    for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):  # all that functools.wraps copies, but for the signature
+        setattr(run, attribute, getattr(function, attribute))
+    return Task(run, name=function.__name__, task_run_name=cast(TaskRunNameCallbackWithParameters, name), **options)
+
+
+def call_linked(task: Task[[Given], R], arguments: Mapping[str, Any]) -> R:
+    """Call a task of `task_of` with arguments Prefect does not look into, as a child of the tasks that made them."""
+    made = [opaque(result) for result in _made(list(arguments.values()))]
+    result: R = task((*made, quote(dict(arguments))))
     return result
 
 
-def _made(value: Any) -> Iterator[BaseModel]:
-    """Find the references that tasks of this flow run returned, in others or on their own."""
+def arguments_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the function's arguments by name, from the parameters of a task of `task_of`."""
+    arguments: dict[str, Any] = parameters["given"][-1]
+    return arguments
+
+
+def _made(value: Any) -> Iterator[BaseModel | dict[str, Any]]:
+    """Find what tasks of this flow run returned, in other values or on its own."""
+    if isinstance(value, BaseModel | dict) and get_state_for_result(value):
+        yield value
+        return
     if isinstance(value, BaseModel):
-        if get_state_for_result(value):
-            yield value
-            return
         value = [getattr(value, name) for name in type(value).model_fields]
     elif isinstance(value, Mapping):
         value = list(value.values())

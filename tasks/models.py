@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy._core.multiarray import scalar as np_scalar
-from prefect import task
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as tensors
@@ -65,8 +64,7 @@ def read_model_bytes(data: bytes) -> tuple[nn.Module, ModelConfig]:
     return backbone, config
 
 
-@linked
-@task(name="initial_model", task_run_name="initial-model-{backbone}")
+@linked("initial-model-{backbone}")
 def initial_model(backbone: str, *, weights: str, height: int, width: int, seed: int) -> Artifact:
     """Build the backbone that source training starts from.
 
@@ -99,8 +97,7 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
     return write_model(module, ModelConfig(backbone=backbone, height=height, width=width))
 
 
-@linked
-@task(name="import_model", task_run_name="import-model")
+@linked("import-model")
 def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifact:
     """Take a trained model instead of training one: from a file, an earlier run (its last iteration, or RUN/iteration=N), or MLflow.
 

@@ -24,7 +24,7 @@ from tasks.index import dataset_root
 from tasks.layouts import DataError, read_layout
 from tasks.progress import step_logger
 from tasks.references import Compute, ImageSet, Reference
-from tasks.training import BEGIN
+from tasks.training import core_arguments
 
 PROBE_BATCHES = 4
 KMEANS_PASSES = 25  # typical; the limit is only rarely reached
@@ -170,12 +170,13 @@ def estimate(plan: dict[str, Any], source: Counts | None, target: Counts, comput
     k = plan["clustering"]["num_clusters"] or default_num_clusters(n)
     train_speed, extract_speed, d, parameters = _probe(model["backbone"], plan["fine_tuning"], h, w, k, compute)
     scored = target.splits.get("query", 0) + target.splits.get("gallery", 0)
+    remembered = n if plan["fine_tuning"]["loss"] == "cluster_memory" else 0  # a memory begins with features of its own
     learnt = source.splits["train"] if source else 0
     pixels = (learnt + n + scored) * h * w * 3
     weights = 2 * 4 * parameters  # in the artifact store and in MLflow
     return Estimate(
         pretrain_seconds=learnt * plan["pretraining"]["epochs"] / train_speed,
-        iteration_seconds=(n + scored) / extract_speed
+        iteration_seconds=(n + scored + remembered) / extract_speed
         + n * plan["fine_tuning"]["epochs"] / train_speed
         + plan["clustering"]["num_restarts"] * _kmeans_seconds(n, k, d),
         disk_bytes=pixels + weights + (n + scored) * d * 4,
@@ -190,8 +191,8 @@ def _probe(backbone_name: str, settings: dict[str, Any], h: int, w: int, k: int,
     b = settings["batch_size"]
     images = np.random.default_rng(0).integers(0, 256, (PROBE_BATCHES * b, h, w, 3), np.uint8)
     classes = np.arange(len(images)) % max(k, 2)
-    training = begin_training(backbone, num_classes=max(k, 2), seed=0, device=compute.device, **{name: settings[name] for name in BEGIN})
-    rest = {name: value for name, value in settings.items() if name not in BEGIN} | {"epochs": 2, "erase_probability": 0}
+    begin, rest = core_arguments(settings | {"epochs": 2, "erase_probability": 0})
+    training = begin_training(backbone, num_classes=max(k, 2), seed=0, device=compute.device, **begin)
     started = []
     for _ in train(training, images, np.arange(len(images)), classes, seed=0, device=compute.device, bf16=compute.bf16_training, **rest):
         started.append(time.monotonic())  # the first epoch warms up

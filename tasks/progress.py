@@ -47,7 +47,7 @@ class Progress:
     def describe(self, now: float) -> str:
         """Say how much is done, how fast, and what is left."""
         speed = self.done / max(now - self.started, 1e-9)
-        left = round((self.total - self.done) / max(speed, 1e-9))
+        left = max(0, round((self.total - self.done) / max(speed, 1e-9)))  # the total may be about right only
         return f"{self.done:,}/{self.total:,} {self.unit}, {speed:,.0f} {self.unit}/s, {left // 60}:{left % 60:02d} left{self.note}"
 
 

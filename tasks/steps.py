@@ -25,7 +25,7 @@ from prefect.results import get_result_store
 from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, DamagedArtifactError, made_by, verify
-from tasks.links import call_linked
+from tasks.links import arguments_of, call_linked, task_of
 from tasks.progress import step_logger
 from tasks.records import is_ours
 
@@ -45,7 +45,7 @@ class StepCache(CachePolicy):
 
     def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **_: Any) -> str:
         """Return the key of a step with these inputs."""
-        return step_key(task_ctx.task.fn, inputs)
+        return step_key(task_ctx.task.fn, arguments_of(inputs))
 
 
 def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -69,9 +69,7 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             finally:
                 _running.reset(running)
 
-        made: Task[P, R] = Task(
-            timed, name=function.__name__, task_run_name=name, cache_policy=StepCache(), persist_result=True, result_serializer="json"
-        )
+        made = task_of(timed, name, cache_policy=StepCache(), persist_result=True, result_serializer="json")
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -80,7 +78,7 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             stale = _cached_but_damaged(made, step_key(timed, bound.arguments))
             return call_linked(made.with_options(refresh_cache=stale), bound.arguments)
 
-        vars(call).update(fn=timed, task=made)
+        vars(call).update(fn=timed)
         return call
 
     return decorate

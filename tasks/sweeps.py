@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from pul_core.comparison import judge
 from tasks.home import home
 from tasks.layouts import DataError
+from tasks.links import linked
 from tasks.lost_runs import lost_runs
 from tasks.processes import Ended
 from tasks.progress import step_logger
@@ -68,7 +68,7 @@ class SweepFailedError(ValueError):
         self.table = table
 
 
-@task(name="open_sweep", task_run_name="open-sweep")
+@linked("open-sweep")
 def open_sweep(children: list[Child], sets: list[ImageSet], asked: dict[str, Any]) -> OpenSweep:
     """Name the sweep, find what was done of it before, and write down what was asked for.
 
@@ -97,7 +97,7 @@ def open_sweep(children: list[Child], sets: list[ImageSet], asked: dict[str, Any
     return OpenSweep(name=name, folder=str(folder), started=started)
 
 
-@task(name="record_child", task_run_name="record-child-{child.number}")
+@linked("record-child-{child.number}")
 def record_child(sweep: OpenSweep, child: Child, ended: Ended | None) -> dict[str, Any]:
     """Return a child's row: what it set, how it ended, and what it came to.
 
@@ -151,7 +151,7 @@ def _columns(rows: list[dict[str, Any]]) -> list[str]:
     return first + figures
 
 
-@task(name="finish_sweep", task_run_name="finish-sweep")
+@linked("finish-sweep")
 def finish_sweep(sweep: OpenSweep, rows: list[dict[str, Any]]) -> None:
     """Show the sweep in Prefect: a table of its children, and means and spread over seeds.
 

@@ -20,7 +20,6 @@ import pandas as pd
 import psutil
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param
 from mlflow.tracking import MlflowClient
-from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
@@ -73,8 +72,7 @@ def client() -> MlflowClient:
     return MlflowClient()
 
 
-@linked
-@task(name="track_run", task_run_name="track-run")
+@linked("track-run")
 def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -> TrackedRun:
     """Open this flow run's MLflow run, or find it again on a retry or for `pul resume`, and write the run's config beside its artifacts.
 
@@ -114,8 +112,7 @@ def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -
     return TrackedRun(run_id=run_id, name=name, folder=str(folder))
 
 
-@linked
-@task(name="track_iteration", task_run_name="track-iteration-{iteration.iteration}")
+@linked("track-iteration-{iteration.iteration}")
 def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | None) -> dict[str, float]:
     """Record an iteration: a nested run with its model and metrics, the same metrics by step on the parent, links in the run's folder.
 
@@ -191,8 +188,7 @@ def what_changed(before: Reliable, after: Reliable) -> dict[str, float]:
     }
 
 
-@linked
-@task(name="finish_run", task_run_name="finish-run")
+@linked("finish-run")
 def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str, explanation: str) -> None:
     """Close the run: reason of the stop, the final model registered, one table of all iterations for Prefect and for the run's folder.
 

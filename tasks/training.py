@@ -19,7 +19,9 @@ from tasks.progress import progress, step_logger
 from tasks.references import Compute, Pixels, Reliable, TrainedModel
 from tasks.steps import step
 
-BEGIN = ("optimiser", "backbone_learning_rate", "classifier_learning_rate", "momentum", "nesterov", "weight_decay", "batch_norm", "dropout")
+OPTIMISER = ("optimiser", "backbone_learning_rate", "classifier_learning_rate", "momentum", "nesterov", "weight_decay")
+BEGIN = (*OPTIMISER, "batch_norm", "dropout", "loss", "memory_momentum", "temperature")
+THE_FLOWS = ("start_from",)  # which model a step is given is not the step's business
 
 
 @step("pretrain")
@@ -57,7 +59,7 @@ def fine_tune(
     """Fine-tune a model on the reliable set with a new classifier.
 
     Args:
-        start: the model to start from, in PUL always the original one; not changed.
+        start: the model to start from, in PUL the original one; not changed.
         pixels: training images of the target.
         reliable: which of them to use, with pseudo-labels.
         settings: keyword arguments of ``pul_core.training``.
@@ -88,11 +90,11 @@ def _train(
     prepare(compute)
     backbone, config = read_model(start)
     images = Joined([open_pixels(part)[1] for part in pixels])
-    begin = {name: settings[name] for name in BEGIN}
+    begin, rest = core_arguments(settings)
     training = begin_training(backbone, num_classes=num_classes, seed=seed, device=compute.device, **begin)
     with progress(what, len(chosen) * settings["epochs"]) as shown, kept() as work:
         history = _go_on(training, work.load("epoch"))
-        shown.advance(len(chosen) * len(history))
+        shown.advance(sum(epoch.images for epoch in history))
         for epoch in train(
             training,
             images,
@@ -102,7 +104,7 @@ def _train(
             device=compute.device,
             bf16=compute.bf16_training,
             on_batch=shown.advance,
-            **{name: value for name, value in settings.items() if name not in BEGIN},
+            **rest,
         ):
             history.append(epoch)
             if epoch.epoch < settings["epochs"]:
@@ -111,6 +113,15 @@ def _train(
         model = write_model(training.backbone, config)
         columns = dict(zip(EpochStatistics._fields, zip(*history, strict=True), strict=True))
         return TrainedModel(model=model, training=write_table("training", pa.table({"row": range(len(history)), **columns})))
+
+
+def core_arguments(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the keyword arguments that a section of training's settings has for ``begin_training`` and for ``train``.
+
+    What only fine-tuning has may be missing.
+    """
+    begin = {name: settings[name] for name in BEGIN if name in settings}
+    return begin, {name: value for name, value in settings.items() if name not in (*BEGIN, *THE_FLOWS)}
 
 
 def _so_far(training: Training, history: list[EpochStatistics]) -> bytes:

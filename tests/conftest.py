@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,20 @@ for name in ("PUL_ARTIFACTS", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
 from deployments.environment import configure  # noqa: E402
 
 configure()
+
+
+def pytest_configure(config):
+    """Give each of several test processes cores of its own: two that compute on the same ones are ten times slower, not two."""
+    if (worker := getattr(config, "workerinput", None)) and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        first = int(worker["workerid"].removeprefix("gw"))
+        os.sched_setaffinity(0, cores[first :: worker["workercount"]] or cores)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Begin with the slow files where several processes share the work, so that none of them is last."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture
@@ -246,6 +261,24 @@ def pul_up():
 def pul_up_while():
     """The function `running_up`."""
     return running_up
+
+
+def read_graph(api, flow_run, last="finish-run"):
+    """Ask Prefect's server for what its page of a finished flow run draws: the nodes by id."""
+    deadline = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(f"{api}/flow_runs/{flow_run}/graph-v2") as answer:
+            nodes = dict(json.load(answer)["nodes"])
+        if any(node["label"] == last and node["end_time"] for node in nodes.values()):
+            return nodes
+        assert time.monotonic() < deadline, "task runs are told to the server as events; they should have arrived"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="session")
+def graph():
+    """The function `read_graph`."""
+    return read_graph
 
 
 @pytest.fixture(scope="session")

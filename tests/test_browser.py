@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -56,21 +55,10 @@ def save(page, name):
         page.screenshot(path=Path(folder, f"{name}.png"))
 
 
-def test_the_graph_has_the_edges_of_the_loop_and_no_others(up, finished):
+def test_prefect_shows_the_graph_and_the_table(up, finished, graph, page):
     _, (port, _) = up
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/flow_runs/{finished}/graph-v2") as answer:
-        nodes = dict(json.load(answer)["nodes"])
-    parents = {node["label"]: sorted({nodes[parent["id"]]["label"] for parent in node["parents"]}) for node in nodes.values()}
-    assert parents["extract-features-1-train"] == [next(label for label in parents if label.startswith("decode-train")), "fine-tune-1"]
-    assert parents["cluster-2"] == ["extract-features-1-train", "index-target"]
-    assert parents["select-2"] == ["cluster-2"]
-    assert [parent for parent in parents["fine-tune-2"] if "decode" not in parent] == ["pretrain", "select-2"]
-    assert "evaluate-2" in parents["track-iteration-2"]
-    assert sum(map(len, parents.values())) < 6 * len(parents)
-
-
-def test_prefect_shows_the_graph_and_the_table(up, finished, page):
-    _, (port, _) = up
+    nodes = graph(f"http://127.0.0.1:{port}/api", finished)
+    assert 0 < sum(len(node["children"]) for node in nodes.values()) < 500, "what is drawn is a canvas; with more edges it has no arrows"
     page.goto(f"http://127.0.0.1:{port}/runs/flow-run/{finished}")
     page.get_by_text("Completed").first.wait_for()
     save(page, "prefect-run")

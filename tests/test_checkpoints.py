@@ -65,6 +65,18 @@ def test_a_training_goes_on_after_its_last_whole_epoch(home, model, pixels, tiny
     assert [row["epoch"] for row in read_table(resumed.training).to_pylist()] == [1, 2, 3, 4]
 
 
+def test_a_training_goes_on_with_its_memory(home, model, pixels, tiny, monkeypatch):
+    settings = {"loss": "cluster_memory", "images_per_class": 2, "start_from": "last"}
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_so_far", dying(training._so_far, 2))
+        with pytest.raises(KilledError):
+            run_training(model, pixels, tiny, **settings)
+    assert list(home.glob("checkpoints/*/epoch"))
+    resumed, whole, plain = (run_training(model, pixels, tiny, **chosen) for chosen in (settings, settings, {}))
+    assert (resumed.model.sha256, resumed.training.sha256) == (whole.model.sha256, whole.training.sha256)
+    assert plain.model.sha256 != whole.model.sha256
+
+
 def test_other_parameters_do_not_go_on_with_it(home, model, pixels, tiny, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training, "_so_far", dying(training._so_far, 1))

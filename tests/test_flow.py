@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_home", "prefect_server")]
 
@@ -47,6 +49,25 @@ def test_the_loop_leaves_everything_where_the_documents_say(module_home, paramet
     assert np.isnan(table["reliable_set_size"][0]) and table["reliable_set_size"][1] >= 4
     for kind in ("clusters", "centres", "reliable", "features", "scores", "training"):
         assert (folder / "iteration=1" / f"{kind}.parquet").exists()
+
+
+def test_the_graph_has_the_edges_of_the_loop_and_few_enough_that_prefect_draws_them(module_home, parameters, graph):
+    four = {"max_iterations": 4, "stop_when_stable": False}  # as many as the demo's
+    state, _ = run(parameters | {"stopping": four})
+    nodes = graph(PREFECT_API_URL.value(), state.state_details.flow_run_id)
+    label = {key: node["label"] for key, node in nodes.items()}
+    parents = {key: {parent["id"] for parent in node["parents"]} for key, node in nodes.items()}
+    found = {label[key]: sorted(label[parent] for parent in parents[key]) for key in nodes}
+    assert found["extract-features-1-train"] == ["decode-train-64x32", "fine-tune-1"]
+    assert found["cluster-2"] == ["extract-features-1-train", "index-target"]
+    assert found["select-2"] == ["cluster-2"]
+    assert found["fine-tune-2"] == ["decode-train-64x32", "pretrain", "select-2"]
+    assert "evaluate-2" in found["track-iteration-2"]
+    assert found["finish-run"] == [*(f"track-iteration-{t}" for t in range(5)), "track-run"]
+
+    listed = Counter((key, child["id"]) for key, node in nodes.items() for child in node["children"])
+    assert listed == {(parent, child): max(1, len(parents[parent])) for child in nodes for parent in parents[child]}
+    assert listed.total() < 500, "with more of them the page draws none"
 
 
 def test_mlflow_has_one_parent_and_a_nested_run_an_iteration_with_its_model(module_home, parameters):

@@ -1,9 +1,11 @@
 """Recipes fill exactly what the core takes, and a run's saved config repeats it."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 
+from flows.config import FineTuning, Training
 from flows.preflight import plan_of
 from flows.recipes import RECIPES
 from pul_core.clustering import cluster
@@ -20,7 +22,11 @@ CORE = {
     "selection": (select_reliable,),
     "stopping": (reason_to_stop,),
 }
-CHOICES = {"clustering": {"algorithm"}}  # which of the functions
+CHOICES = {  # which of the functions, on which values; which of the models
+    "clustering": {"algorithm", "whitening", "shrinkage", "camera_aware"},
+    "fine_tuning": {"start_from"},
+}
+ONLY_FINE_TUNING = set(FineTuning.model_fields) - set(Training.model_fields)
 FROM_THE_RUN = {"seed", "device", "bf16", "on_batch", "num_classes", "num_images"}
 
 
@@ -31,7 +37,7 @@ def test_every_parameter_of_the_core_is_in_the_form_and_nothing_else(recipe, sec
     for function in CORE[section]:
         takes |= {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
     takes |= CHOICES.get(section, set())
-    takes -= FROM_THE_RUN | ({"num_clusters"} if section == "stopping" else set())
+    takes -= FROM_THE_RUN | {"stopping": {"num_clusters"}, "pretraining": ONLY_FINE_TUNING}.get(section, set())
     assert set(RECIPES[recipe][section].model_dump()) == takes
 
 
@@ -60,11 +66,44 @@ def test_begin_and_train_share_no_name():
         ({"selection": {"min_similarity": 2}}, "less than or equal to 1"),
         ({"fine_tuning": {"epoch": 2}}, "Extra inputs"),
         ({"clustering": {"num_clusters": 0}}, "greater than or equal to 1"),
+        ({"fine_tuning": {"start_from": "middle"}}, "'original' or 'last'"),
+        ({"fine_tuning": {"loss": "triplet"}}, "'softmax' or 'cluster_memory'"),
+        ({"fine_tuning": {"memory_momentum": 1.1}}, "less than or equal to 1"),
+        ({"fine_tuning": {"temperature": 0}}, "greater than 0"),
+        ({"fine_tuning": {"images_per_class": -1}}, "greater than or equal to 0"),
+        ({"fine_tuning": {"images_per_class": 33}}, "a batch of 32 images does not hold 33 of one class"),
+        ({"pretraining": {"images_per_class": 9, "batch_size": 8}}, "a batch of 8 images does not hold 9 of one class"),
+        ({"pretraining": {"loss": "softmax"}}, "Extra inputs"),
+        ({"pretraining": {"start_from": "last"}}, "Extra inputs"),
     ],
 )
 def test_what_does_not_exist_is_refused(parameters, message):
     with pytest.raises(ValueError, match=message):
         plan_of({"target": "x"} | parameters)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_recipe_throws_the_switches_of_other_methods(recipe):
+    plan = plan_of({"recipe": recipe, "target": "x"})
+    assert (plan.fine_tuning.start_from, plan.fine_tuning.loss) == ("original", "softmax")
+    assert (plan.fine_tuning.images_per_class, plan.pretraining.images_per_class) == (0, 0)
+
+
+def test_the_switches_of_other_methods_are_in_the_documents_with_their_sources():
+    page = Path(__file__).parent.parent.joinpath("docs", "method.md").read_text(encoding="utf-8")
+    table = [line for line in page.splitlines() if line.startswith("| `")]
+    for name in sorted(ONLY_FINE_TUNING | {"images_per_class"}):
+        (row,) = [line for line in table if line.startswith(f"| `{name}`")]
+        assert "20" in row.split("|")[-2], f"{name} has no source"
+
+
+def test_a_run_of_before_the_switches_is_repeated_with_what_it_did():
+    saved = plan_of({"target": "x"}).model_dump()
+    old = saved | {"pretraining": dict(saved["pretraining"]), "fine_tuning": dict(saved["fine_tuning"])}
+    for section, names in (("pretraining", ("images_per_class",)), ("fine_tuning", ("images_per_class", *ONLY_FINE_TUNING))):
+        for name in names:
+            del old[section][name]
+    assert plan_of(old).model_dump() == saved
 
 
 def test_the_published_numbers_of_the_released_code():

@@ -100,5 +100,5 @@ def test_code_that_a_step_reaches_counts_and_comments_do_not(package):
 
 def test_training_reaches_the_core_and_not_the_tracking():
     reached = steps._reached("tasks.training")
-    assert {"pul_core.training", "pul_core.augmentation", "pul_core.backbone", "tasks.models"} <= reached
+    assert {"pul_core.training", "pul_core.memory", "pul_core.batches", "pul_core.backbone", "tasks.models"} <= reached
     assert not any("tracking" in name or "synth" in name for name in reached)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefect.settings import PREFECT_API_URL
 
 from flows.grid import children_of
 from pul_core.comparison import judge
@@ -80,7 +81,7 @@ def runs_of(name):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("prefect_server")
-def test_children_share_the_source_a_failure_is_told_and_a_second_call_is_served_from_the_cache(module_home, base):
+def test_children_share_the_source_a_failure_is_told_and_a_second_call_is_served_from_the_cache(module_home, base, graph):
     asked = {"base": base, "grid": {"selection.min_similarity": [0.4, 1.0, 0.6]}, "parallel": 2}
     state, tasks = run_sweep(asked)
     assert state.is_failed()
@@ -103,6 +104,10 @@ def test_children_share_the_source_a_failure_is_told_and_a_second_call_is_served
         rows = [set(pd.read_parquet(module_home / "runs" / child["run"] / f"iteration={t}" / "reliable.parquet")["row"]) for t in (1, 2)]
         assert child["reliable_overlap"] == len(rows[0] & rows[1]) / len(rows[0] | rows[1])
         assert -1 <= child["reliable_agreement_ari"] <= 1
+    nodes = graph(PREFECT_API_URL.value(), state.state_details.flow_run_id, "finish-sweep")
+    (last,) = (node for node in nodes.values() if node["label"] == "finish-sweep")
+    parents = sorted(nodes[key]["label"] for key in {parent["id"] for parent in last["parents"]})
+    assert parents == ["open-sweep", *(f"record-child-{child}" for child in (1, 2, 3))], "the rows of children that ended, and no others"
     name = found["sweep"]
     assert {run.data.tags["pul.sweep_child"]: run.info.status for run in runs_of(name)} == {"1": "FINISHED", "2": "FAILED", "3": "FINISHED"}
 

@@ -7,6 +7,7 @@ import pytest
 from flows.preflight import plan_of
 from pul_core.evaluation import Scores
 from pul_core.selection import UnreliableError
+from pul_core.whitening import whiten
 from tasks.artifacts import column, read_table, vectors, write_table
 from tasks.cluster import cluster, select
 from tasks.decode import decode, open_pixels
@@ -37,7 +38,7 @@ def blobs(home):
 
 def clusters_of(features, plan, camids=None, centre_cameras=False, **changes):
     images = write_table("images", pa.table({"camid": pa.array([None] * 200 if camids is None else camids, pa.int64())}))
-    settings = plan["clustering"] | {"num_clusters": 4} | changes
+    settings = plan["clustering"] | {"num_clusters": 4, "whitening": 0} | changes
     return cluster.fn(features, images, settings=settings, centre_cameras=centre_cameras, seed=0, compute=COMPUTE, iteration=1)
 
 
@@ -50,6 +51,32 @@ def test_density_leaves_images_out_and_selection_takes_the_others(blobs, plan):
     assert (column(table, "similarity")[~inside] == -1).all()
     chosen = read_table(select.fn(found, settings=plan["selection"] | {"min_similarity": -1.0}, iteration=1).reliable)
     assert column(chosen, "row").tolist() == column(table, "row")[inside].tolist()
+
+
+def test_density_looks_at_cameras_only_when_asked_to(blobs, plan):
+    density = {"algorithm": "dbscan", "num_neighbours": 4, "max_distance": 0.6}
+    camids = np.zeros(200, np.int64)
+    camids[5:65:3] = 1  # two directions on each camera, whose nearest on the other one are strangers
+
+    def assigned(**given):
+        return column(read_table(clusters_of(blobs, plan, **density, **given).clusters), "cluster").tolist()
+
+    blind, aware = assigned(camids=camids, camera_aware=False), assigned(camids=camids, camera_aware=True)
+    assert blind == assigned() != aware
+
+
+def test_whitening_is_what_similarities_are_measured_in(blobs, plan):
+    values = column(read_table(blobs), "feature")
+    found = clusters_of(blobs, plan, whitening=0.7, shrinkage=0.3)
+    white = whiten(values, power=0.7, shrinkage=0.3)
+    white /= np.linalg.norm(white, axis=1, keepdims=True)
+    table = read_table(found.clusters)
+    centres = read_table(found.centres)
+    centre = np.empty(4, np.int64)
+    centre[column(centres, "cluster")] = (column(centres, "row") - 5) // 3
+    own = (white * white[centre[column(table, "cluster")]]).sum(1)
+    np.testing.assert_allclose(column(table, "similarity"), own, atol=1e-5)
+    assert abs(own - column(read_table(clusters_of(blobs, plan).clusters), "similarity")).max() > 0.01
 
 
 def test_centring_cameras_needs_cameras_and_changes_clusters_only_with_them(blobs, plan):

@@ -47,7 +47,8 @@ def test_the_stored_parameters_are_the_demos_and_make_a_form(up):
     assert deployment["parameters"]["source"].startswith("synthetic:")
     schema = deployment["parameter_openapi_schema"]
     assert schema["required"] == ["target"]
-    assert all("description" in field for name, field in schema["definitions"]["Training"]["properties"].items())
+    for section in ("Training", "FineTuning"):
+        assert all("description" in field for field in schema["definitions"][section]["properties"].values())
 
 
 def test_mlflow_shows_the_run(up):

@@ -1,0 +1,75 @@
+"""Whitening against the textbook's, direction by direction, and what it promises."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pul_core.whitening import whiten
+
+few = settings(max_examples=25, deadline=None)
+seeds = st.integers(0, 2**31 - 1)
+
+
+def features_of(seed, n=50, d=6):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + rng.normal(size=d)).astype(np.float32)
+
+
+def unit(features):
+    return features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+
+
+@few
+@given(seed=seeds, power=st.floats(0, 1), shrinkage=st.floats(0.01, 2))
+def test_it_equals_the_sum_over_principal_directions(seed, power, shrinkage):
+    features = features_of(seed)
+    moved = unit(features) - unit(features).mean(0)
+    _, singular, directions = np.linalg.svd(moved, full_matrices=True)
+    variance = singular**2 / len(moved)
+    expected = np.zeros_like(moved)
+    for v, direction in zip(variance, directions, strict=True):
+        expected += np.outer(moved @ direction, direction) / (v + shrinkage * variance.mean()) ** (power / 2)
+    np.testing.assert_allclose(whiten(features, power=power, shrinkage=shrinkage), expected, atol=1e-4)
+
+
+@few
+@given(seed=seeds)
+def test_whole_whitening_leaves_no_direction_that_stands_out(seed):
+    found = whiten(features_of(seed, n=200), power=1, shrinkage=1e-9).astype(np.float64)
+    np.testing.assert_allclose(found.T @ found / len(found), np.eye(6), atol=1e-2)
+
+
+@few
+@given(seed=seeds, scale=st.floats(0.1, 10))
+def test_lengths_mean_nothing_and_the_features_stay(seed, scale):
+    features = features_of(seed)
+    before = features.copy()
+    lengths = np.random.default_rng(seed).uniform(0.5, scale + 1, (50, 1)).astype(np.float32)
+    found = whiten(features, power=0.7, shrinkage=0.3)
+    np.testing.assert_array_equal(features, before)
+    np.testing.assert_allclose(whiten(features * lengths, power=0.7, shrinkage=0.3), found, atol=1e-4)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    features = features_of(1)
+    whole = whiten(features, power=0.7, shrinkage=0.3)
+    monkeypatch.setattr("pul_core.whitening.ROWS", 7)
+    np.testing.assert_allclose(whiten(features, power=0.7, shrinkage=0.3), whole, atol=1e-5)
+
+
+def test_fewer_images_than_directions_and_directions_without_variance():
+    features = np.zeros((3, 5), np.float32)
+    features[:, 0] = 1
+    features[:, 1] = [0.5, 0, -0.5]
+    for shrinkage in (0, 0.3):
+        assert np.isfinite(whiten(features, power=1, shrinkage=shrinkage)).all()
+    with pytest.raises(ValueError, match="alike"):
+        whiten(np.ones((4, 3), np.float32), power=1, shrinkage=0)
+
+
+def test_a_zero_vector_is_refused():
+    features = features_of(2)
+    features[3] = 0
+    with pytest.raises(ValueError, match="zero vector"):
+        whiten(features, power=0.7, shrinkage=0.3)
