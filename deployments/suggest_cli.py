@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments.arguments import absolute, height_and_width
+from deployments.arguments import Device, Size, Threads, absolute, height_and_width
 from deployments.servers import choose_server
 
 
@@ -15,9 +15,9 @@ def suggest(
     layout: Annotated[str | None, typer.Option(help="How the images lie, where their folder does not tell (docs/data.md).")] = None,
     pattern: Annotated[str | None, typer.Option(help="What their file names tell, for layout pattern.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Of a model file that does not say so itself; default resnet50.")] = None,
-    size: Annotated[str | None, typer.Option(help="Input size in pixels, height x width, e.g. 256x128.")] = None,
-    device: Annotated[str | None, typer.Option(help="A torch device; default the first GPU if there is one.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default one a core.")] = None,
+    size: Size = None,
+    device: Device = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: the suggestion, and the curve's points.")] = False,
 ) -> None:
     r"""Suggest a number of clusters for k-means and a distance for DBSCAN, without a label. docs/method.md says how good that is.

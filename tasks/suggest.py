@@ -30,7 +30,7 @@ def suggest(features: Artifact, images: Artifact, *, settings: dict[str, Any], c
     """
     prepare(compute)
     table = read_table(features)
-    values, cameras = column(table, "feature"), camids(images)[column(table, "row")]
+    values, cameras = column(table, "feature"), camids(read_table(images, ["camid"]))[column(table, "row")]
     if centre_cameras:
         values = core_centre_cameras(values, cameras)
     curve = clusters_by_distance(values, cameras, **settings)
