@@ -24,9 +24,10 @@ Given = tuple[Any, ...]  # what other tasks made, for Prefect to see; last the a
 
 
 class Linked(Protocol[P, R_co]):
-    """A task whose call draws the edges of its arguments; ``fn`` is the bare function."""
+    """A task whose call draws the edges of its arguments; ``fn`` is the bare function, ``task`` Prefect's."""
 
     fn: Callable[P, Any]
+    task: Task[[Given], Any]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Run the task in the flow run."""
@@ -49,7 +50,7 @@ def linked(run_name: str) -> Callable[[Callable[P, R]], Linked[P, R]]:
             bound.apply_defaults()
             return call_linked(task, bound.arguments)
 
-        vars(call).update(fn=function)
+        vars(call).update(fn=function, task=task)
         return cast(Linked[P, R], call)
 
     return decorate

@@ -78,7 +78,7 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             stale = _cached_but_damaged(made, step_key(timed, bound.arguments))
             return call_linked(made.with_options(refresh_cache=stale), bound.arguments)
 
-        vars(call).update(fn=timed)
+        vars(call).update(fn=timed, task=made)
         return call
 
     return decorate

@@ -244,10 +244,9 @@ def test_behind_a_batch_norm_it_begins_there(images):
     np.testing.assert_allclose(training.classifier[2].vectors.numpy(), slow_means(standard, CLASSES, 3), atol=1e-3)
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_it_learns_what_can_be_told_apart(images, optimiser, batch_norm):
-    training = begin_training(Colour(norm=True), **HEAD | {"optimiser": optimiser, "batch_norm": batch_norm})
+def test_it_learns_what_can_be_told_apart(images, batch_norm):
+    training = begin_training(Colour(norm=True), **HEAD | {"optimiser": "adam", "batch_norm": batch_norm})
     before = {name: weight.detach().clone() for name, weight in training.backbone.named_parameters()}
     history = list(train(training, images, ROWS, CLASSES, **PLAIN | {"epochs": 12, "images_per_class": 2}))
     assert history[-1].loss < 0.8 * history[0].loss
