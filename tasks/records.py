@@ -5,6 +5,7 @@ and even as JSON it may ask for any function that can be imported. Read is only 
 """
 
 import json
+from pathlib import PurePath
 from typing import Any
 
 from prefect.serializers import JSONSerializer
@@ -16,14 +17,15 @@ from tasks.references import Reference
 SERIALIZER = JSONSerializer().model_dump(mode="json")
 
 
-def is_ours(record: bytes) -> bool:
-    """Say whether a record is JSON that one of our steps wrote: a reference whose parts are plain values."""
+def is_ours(record: bytes, key: str) -> bool:
+    """Say whether a record is JSON that one of our steps wrote under this key: a reference whose parts are plain values."""
     try:
         told = json.loads(record, object_pairs_hook=_without_doubles)
         result = json.loads(told["result"], object_pairs_hook=_without_doubles)
         return (
             set(told) == {"metadata", "result"}
             and told["metadata"]["serializer"] == SERIALIZER
+            and PurePath(told["metadata"]["storage_key"]).name == key  # else a whole one of another step, put in its place
             and set(result) == {"__class__", "data"}
             and result["__class__"] in _names()
             and _is_plain(result["data"])

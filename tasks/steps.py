@@ -170,8 +170,8 @@ def _cached_but_damaged(made: Task[P, R], key: str) -> bool:
         record = store.result_storage.read_path(key, _sync=True)
     except Exception:  # no storage block says in the same way that there is nothing
         return False
-    if not is_ours(record):  # whoever else wrote it: Prefect must not even look whether it is there, for that reads it
-        step_logger().warning("the record of step %s was not written by this project: the step is run again", key)
+    if not is_ours(record, key):  # whoever else wrote it: Prefect must not even look whether it is there, for that reads it
+        step_logger().warning("the record of step %s is not what this project wrote there: the step is run again", key)
         return True
     try:
         for artifact in artifacts_in(store.read(key).result):

@@ -142,9 +142,10 @@ def test_a_forged_record_is_told_from_one_of_ours(payload, name):
     metadata = ResultRecordMetadata(serializer=JSONSerializer(), storage_key="key")
     result = Artifact(kind="test", uri="test/1.txt", sha256="1", rows=1)
     record = ResultRecord(result=result, metadata=metadata).serialize().decode()
-    assert is_ours(record.encode())
+    assert is_ours(record.encode(), "key")
+    assert not is_ours(record.encode(), "other"), "a whole record in the place of another"
     assert FORGERIES[name](record, payload) != record
-    assert not is_ours(FORGERIES[name](record, payload).encode("latin-1"))
+    assert not is_ours(FORGERIES[name](record, payload).encode("latin-1"), "key")
 
 
 @pytest.mark.slow
@@ -179,7 +180,7 @@ def test_a_forged_result_of_prefect_is_refused_and_the_step_runs_again(home, pay
     assert ran == [1], "the true record is believed"
     for number, (name, forge) in enumerate(FORGERIES.items(), 2):
         assert forge(record, payload) != record
-        assert is_ours(run(forge(record, payload)).encode()), name
+        assert is_ours(run(forge(record, payload)).encode(), key), name
         assert len(ran) == number, name
 
 
