@@ -20,7 +20,7 @@ def sweep(
     size: Size = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of each run; default one a core.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any parameter of all runs, e.g. --set fine_tuning.epochs=4.")] = None,
-    grid: Annotated[list[str] | None, typer.Option(help="Values of a parameter: selection.min_similarity=0.8,0.85; repeatable.")] = None,
+    grid: Annotated[list[str] | None, typer.Option(help="Values of a parameter: selection.min_similarity=0.35,0.45; repeatable.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Of every run, e.g. 0,1,2; default the one seed 0.")] = None,
     parallel: Annotated[int | None, typer.Option(min=1, help="Runs at once; default cores / threads.")] = None,
     config: Annotated[Path | None, typer.Option(help="base, grid, variants, seeds, parallel as JSON; other options override it.")] = None,
@@ -30,7 +30,7 @@ def sweep(
     r"""Run a grid of parameters with several seeds, and print means and spread. docs/sweep.md shows more.
 
     \b
-    pul sweep --source data/market --target crops/ --grid selection.min_similarity=0.8,0.85,0.9 --seeds 0,1,2
+    pul sweep --source data/market --target crops/ --grid selection.min_similarity=0.35,0.45,0.55 --seeds 0,1,2
     pul sweep --config sweep.json --dry-run
     """
     asked = {"base": {}, "grid": None, "variants": None, "seeds": None, "parallel": None} | (read_config(config) if config else {})
@@ -112,5 +112,5 @@ def _summary(found: dict[str, Any]) -> str:
 def _values(text: str) -> tuple[str, list[Any]]:
     name, equals, values = text.partition("=")
     if not equals or not all(values.split(",")):
-        raise ValueError(f"--grid wants name=value,value, e.g. selection.min_similarity=0.8,0.85, not {text!r}")
+        raise ValueError(f"--grid wants name=value,value, e.g. selection.min_similarity=0.35,0.45, not {text!r}")
     return name, [assignment(f"{name}={value}")[1] for value in values.split(",")]

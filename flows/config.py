@@ -3,9 +3,9 @@
 A value left empty is the recipe's (`recipes`); what a run used in the end is written down in full and, given back, repeats it.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -103,7 +103,7 @@ class Clustering(Section):
         None,
         ge=0,
         le=1,
-        description="Divide each principal direction by this power of its standard deviation, before anything else; 0: do not.",
+        description="Divide each principal direction by this power of its standard deviation, after centring by camera; 0: do not.",
     )
     shrinkage: float | None = Field(
         None, ge=0, le=10, description="Whitening: added to each direction's variance, as a share of the mean one; keeps noise small."
@@ -124,12 +124,24 @@ class Clustering(Section):
     max_distance: float | None = Field(None, gt=0, lt=1, description="DBSCAN: epsilon, a Jaccard distance; nearer images are linked.")
     min_samples: int | None = Field(None, ge=1, le=1000, description="DBSCAN: images a dense spot has at least.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before_whitening(cls, given: Any) -> Any:
+        """A config with nothing left open that does not speak of whitening was written when there was none."""
+        full = set(cls.model_fields) - {"num_clusters", "whitening", "shrinkage", "camera_aware"}
+        if isinstance(given, dict) and "whitening" not in given and all(given.get(name) is not None for name in full):
+            return given | {"whitening": 0}
+        return given
+
 
 class Selection(Section):
     """Which images are reliable."""
 
     min_similarity: float | None = Field(
-        None, ge=-1, le=1, description="Lambda: an image is reliable if its cosine to a centre exceeds it."
+        None,
+        ge=-1,
+        le=1,
+        description="Lambda: an image is reliable if its cosine to a centre, where it was clustered (whitened or not), exceeds it.",
     )
     close_to: Literal["own_centre", "any_centre"] | None = Field(None, description="To the own cluster's centre (paper) or any (code).")
     keep_empty_classes: bool | None = Field(None, description="Keep a class for clusters without a reliable image (authors' code).")

@@ -20,7 +20,7 @@ def children_of(
 
     Args:
         base: parameters of flow `pul` that all children share.
-        grid: the values of each parameter, by its name: ``{"selection.min_similarity": [0.8, 0.85]}``.
+        grid: the values of each parameter, by its name: ``{"selection.min_similarity": [0.35, 0.45]}``.
         variants: what each named variant sets, by the names of the parameters; None is one variant that sets nothing.
         seeds: of the runs; None takes the one in ``base``.
 
@@ -29,9 +29,9 @@ def children_of(
 
     Example:
         >>> base = {"source": "synthetic:0/source", "target": "synthetic:0/target"}
-        >>> [(child.setting, child.seed) for child in children_of(base, {"selection.min_similarity": [0.8, 0.9]}, seeds=[0, 1])]
-        [('selection.min_similarity=0.8', 0), ('selection.min_similarity=0.8', 1), ('selection.min_similarity=0.9', 0), \
-('selection.min_similarity=0.9', 1)]
+        >>> [(child.setting, child.seed) for child in children_of(base, {"selection.min_similarity": [0.35, 0.45]}, seeds=[0, 1])]
+        [('selection.min_similarity=0.35', 0), ('selection.min_similarity=0.35', 1), ('selection.min_similarity=0.45', 0), \
+('selection.min_similarity=0.45', 1)]
     """
     grid, variants = grid or {}, variants or {"": {}}
     seeds = [base.get("seed", 0)] if seeds is None else seeds

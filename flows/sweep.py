@@ -20,7 +20,7 @@ from tasks.sweeps import Child, OpenSweep, finish_sweep, open_sweep, record_chil
 def sweep(
     base: dict[str, Any] = Field(description="What all runs share: parameters of flow pul, by section, or a run's config.json."),
     grid: dict[str, list[Any]] | None = Field(
-        None, description='Values of each parameter, every combination a run: {"selection.min_similarity": [0.8, 0.85]}.'
+        None, description='Values of each parameter, every combination a run: {"selection.min_similarity": [0.35, 0.45]}.'
     ),
     variants: dict[str, dict[str, Any]] | None = Field(
         None, description='Named runs and what each of them sets: {"paper": {}, "no erasing": {"fine_tuning.erase_probability": 0}}.'

@@ -73,7 +73,7 @@ def clusters_by_distance(
     if len(features) < MIN_IMAGES:
         raise NothingToSuggestError(f"there is nothing to suggest from {len(features)} images: {MIN_IMAGES} are the least")
     if np.ptp(features, axis=0).max() <= ALIKE * np.abs(features).max():  # who is whose neighbour would be chance
-        raise NothingToSuggestError("there is nothing to suggest: to this model the images are all alike")
+        raise NothingToSuggestError("there is nothing to suggest: to this model the images are all alike, or each is alone on its camera")
     reach = max(max_distances)
     linked = linked_images(features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=reach)
     sizes = []

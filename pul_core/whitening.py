@@ -17,7 +17,8 @@ def whiten(features: npt.NDArray[np.float32], *, power: float, shrinkage: float)
     Args:
         features: (n, d), none of them zero, may be memory-mapped.
         power: 0 only takes the mean away, 1 makes all directions alike.
-        shrinkage: keeps directions without variance from being blown up; with 0 and power 1 they must all have some.
+        shrinkage: a ridge, as a share of m: keeps directions without variance from being blown up. With 0, and fewer images than
+            dimensions, noise is all that is left.
 
     Returns:
         (n, d) float32, in the axes of the features; their lengths mean nothing.

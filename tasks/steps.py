@@ -33,7 +33,7 @@ P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
 
 PROJECT = ("pul_core", "tasks")
-LIBRARIES = ("numpy", "pillow", "pyarrow", "scipy", "timm", "torch")
+LIBRARIES = ("numpy", "pillow", "pyarrow", "scikit-learn", "scipy", "timm", "torch")
 # Modules that only say where and how things are recorded: they change no result.
 PLUMBING = ("tasks.steps", "tasks.records", "tasks.links", "tasks.home", "tasks.progress", "tasks.checkpoints")
 

@@ -145,7 +145,7 @@ def test_it_follows_image_after_image(seed, n, k, momentum):
 @settings(max_examples=40, deadline=None)
 def test_its_vectors_stay_of_length_one_and_others_do_not_move(seed, momentum):
     features, classes = tensors(*drawn(seed, 20, 4))
-    before = class_means(features, classes % 6, num_classes=6)
+    before = class_means(features, classes, num_classes=6)
     after = before.clone()
     update_memory(after, features[classes < 2], classes[classes < 2], momentum=momentum)
     present = before.any(1)

@@ -4,7 +4,9 @@ import inspect
 from pathlib import Path
 
 import pytest
+from yaml import safe_load
 
+from deployments.servers import PREFECT_FILE
 from flows.config import FineTuning, Training
 from flows.preflight import plan_of
 from flows.recipes import RECIPES
@@ -104,6 +106,22 @@ def test_a_run_of_before_the_switches_is_repeated_with_what_it_did():
         for name in names:
             del old[section][name]
     assert plan_of(old).model_dump() == saved
+
+
+def test_a_run_of_before_whitening_is_repeated_without_it():
+    old = plan_of({"target": "x", "selection": {"min_similarity": 0.92}}).model_dump()
+    for name in ("whitening", "shrinkage", "camera_aware"):
+        del old["clustering"][name]
+    plan = plan_of(old)
+    assert (plan.clustering.whitening, plan.selection.min_similarity) == (0, 0.92)
+    assert plan_of({"target": "x", "clustering": {"num_restarts": 3}}).clustering.whitening > 0
+
+
+def test_the_stored_sweep_looks_around_the_recipes_lambda():
+    """Lambda means something else in every space: an example of another one would leave nothing reliable."""
+    (stored,) = [found["parameters"] for found in safe_load(PREFECT_FILE.read_text())["deployments"] if "grid" in found["parameters"]]
+    least = RECIPES[stored["base"]["recipe"]]["selection"].min_similarity
+    assert all(abs(value - least) <= 0.11 for value in stored["grid"]["selection.min_similarity"])
 
 
 def test_the_published_numbers_of_the_released_code():
