@@ -28,6 +28,13 @@ def height_and_width(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def how_to_read(*, layout: str | None, pattern: str | None, backbone: str | None, size: str | None) -> dict[str, Any]:
+    """Return what was said of how images lie and what a model file is, without what was not."""
+    said: dict[str, Any] = {"layout": layout, "pattern": pattern, "backbone": backbone}
+    said |= dict(zip(("height", "width"), height_and_width(size), strict=True)) if size else {}
+    return {name: value for name, value in said.items() if value is not None}
+
+
 def few_labels(text: str) -> dict[str, Any]:
     """Read 25 as a number of identities, 10% as a share of them, and anything else as a file."""
     if text.isdigit():

@@ -19,6 +19,7 @@ from deployments.arguments import (
     assignment,
     few_labels,
     height_and_width,
+    how_to_read,
     put,
     read_config,
 )
@@ -206,14 +207,8 @@ def evaluate(
     policies = {"protocol": protocol, "ties": ties, "unscored": unscored}
     model, path = str(absolute(model)), str(absolute(path))
     look_first(model, path, layout, pattern, **policies)
-    named = {
-        "layout": layout,
-        "pattern": pattern,
-        "backbone": backbone,
-        **(dict(zip(("height", "width"), height_and_width(size), strict=True)) if size else {}),
-    }
     parameters: dict[str, Any] = {"machine": {"device": device, "threads": threads}, "seed": seed, "rerank": rerank, **policies}
-    parameters |= {name: value for name, value in named.items() if value is not None}
+    parameters |= how_to_read(layout=layout, pattern=pattern, backbone=backbone, size=size)
     choose_server()
     from flows.evaluate import evaluate as flow
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments.arguments import Device, Size, Threads, absolute, height_and_width
+from deployments.arguments import Device, Size, Threads, absolute, how_to_read
 from deployments.servers import choose_server
 
 
@@ -30,14 +30,8 @@ def suggest(
 
     model, path = str(absolute(model)), str(absolute(path))
     look_first(model, path, layout, pattern)
-    named = {
-        "layout": layout,
-        "pattern": pattern,
-        "backbone": backbone,
-        **(dict(zip(("height", "width"), height_and_width(size), strict=True)) if size else {}),
-    }
     parameters: dict[str, Any] = {"machine": {"device": device, "threads": threads}}
-    parameters |= {name: value for name, value in named.items() if value is not None}
+    parameters |= how_to_read(layout=layout, pattern=pattern, backbone=backbone, size=size)
     choose_server()
     from flows.suggest import suggest as flow
 

@@ -61,16 +61,16 @@ def epoch_batches(
     p = min(batch_size // images_per_class, len(present))
     if p * images_per_class < 2:
         raise ValueError("one class with one image is no batch to learn from: raise images_per_class")
-    drawn = _hands(len(present), p, steps, generator).ravel()  # (steps * p,) which class, by its place in `present`
+    drawn = _deal(len(present), p, steps, generator).ravel()  # (steps * p,) which class, by its place in `present`
     members = np.split(np.argsort(classes, kind="stable"), np.cumsum(sizes)[:-1])
     places = np.split(np.argsort(drawn, kind="stable"), np.cumsum(np.bincount(drawn, minlength=len(present)))[:-1])
     batches = np.empty((len(drawn), images_per_class), np.int64)
     for images, wanted in zip(members, places, strict=True):
-        batches[wanted] = images[_hands(len(images), images_per_class, len(wanted), generator)]
+        batches[wanted] = images[_deal(len(images), images_per_class, len(wanted), generator)]
     return list(batches.reshape(steps, -1))
 
 
-def _hands(size: int, hand: int, count: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
+def _deal(size: int, hand: int, count: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
     """Deal (count, hand) numbers below ``size`` from shuffled decks; a deck smaller than a hand goes round."""
     a_deck = max(1, size // hand)
     decks = torch.rand(math.ceil(count / a_deck), size, generator=generator, dtype=torch.float64).argsort(1)

@@ -49,11 +49,11 @@ def cluster_by_density(
         >>> cluster_by_density(features, np.zeros(5, int), **options).cluster.tolist()
         [0, 0, 1, 1, -1]
     """
-    linked = linked_images(features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=max_distance)
-    return describe(features, dense_spots(linked, max_distance=max_distance, min_samples=min_samples))
+    linked = jaccard_distances_below(features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=max_distance)
+    return describe(features, dbscan(linked, max_distance=max_distance, min_samples=min_samples))
 
 
-def linked_images(
+def jaccard_distances_below(
     features: npt.NDArray[np.float32], cameras: Ints, *, num_neighbours: int, num_averaged: int, max_distance: float
 ) -> sparse.csr_matrix:
     """Return the Jaccard distances of all pairs of images up to a limit, camera-aware with two cameras or more.
@@ -73,7 +73,7 @@ def linked_images(
 
     Example:
         >>> features = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], np.float32)
-        >>> linked_images(features, np.zeros(4, int), num_neighbours=1, num_averaged=1, max_distance=0.5).indices.tolist()
+        >>> jaccard_distances_below(features, np.zeros(4, int), num_neighbours=1, num_averaged=1, max_distance=0.5).indices.tolist()
         [0, 1, 0, 1, 2, 3, 2, 3]
     """
     if len(np.unique(cameras)) > 1:
@@ -84,11 +84,11 @@ def linked_images(
     return sparse.vstack([_below(block, max_distance) for block in jaccard_distances(encoding, np.arange(len(features)))], format="csr")
 
 
-def dense_spots(linked: sparse.csr_matrix, *, max_distance: float, min_samples: int) -> Ints:
+def dbscan(linked: sparse.csr_matrix, *, max_distance: float, min_samples: int) -> Ints:
     """Cluster images by DBSCAN on their distances.
 
     Args:
-        linked: (n, n) from ``linked_images`` with this limit or a larger one.
+        linked: (n, n) from ``jaccard_distances_below`` with this limit or a larger one.
         max_distance: epsilon.
         min_samples: images a dense spot has at least, itself included.
 
@@ -97,7 +97,7 @@ def dense_spots(linked: sparse.csr_matrix, *, max_distance: float, min_samples: 
 
     Example:
         >>> linked = sparse.csr_matrix(np.array([[0, 0.2, 0.6], [0.2, 0, 0.7], [0.6, 0.7, 0]], np.float32))
-        >>> [dense_spots(linked, max_distance=limit, min_samples=2).tolist() for limit in (0.1, 0.3, 0.6)]
+        >>> [dbscan(linked, max_distance=limit, min_samples=2).tolist() for limit in (0.1, 0.3, 0.6)]
         [[-1, -1, -1], [0, 0, -1], [0, 0, 0]]
     """
     found: Ints = DBSCAN(eps=max_distance, min_samples=min_samples, metric="precomputed").fit(linked).labels_.astype(np.int64)

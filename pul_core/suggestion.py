@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pul_core.density import dense_spots, linked_images
+from pul_core.density import dbscan, jaccard_distances_below
 from pul_core.ranks import Ints
 
 MAX_DISTANCES = tuple(percent / 100 for percent in range(20, 75, 5))  # 0.2, 0.25, ... 0.7
@@ -75,10 +75,10 @@ def clusters_by_distance(
     if np.ptp(features, axis=0).max() <= ALIKE * np.abs(features).max():  # who is whose neighbour would be chance
         raise NothingToSuggestError("there is nothing to suggest: to this model the images are all alike, or each is alone on its camera")
     reach = max(max_distances)
-    linked = linked_images(features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=reach)
+    linked = jaccard_distances_below(features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=reach)
     sizes = []
     for limit in max_distances:
-        found = dense_spots(linked, max_distance=limit, min_samples=min_samples)
+        found = dbscan(linked, max_distance=limit, min_samples=min_samples)
         counts = np.bincount(found[found >= 0])
         sizes.append(counts[counts >= 2])
     return Curve(

@@ -168,7 +168,8 @@ def train(
     """Train by softmax cross-entropy from the epoch the training stands at to the last one.
 
     A memory begins with the class means of the images' features as the starting model sees them: without augmentation, in evaluation mode,
-    behind the classifier's BatchNorm, if it has one, which takes them as one batch. It follows the features of each step after the step.
+    behind the classifier's BatchNorm, if it has one, which takes them as one batch; ``on_batch`` is not told of these. It follows the
+    features of each step after the step.
 
     Args:
         training: changed in place.

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pul_core.cameras import centre_cameras as core_centre_cameras
@@ -10,6 +11,7 @@ from pul_core.clustering import Clustering, default_num_clusters
 from pul_core.clustering import cluster as cluster_by_kmeans
 from pul_core.density import cluster_by_density
 from pul_core.few_labels import join_labelled, num_unlabelled_clusters
+from pul_core.ranks import Ints
 from pul_core.selection import select_reliable
 from pul_core.whitening import whiten
 from tasks.artifacts import Artifact, column, read_table, vectors, write_table
@@ -19,6 +21,7 @@ from tasks.progress import step_logger
 from tasks.references import Clusters, Compute, Labelled, Reliable
 from tasks.steps import step
 
+Features = npt.NDArray[np.float32]
 KMEANS = ("normalise", "num_restarts", "max_passes", "centre_from")
 DBSCAN = ("num_neighbours", "num_averaged", "max_distance", "min_samples")
 
@@ -56,10 +59,7 @@ def cluster(
         unknown = ~np.isin(rows, column(read_table(labelled.labelled), "row"))
         rows, values = rows[unknown], values[unknown]
     cameras = camids(read_table(images, ["camid"]))[rows]
-    if centre_cameras:
-        values = core_centre_cameras(values, cameras)
-    if settings["whitening"]:
-        values = whiten(values, power=settings["whitening"], shrinkage=settings["shrinkage"])
+    values = _where_it_is_clustered(values, cameras, centre_cameras, settings)
     if settings["algorithm"] == "dbscan":
         seen = cameras if settings["camera_aware"] else np.zeros_like(cameras)
         found = cluster_by_density(values, seen, **{name: settings[name] for name in DBSCAN})
@@ -87,6 +87,15 @@ def cluster(
         num_clusters=len(sizes),
         num_single_image_clusters=int((sizes == 1).sum()),
     )
+
+
+def _where_it_is_clustered(values: Features, cameras: Ints, centre: bool, settings: dict[str, Any]) -> Features:
+    """Move features to the space of the clusters, in which all cosines of ``clusters`` and the centres' features are told."""
+    if centre:
+        values = core_centre_cameras(values, cameras)
+    if settings["whitening"]:
+        values = whiten(values, power=settings["whitening"], shrinkage=settings["shrinkage"])
+    return values
 
 
 @step("select-{iteration}")

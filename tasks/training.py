@@ -21,7 +21,7 @@ from tasks.steps import step
 
 OPTIMISER = ("optimiser", "backbone_learning_rate", "classifier_learning_rate", "momentum", "nesterov", "weight_decay")
 BEGIN = (*OPTIMISER, "batch_norm", "dropout", "loss", "memory_momentum", "temperature")
-THE_FLOWS = ("start_from",)  # which model a step is given is not the step's business
+FLOW_ONLY = ("start_from",)  # which model a step is given is not the step's business
 
 
 @step("pretrain")
@@ -121,7 +121,7 @@ def core_arguments(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     What only fine-tuning has may be missing.
     """
     begin = {name: settings[name] for name in BEGIN if name in settings}
-    return begin, {name: value for name, value in settings.items() if name not in (*BEGIN, *THE_FLOWS)}
+    return begin, {name: value for name, value in settings.items() if name not in (*BEGIN, *FLOW_ONLY)}
 
 
 def _so_far(training: Training, history: list[EpochStatistics]) -> bytes:

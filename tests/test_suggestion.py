@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deployments.suggest_cli import _text
 from pul_core.cameras import centre_cameras
-from pul_core.density import cluster_by_density, linked_images
+from pul_core.density import cluster_by_density, jaccard_distances_below
 from pul_core.suggestion import MAX_DISTANCES, MIN_IMAGES, Curve, NothingToSuggestError, clusters_by_distance, read_curve
 from tasks.artifacts import read_table, vectors, write_table
 from tasks.references import Compute
@@ -123,7 +123,7 @@ def test_memory_of_the_distances_grows_with_images_not_with_pairs():
     held = []
     for n in (300, 600):
         features, camera = people(5, n=n, persons=n // 6)
-        held.append(linked_images(features, camera, num_neighbours=10, num_averaged=4, max_distance=0.7).nnz / n)
+        held.append(jaccard_distances_below(features, camera, num_neighbours=10, num_averaged=4, max_distance=0.7).nnz / n)
     assert held[1] < 1.3 * held[0]
 
 
