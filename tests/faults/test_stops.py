@@ -121,7 +121,10 @@ def test_other_images_under_a_run(driver, arguments, tiny_pair, left, undisturbe
     image.write_bytes(kept)
     command = driver.start(tmp_path, "resume")
     assert command.wait() == 0, command.log
-    assert left(tmp_path).artifacts == undisturbed.artifacts
+    found = left(tmp_path)
+    assert found.artifacts > undisturbed.artifacts, "the list of the other images stays beside"
+    assert all(name.startswith(("artifacts/images/", "artifacts/labels/")) for name in found.artifacts - undisturbed.artifacts)
+    assert found.iterations == undisturbed.iterations
 
 
 @pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime is not installed: apt-get install faketime")
