@@ -78,6 +78,14 @@ def runs_of(name):
     return client.search_runs(experiments, f"tags.`pul.sweep` = '{name}'")
 
 
+def timeless(found):
+    """Children that run at once may both compute what they share, and only one of their times stays in the cache."""
+    return {
+        key: [{k: v for k, v in row.items() if "seconds" not in k} for row in rows] if isinstance(rows, list) else rows
+        for key, rows in found.items()
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("prefect_server")
@@ -113,7 +121,7 @@ def test_children_share_the_source_a_failure_is_told_and_a_second_call_is_served
 
     state, tasks = run_sweep(asked)
     assert state.is_failed()
-    assert read_sweep(str(table)) == found, "the same runs, the same figures"
+    assert timeless(read_sweep(str(table))) == timeless(found), "the same runs, the same figures"
     assert len(runs_of(name)) == 3, "nothing stands twice"
     steps = ("pretrain", "decode", "extract", "cluster", "select", "fine-tune", "evaluate")
     assert {done for name, done in tasks if name.startswith(steps)} == {"Cached", "Failed"}
