@@ -10,6 +10,7 @@ from pul_core.evaluation import Unscored
 from pul_core.protocols import ProtocolName
 from pul_core.ranks import Ties
 from pul_core.seeds import derive_seed
+from tasks.artifacts import Artifact
 from tasks.compute import resolve_compute
 from tasks.decode import decode
 from tasks.evaluate import evaluate as evaluate_step
@@ -19,6 +20,7 @@ from tasks.index import index
 from tasks.layouts import DataError
 from tasks.models import import_model, model_file, model_size
 from tasks.preflight import count_images
+from tasks.references import Compute, ImageSet
 
 CHOICES: dict[str, tuple[str, ...]] = {"protocol": get_args(ProtocolName), "ties": get_args(Ties), "unscored": get_args(Unscored)}
 
@@ -37,6 +39,12 @@ def look_first(model: str, data: str, layout: str | None = None, pattern: str | 
     splits = count_images(data, layout, pattern).splits
     if not (splits.get("query") and splits.get("gallery")):
         raise DataError(f"{data} has no queries and gallery with identities: nothing can be scored on it")
+
+
+def features_of(model: Artifact, images: ImageSet, split: str, machine: Machine, compute: Compute) -> Artifact:
+    """Decode a split at the size the model wants and extract its features."""
+    pixels = decode(images, split=split, **model_size(model))
+    return extract_features(model, pixels, batch_size=machine.extraction_batch_size, compute=compute, iteration=0, split=split)
 
 
 @flow(name="evaluate", validate_parameters=True)
@@ -61,17 +69,7 @@ def evaluate(
     if not images.scorable or images.labels is None:
         raise DataError(f"{data} has no queries and gallery with identities: nothing can be scored on it")
     brought = import_model(model, backbone=backbone, height=height, width=width)
-    query, gallery = (
-        extract_features(
-            brought,
-            decode(images, split=split, **model_size(brought)),
-            batch_size=machine.extraction_batch_size,
-            compute=compute,
-            iteration=0,
-            split=split,
-        )
-        for split in ("query", "gallery")
-    )
+    query, gallery = (features_of(brought, images, split, machine, compute) for split in ("query", "gallery"))
     options: dict[str, Any] = {"protocol": protocol, "ties": ties, "seed": derive_seed(seed, "evaluate")}
     scores = {
         name: evaluate_step(query, gallery, images, images.labels, compute=compute, iteration=0, rerank=name == "reranked", **options)

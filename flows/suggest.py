@@ -6,14 +6,13 @@ from prefect import flow
 from pydantic import Field
 
 from flows.config import Machine
+from flows.evaluate import features_of
 from flows.recipes import RECIPES
 from pul_core.suggestion import MIN_IMAGES
 from tasks.compute import resolve_compute
-from tasks.decode import decode
-from tasks.extract import extract_features
 from tasks.index import index
 from tasks.layouts import DataError
-from tasks.models import import_model, model_file, model_size
+from tasks.models import import_model, model_file
 from tasks.preflight import count_images
 from tasks.suggest import report
 from tasks.suggest import suggest as suggest_step
@@ -50,14 +49,7 @@ def suggest(
     compute = resolve_compute(machine.device, machine.threads)
     images = index(data, "target", layout, pattern)
     brought = import_model(model, backbone=backbone, height=height, width=width)
-    features = extract_features(
-        brought,
-        decode(images, split=SPLIT, **model_size(brought)),
-        batch_size=machine.extraction_batch_size,
-        compute=compute,
-        iteration=0,
-        split=SPLIT,
-    )
+    features = features_of(brought, images, SPLIT, machine, compute)
     centre = bool(RECIPES["modern"]["model"].model_dump()["centre_cameras"])
     curve = suggest_step(features, images.images, settings=CLUSTERING, centre_cameras=centre, compute=compute)
     return {"model": model, "data": data, **report(curve)}
