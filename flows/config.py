@@ -83,11 +83,13 @@ class FineTuning(Training):
     start_from: Literal["original", "last"] | None = Field(
         None, description="Each iteration starts from the original model (paper), or goes on with the last iteration's."
     )
-    loss: Literal["softmax", "cluster_memory"] | None = Field(
-        None, description="A softmax classifier (paper), or one over cosines to a memory of the clusters' mean features (Cluster Contrast)."
+    loss: Literal["softmax", "cluster_memory", "image_memory"] | None = Field(
+        None,
+        description="A softmax classifier (paper), or one over cosines to a memory: of a mean feature a cluster (Cluster Contrast), or of "
+        "every image's feature, averaged over each cluster (SpCL).",
     )
-    memory_momentum: float | None = Field(None, ge=0, le=1, description="Cluster memory: what a vector keeps when an image moves it.")
-    temperature: float | None = Field(None, gt=0, le=10, description="Cluster memory: what cosines are divided by.")
+    memory_momentum: float | None = Field(None, ge=0, le=1, description="Memory: what a vector keeps when an image moves it.")
+    temperature: float | None = Field(None, gt=0, le=10, description="Memory: what cosines are divided by.")
 
 
 class Clustering(Section):
@@ -123,12 +125,22 @@ class Clustering(Section):
     )
     max_distance: float | None = Field(None, gt=0, lt=1, description="DBSCAN: epsilon, a Jaccard distance; nearer images are linked.")
     min_samples: int | None = Field(None, ge=1, le=1000, description="DBSCAN: images a dense spot has at least.")
+    margin: float | None = Field(
+        None, ge=0, lt=1, description="DBSCAN: keep what is the same at epsilon less and plus this (SpCL: 0.02). 0: keep all clusters."
+    )
+    independent_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="DBSCAN with a margin: share of the clusters that are kept, those that are most the same at epsilon plus it.",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _of_before_whitening(cls, given: Any) -> Any:
         """A config with nothing left open that does not speak of whitening was written when there was none."""
-        full = set(cls.model_fields) - {"num_clusters", "whitening", "shrinkage", "camera_aware"}
+        later = {"whitening", "shrinkage", "camera_aware", "margin", "independent_share"}
+        full = set(cls.model_fields) - {"num_clusters"} - later
         if isinstance(given, dict) and "whitening" not in given and all(given.get(name) is not None for name in full):
             return given | {"whitening": 0}
         return given
@@ -145,6 +157,7 @@ class Selection(Section):
     )
     close_to: Literal["own_centre", "any_centre"] | None = Field(None, description="To the own cluster's centre (paper) or any (code).")
     keep_empty_classes: bool | None = Field(None, description="Keep a class for clusters without a reliable image (authors' code).")
+    keep_unclustered: bool | None = Field(None, description="DBSCAN: keep images of no cluster, each as a class of its own (SpCL).")
 
 
 class FewLabels(Section):

@@ -55,7 +55,10 @@ AUTHORS_TRAINING = Training(
 # What all images share (light, blur, a camera) weighs less in whitened features, and they are spread more evenly: 0.45 keeps a third to a
 # half of the images in the first iteration (docs/log.md), where nearly all of Adam's plain ones pass the authors' 0.85.
 WHITENING = {"whitening": 0.7, "shrinkage": 0.3}
-DENSITY = {"num_neighbours": 10, "num_averaged": 4, "camera_aware": True, "max_distance": 0.45, "min_samples": 2}
+DENSITY = {"num_neighbours": 10, "num_averaged": 4, "camera_aware": True, "max_distance": 0.45, "min_samples": 2} | {
+    "margin": 0,  # no recipe uses it; the share is that of Ge et al. 2020
+    "independent_share": 0.9,
+}
 # What only fine-tuning has. The memory's numbers are those of Dai et al. 2021; no recipe uses it.
 FINE_TUNING = {"start_from": "original", "loss": "softmax", "memory_momentum": 0.1, "temperature": 0.05}
 
@@ -65,7 +68,7 @@ PAPER: dict[str, Section] = {
     "clustering": Clustering(
         algorithm="kmeans", normalise=True, num_restarts=1, max_passes=100, centre_from="members", **DENSITY, **WHITENING
     ),
-    "selection": Selection(min_similarity=0.45, close_to="own_centre", keep_empty_classes=False),
+    "selection": Selection(min_similarity=0.45, close_to="own_centre", keep_empty_classes=False, keep_unclustered=False),
     "fine_tuning": FineTuning(**OUR_TRAINING.model_dump() | FINE_TUNING | {"epochs": 4, "colour_share": 0.08}),
     "stopping": Stopping(max_iterations=15, stop_when_stable=True, stability_tolerance=0.02, stability_patience=2),
 }
@@ -76,7 +79,7 @@ RECIPES: dict[RecipeName, dict[str, Section]] = {
     | {
         "model": Model(height=256, width=128, centre_cameras=True),
         "clustering": PAPER["clustering"].model_copy(update={"algorithm": "dbscan", "whitening": 0}),
-        "selection": Selection(min_similarity=-1, close_to="own_centre", keep_empty_classes=False),
+        "selection": Selection(min_similarity=-1, close_to="own_centre", keep_empty_classes=False, keep_unclustered=False),
         "fine_tuning": FineTuning(**OUR_TRAINING.model_dump() | FINE_TUNING | {"epochs": 4}),
         "stopping": Stopping(max_iterations=6, stop_when_stable=True, stability_tolerance=0.02, stability_patience=2),
     },
@@ -92,7 +95,7 @@ RECIPES: dict[RecipeName, dict[str, Section]] = {
             **DENSITY,
             **WHITENING | {"whitening": 0},
         ),
-        "selection": Selection(min_similarity=0.85, close_to="any_centre", keep_empty_classes=True),
+        "selection": Selection(min_similarity=0.85, close_to="any_centre", keep_empty_classes=True, keep_unclustered=False),
         "fine_tuning": FineTuning(**AUTHORS_TRAINING.model_dump() | FINE_TUNING | {"epochs": 20}),
         "stopping": Stopping(max_iterations=25, stop_when_stable=False, stability_tolerance=0, stability_patience=1),
     },

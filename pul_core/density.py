@@ -5,6 +5,7 @@ import numpy.typing as npt
 from scipy import sparse
 from sklearn.cluster import DBSCAN
 
+from pul_core.agreement import disband, overlap_of_own_clusters
 from pul_core.cameras import camera_aware_encoding
 from pul_core.clustering import Clustering, describe
 from pul_core.neighbours import jaccard_distances, nearest_neighbours, reciprocal_encoding
@@ -21,6 +22,8 @@ def cluster_by_density(
     num_averaged: int,
     max_distance: float,
     min_samples: int,
+    margin: float = 0.0,
+    independent_share: float = 0.9,
 ) -> Clustering:
     """Cluster features by DBSCAN on the Jaccard distance of their k-reciprocal neighbours.
 
@@ -33,15 +36,18 @@ def cluster_by_density(
         num_averaged: how many nearest images an encoding is averaged over.
         max_distance: epsilon, a Jaccard distance in (0, 1): images nearer than this are linked.
         min_samples: images a dense spot has at least, itself included.
+        margin: above 0, clusters are compared with those at epsilon less and plus this, and `disband` leaves what agrees.
+        independent_share: see `disband`.
 
     Returns:
         Clusters numbered from 0 by their first image; -1 for an image that belongs to none, whose cosines are -1, so that no threshold
         selects it. There may be no cluster at all.
 
     Raises:
-        ValueError: features that are not finite, or a zero vector.
+        ValueError: features that are not finite, a zero vector, or a margin as large as epsilon.
 
-    Source: Ester et al. 1996 (DBSCAN, scikit-learn's); Zhong et al. 2017 (the distance); Chen et al. 2024 (with cameras).
+    Source: Ester et al. 1996 (DBSCAN, scikit-learn's); Zhong et al. 2017 (the distance); Chen et al. 2024 (with cameras); Ge et al. 2020
+    (the margin).
 
     Example:
         >>> features = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, -1]], np.float32)
@@ -49,8 +55,17 @@ def cluster_by_density(
         >>> cluster_by_density(features, np.zeros(5, int), **options).cluster.tolist()
         [0, 0, 1, 1, -1]
     """
-    linked = jaccard_distances_below(features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=max_distance)
-    return describe(features, dbscan(linked, max_distance=max_distance, min_samples=min_samples))
+    if not 0 <= margin < max_distance:
+        raise ValueError(f"margin ({margin:g}) must be below max_distance ({max_distance:g})")
+    linked = jaccard_distances_below(
+        features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=max_distance + margin
+    )
+    found = dbscan(linked, max_distance=max_distance, min_samples=min_samples)
+    if margin:
+        looser, tighter = (dbscan(linked, max_distance=max_distance + change, min_samples=min_samples) for change in (margin, -margin))
+        independence, compactness = overlap_of_own_clusters(found, looser), overlap_of_own_clusters(found, tighter)
+        found = disband(found, independence, compactness, independent_share=independent_share)
+    return describe(features, found)
 
 
 def jaccard_distances_below(

@@ -1,6 +1,6 @@
-"""A memory of one unit vector a class, which stands where a classifier's weights would: Cluster Contrast. It keeps no single images.
+"""Memories that stand where a classifier's weights would: one unit vector a class (Cluster Contrast) or an image (SpCL).
 
-No gradient reaches the vectors: they begin as the means of their classes and follow the features that training sees.
+No gradient reaches the vectors: they begin as features, or as the means of their classes, and follow the features that training sees.
 """
 
 import torch
@@ -91,14 +91,52 @@ class ClusterMemory(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits, in float32 whatever is autocast: divided by the temperature, bfloat16's rounding would be large."""
         with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(features.float()) @ self.vectors.T / self.temperature
+            return F.normalize(features.float()) @ self.class_vectors().T / self.temperature
+
+    def class_vectors(self) -> Tensor:
+        """Return what features are compared with (k, d)."""
+        return self.vectors
 
     @torch.no_grad()
-    def begin(self, features: Tensor, classes: Tensor) -> None:
-        """Set the vectors to the class means of these features."""
-        self.vectors.copy_(class_means(features, classes, num_classes=len(self.vectors)))
+    def begin(self, features: Tensor, entries: Tensor) -> None:
+        """Set each vector to the mean of its features; entries (m,) say whose each is: here, that of its class."""
+        self.vectors.copy_(class_means(features, entries, num_classes=len(self.vectors)))
 
     @torch.no_grad()
-    def follow(self, features: Tensor, classes: Tensor) -> None:
+    def follow(self, features: Tensor, entries: Tensor) -> None:
         """Take up the features of a step."""
-        update_memory(self.vectors, features.float(), classes, momentum=self.momentum)
+        update_memory(self.vectors, features.float(), entries, momentum=self.momentum)
+
+
+class ImageMemory(ClusterMemory):
+    """The same with a vector an image, entry i being image i's. A class is compared with as the plain mean of its images' vectors.
+
+    That mean is shorter than 1 where a class is spread, so its logits are smaller than those of a class of one image.
+
+    Args:
+        classes: (m,) class of each image, in [0, num_classes).
+        num_classes: k; a class without an image has the logit 0.
+        num_features: d.
+        momentum: see `update_memory`.
+        temperature: above 0; the smaller, the sharper.
+
+    Source: Ge et al. 2020 (SpCL), section 3.1, momentum 0.2, temperature 0.05; without its source, whose classes it would hold as well.
+
+    Example:
+        >>> memory = ImageMemory(torch.tensor([0, 0, 1]), 2, 2, momentum=0.2, temperature=1.0)
+        >>> memory.begin(torch.tensor([[1.0, 0], [0, 3], [-2, 0]]), torch.arange(3))
+        >>> memory(torch.tensor([[5.0, 0]]))
+        tensor([[ 0.5000, -1.0000]])
+    """
+
+    classes: Tensor
+
+    def __init__(self, classes: Tensor, num_classes: int, num_features: int, *, momentum: float, temperature: float) -> None:
+        super().__init__(len(classes), num_features, momentum=momentum, temperature=temperature)
+        self.num_classes = num_classes
+        self.register_buffer("classes", classes)
+
+    def class_vectors(self) -> Tensor:
+        """Return the mean vector of each class (k, d)."""
+        sums = self.vectors.new_zeros(self.num_classes, self.vectors.shape[1]).index_add_(0, self.classes, self.vectors)
+        return sums / torch.bincount(self.classes, minlength=self.num_classes).clamp(min=1)[:, None]

@@ -23,7 +23,9 @@ class UnreliableError(ValueError):
     """The reliable set cannot train a classifier."""
 
 
-def select_reliable(clustering: Clustering, *, min_similarity: float, close_to: CloseTo, keep_empty_classes: bool) -> ReliableSet:
+def select_reliable(
+    clustering: Clustering, *, min_similarity: float, close_to: CloseTo, keep_empty_classes: bool, keep_unclustered: bool = False
+) -> ReliableSet:
     """Keep the images whose cosine to a centre exceeds lambda, and every centre whatever float says.
 
     ``reliable_i = cos(f_i, centre) > min_similarity  or  i is its cluster's centre``
@@ -33,6 +35,7 @@ def select_reliable(clustering: Clustering, *, min_similarity: float, close_to: 
         min_similarity: lambda, a cosine in [-1, 1].
         close_to: the centre of the image's ``own_centre`` cluster (paper), or ``any_centre`` (authors' code).
         keep_empty_classes: number classes like clusters even if some stay without an image (authors' code), instead of closing the gaps.
+        keep_unclustered: images of no cluster are kept, too, each as a class of its own, numbered behind the others; their cosine is 1.
 
     Returns:
         The reliable set.
@@ -41,7 +44,7 @@ def select_reliable(clustering: Clustering, *, min_similarity: float, close_to: 
         ValueError: lambda outside [-1, 1].
         UnreliableError: fewer than two clusters have two reliable images.
 
-    Source: Fan et al. 2018, equation 3, lambda = 0.85.
+    Source: Fan et al. 2018, equation 3, lambda = 0.85; Ge et al. 2020 (SpCL) for images of no cluster.
 
     Example:
         >>> own, largest = np.array([[1, 0.9, 1, 0.9, 0.5], [1, 0.9, 1, 0.9, 0.8]], np.float32)
@@ -63,7 +66,15 @@ def select_reliable(clustering: Clustering, *, min_similarity: float, close_to: 
             f"only {np.count_nonzero(sizes >= 2)} of {len(sizes)} clusters have two reliable images (two clusters are needed): "
             f"lower min_similarity ({min_similarity:g}) or num_clusters, or raise DBSCAN's max_distance"
         )
-    if keep_empty_classes:
-        return ReliableSet(positions, clusters, similarity[positions], len(sizes))
-    present, dense = np.unique(clusters, return_inverse=True)
-    return ReliableSet(positions, dense.astype(np.int64), similarity[positions], len(present))
+    classes, num_classes = clusters, len(sizes)
+    if not keep_empty_classes:
+        present, classes = np.unique(clusters, return_inverse=True)
+        num_classes = len(present)
+    alone = np.flatnonzero(clustering.cluster < 0) if keep_unclustered else np.empty(0, np.int64)
+    order = np.argsort(np.append(positions, alone))
+    return ReliableSet(
+        np.append(positions, alone)[order],
+        np.append(classes, num_classes + np.arange(len(alone)))[order].astype(np.int64),
+        np.append(similarity[positions], np.ones(len(alone), np.float32))[order],
+        num_classes + len(alone),
+    )

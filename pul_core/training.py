@@ -20,12 +20,12 @@ from pul_core.augmentation import augment
 from pul_core.backbone import normalise
 from pul_core.batches import epoch_batches, num_steps
 from pul_core.extraction import extract_features
-from pul_core.memory import ClusterMemory
+from pul_core.memory import ClusterMemory, ImageMemory
 from pul_core.seeds import derive_seed
 
 Schedule = Literal["constant", "one_cycle"]
 Optimiser = Literal["sgd", "adam"]
-Loss = Literal["softmax", "cluster_memory"]
+Loss = Literal["softmax", "cluster_memory", "image_memory"]
 
 
 class Images(Protocol):
@@ -72,6 +72,7 @@ def begin_training(
     backbone: nn.Module,
     *,
     num_classes: int,
+    classes: npt.NDArray[np.int64] | None = None,
     optimiser: Optimiser,
     backbone_learning_rate: float,
     classifier_learning_rate: float,
@@ -89,11 +90,12 @@ def begin_training(
     """Put a new classifier behind a backbone and an optimiser behind both; every layer trains.
 
     The classifier is [BatchNorm ->] dropout -> linear with weights N(0, 0.001) and zero bias. With a memory the last of them is no layer
-    with weights but one vector a class, which `train` fills before the first epoch.
+    with weights but one vector a class, or an image, which `train` fills before the first epoch.
 
     Args:
         backbone: (b, 3, h, w) -> (b, d), with attribute ``num_features`` = d; moved to the device and trained in place.
         num_classes: outputs of the classifier.
+        classes: (m,) class of each image that `train` will be given; only a memory of images asks for it.
         optimiser: ``sgd``, or ``adam`` with its usual betas, for which momentum and nesterov mean nothing.
         backbone_learning_rate: peak learning rate of the backbone.
         classifier_learning_rate: the same of the classifier.
@@ -101,7 +103,7 @@ def begin_training(
         weight_decay: L2 penalty, in the gradient.
         batch_norm: normalise the features before the classifier.
         dropout: share of the features dropped before the classifier.
-        loss: ``softmax``, or ``cluster_memory``: softmax over cosines to a `ClusterMemory`.
+        loss: ``softmax``; or softmax over cosines to a `ClusterMemory` (``cluster_memory``) or an `ImageMemory` (``image_memory``).
         memory_momentum: of the memory, in [0, 1]; softmax has none.
         temperature: what the memory's cosines are divided by, above 0; softmax has none.
         seed: of the classifier's weights.
@@ -111,9 +113,9 @@ def begin_training(
         A training at epoch 0.
 
     Raises:
-        ValueError: fewer than two classes.
+        ValueError: fewer than two classes, or a memory of images that nobody named the classes of.
 
-    Source: the authors' code (dropout 0.5, N(0, 0.001), SGD); the BatchNorm is ours. Dai et al. 2021 (the memory).
+    Source: the authors' code (dropout 0.5, N(0, 0.001), SGD); the BatchNorm is ours. Dai et al. 2021 and Ge et al. 2020 (the memories).
 
     Example:
         >>> from pul_core.backbone import build_backbone
@@ -128,6 +130,10 @@ def begin_training(
     last: nn.Module
     if loss == "cluster_memory":
         last = ClusterMemory(num_classes, d, momentum=memory_momentum, temperature=temperature)
+    elif loss == "image_memory":
+        if classes is None:
+            raise ValueError("a memory of images needs the class of each image")
+        last = ImageMemory(torch.tensor(classes), num_classes, d, momentum=memory_momentum, temperature=temperature)
     else:
         last = _new_linear(d, num_classes, seed)
     classifier = nn.Sequential(nn.BatchNorm1d(d) if batch_norm else nn.Identity(), nn.Dropout(dropout), last)
@@ -167,8 +173,8 @@ def train(
 ) -> Iterator[EpochStatistics]:
     """Train by softmax cross-entropy from the epoch the training stands at to the last one.
 
-    A memory begins with the class means of the images' features as the starting model sees them: without augmentation, in evaluation mode,
-    behind the classifier's BatchNorm, if it has one, which takes them as one batch; ``on_batch`` is not told of these. It follows the
+    A memory begins with the images' features, or their class means, as the starting model sees them: without augmentation, in evaluation
+    mode, behind the classifier's BatchNorm, if it has one, which takes them as one batch; ``on_batch`` is not told of these. It follows the
     features of each step after the step.
 
     Args:
@@ -194,8 +200,8 @@ def train(
         ValueError: fewer than two images, classes that do not match rows, or more images of a class than a batch holds.
         FloatingPointError: the loss, or a weight at the end of an epoch, is NaN or infinite.
 
-    Source: Fan et al. 2018 (fine-tuning by softmax); Dai et al. 2021 (the memory's beginning and course); the schedule is Smith's one-cycle
-    without momentum cycling.
+    Source: Fan et al. 2018 (fine-tuning by softmax); Dai et al. 2021, Ge et al. 2020 (the memories); the schedule is Smith's
+    one-cycle without momentum cycling.
 
     Example:
         >>> from pul_core.backbone import build_backbone
@@ -213,7 +219,7 @@ def train(
     if len(rows) != len(classes):
         raise ValueError(f"{len(rows)} images but {len(classes)} classes")
     steps = num_steps(len(rows), batch_size)
-    _begin_memory(training, images, rows, classes, batch_size=batch_size, device=device, bf16=bf16)
+    entries = _begin_memory(training, images, rows, classes, batch_size=batch_size, device=device, bf16=bf16)
     for epoch in range(training.epochs_done + 1, epochs + 1):
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         torch.manual_seed(derive_seed(seed, epoch, "dropout"))  # dropout takes no generator
@@ -237,7 +243,8 @@ def train(
                 generator=generator,
             )
             wanted = torch.from_numpy(classes[batch]).to(device)
-            loss, hits = _step(training, pixels, wanted, label_smoothing=label_smoothing, bf16=bf16)
+            moved = torch.from_numpy(entries[batch]).to(device)
+            loss, hits = _step(training, pixels, wanted, moved, label_smoothing=label_smoothing, bf16=bf16)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} in epoch {epoch}, step {step + 1}: lower the learning rate")
             loss_sum += loss * len(batch)
@@ -286,17 +293,22 @@ def _begin_memory(
     batch_size: int,
     device: str,
     bf16: bool,
-) -> None:
+) -> npt.NDArray[np.int64]:
+    """Fill a memory, unless the training is under way; return the entry that each image moves, which without a memory means nothing."""
     norm, memory = training.classifier[0], training.classifier[-1]
+    entries = np.arange(len(rows)) if isinstance(memory, ImageMemory) else classes
     if training.epochs_done or not isinstance(memory, ClusterMemory):
-        return
+        return entries
     parts = (images[rows[start : start + batch_size]] for start in range(0, len(rows), batch_size))
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "bf16": bf16}
     features = np.concatenate([block for part in parts for block in extract_features(training.backbone, part, **options)])  # (m, d)
-    memory.begin(norm.train()(torch.from_numpy(features).to(device)), torch.tensor(classes, device=device))
+    memory.begin(norm.train()(torch.from_numpy(features).to(device)), torch.tensor(entries, device=device))
+    return entries
 
 
-def _step(training: Training, pixels: Tensor, wanted: Tensor, *, label_smoothing: float, bf16: bool) -> tuple[float, float]:
+def _step(
+    training: Training, pixels: Tensor, wanted: Tensor, entries: Tensor, *, label_smoothing: float, bf16: bool
+) -> tuple[float, float]:
     training.optimiser.zero_grad(set_to_none=True)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
         features = training.classifier[:-1](training.backbone(normalise(pixels)))  # (b, d)
@@ -305,5 +317,5 @@ def _step(training: Training, pixels: Tensor, wanted: Tensor, *, label_smoothing
     loss.backward()  # type: ignore[no-untyped-call]
     training.optimiser.step()
     if isinstance(memory := training.classifier[-1], ClusterMemory):
-        memory.follow(features.detach(), wanted)
+        memory.follow(features.detach(), entries)
     return loss.item(), float((logits.detach().argmax(1) == wanted).sum())

@@ -23,7 +23,7 @@ from tasks.steps import step
 
 Features = npt.NDArray[np.float32]
 KMEANS = ("normalise", "num_restarts", "max_passes", "centre_from")
-DBSCAN = ("num_neighbours", "num_averaged", "max_distance", "min_samples")
+DBSCAN = ("num_neighbours", "num_averaged", "max_distance", "min_samples", "margin", "independent_share")
 
 
 @step("cluster-{iteration}")

@@ -170,7 +170,7 @@ def estimate(plan: dict[str, Any], source: Counts | None, target: Counts, comput
     k = plan["clustering"]["num_clusters"] or default_num_clusters(n)
     train_speed, extract_speed, d, parameters = _probe(model["backbone"], plan["fine_tuning"], h, w, k, compute)
     scored = target.splits.get("query", 0) + target.splits.get("gallery", 0)
-    remembered = n if plan["fine_tuning"]["loss"] == "cluster_memory" else 0  # a memory begins with features of its own
+    remembered = n if plan["fine_tuning"]["loss"] != "softmax" else 0  # a memory begins with features of its own
     learnt = source.splits["train"] if source else 0
     pixels = (learnt + n + scored) * h * w * 3
     weights = 2 * 4 * parameters  # in the artifact store and in MLflow
@@ -192,7 +192,7 @@ def _probe(backbone_name: str, settings: dict[str, Any], h: int, w: int, k: int,
     images = np.random.default_rng(0).integers(0, 256, (PROBE_BATCHES * b, h, w, 3), np.uint8)
     classes = np.arange(len(images)) % max(k, 2)
     begin, rest = core_arguments(settings | {"epochs": 2, "erase_probability": 0})
-    training = begin_training(backbone, num_classes=max(k, 2), seed=0, device=compute.device, **begin)
+    training = begin_training(backbone, num_classes=max(k, 2), classes=classes, seed=0, device=compute.device, **begin)
     started = []
     for _ in train(training, images, np.arange(len(images)), classes, seed=0, device=compute.device, bf16=compute.bf16_training, **rest):
         started.append(time.monotonic())  # the first epoch warms up

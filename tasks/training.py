@@ -91,7 +91,7 @@ def _train(
     backbone, config = read_model(start)
     images = Joined([open_pixels(part)[1] for part in pixels])
     begin, rest = core_arguments(settings)
-    training = begin_training(backbone, num_classes=num_classes, seed=seed, device=compute.device, **begin)
+    training = begin_training(backbone, num_classes=num_classes, classes=classes, seed=seed, device=compute.device, **begin)
     with progress(what, len(chosen) * settings["epochs"]) as shown, kept() as work:
         history = _go_on(training, work.load("epoch"))
         shown.advance(sum(epoch.images for epoch in history))

@@ -12,7 +12,7 @@ from torch import nn
 from pul_core.backbone import normalise
 from pul_core.batches import epoch_batches
 from pul_core.extraction import extract_features
-from pul_core.memory import ClusterMemory, class_means, update_memory
+from pul_core.memory import ClusterMemory, ImageMemory, class_means, update_memory
 from pul_core.seeds import derive_seed
 from pul_core.training import begin_training, train
 
@@ -319,3 +319,61 @@ def test_what_it_sees_are_normalised_pixels(images):
     with torch.no_grad():
         direct = backbone(normalise(torch.from_numpy(images).permute(0, 3, 1, 2))).numpy()
     np.testing.assert_allclose(features_of(backbone, images), direct, atol=1e-6)
+
+
+def slow_image_losses(memory, owners, features, classes, temperature, k):
+    """A class's logit is the mean cosine to its images' vectors; a class without an image has 0."""
+    logits = np.zeros((len(features), k))
+    for row, f in enumerate(features):
+        for c in set(owners.tolist()):
+            logits[row, c] = np.mean([unit(f) @ vector for vector in memory[owners == c]]) / temperature
+    powers = np.exp(logits)
+    return -np.log(powers[np.arange(len(classes)), classes] / powers.sum(1)), logits
+
+
+@given(st.integers(0, 999), st.integers(1, 30), st.floats(0.05, 2))
+@settings(max_examples=40, deadline=None)
+def test_the_memory_of_images_says_what_it_says_image_by_image(seed, n, temperature):
+    features, owners = drawn(seed, n, 5)
+    memory = ImageMemory(torch.from_numpy(owners), 6, 8, momentum=0.2, temperature=temperature)
+    memory.begin(torch.from_numpy(features).float(), torch.arange(n))
+    np.testing.assert_allclose(memory.vectors.numpy(), [unit(f) for f in features], atol=1e-5)
+    asked, wanted = drawn(seed + 1, 9, 5)
+    found = memory(torch.from_numpy(asked).float())
+    losses, logits = slow_image_losses(memory.vectors.numpy(), owners, asked, wanted, temperature, 6)
+    np.testing.assert_allclose(found.numpy(), logits, atol=1e-4)
+    np.testing.assert_allclose(nn.functional.cross_entropy(found, torch.from_numpy(wanted), reduction="none"), losses, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("images_per_class", [0, 2])
+def test_an_epoch_with_a_memory_of_images_is_the_one_by_hand(images, images_per_class):
+    training = begin_training(backbone := Colour(), classes=CLASSES, **HEAD | FROZEN | {"loss": "image_memory"})
+    options = {"batch_size": 4, "images_per_class": images_per_class, "flip_probability": 0}
+    (epoch,) = train(training, images, ROWS, CLASSES, **PLAIN | options)
+    features = features_of(backbone, images)
+    memory = np.array([unit(f) for f in features])
+    losses = []
+    of_batches = {name: options[name] for name in ("batch_size", "images_per_class")}
+    for batch in epoch_batches(CLASSES, **of_batches, generator=torch.Generator().manual_seed(derive_seed(5, 1))):
+        losses.extend(slow_image_losses(memory, CLASSES, features[batch], CLASSES[batch], 0.2, 3)[0])
+        memory = slow_update(memory, features[batch], batch, 0.3)
+    assert epoch.loss == pytest.approx(np.mean(losses), rel=1e-4)
+    np.testing.assert_allclose(training.classifier[2].vectors.numpy(), memory, atol=1e-5)
+
+
+def test_a_training_with_a_memory_of_images_goes_on_in_the_same_bytes(images):
+    head = HEAD | {"loss": "image_memory", "dropout": 0.2, "batch_norm": True, "optimiser": "adam"}
+    whole, stopped = (begin_training(Colour(norm=True), classes=CLASSES, **head) for _ in range(2))
+    options = PLAIN | {"epochs": 3, "images_per_class": 2, "flip_probability": 0.5}
+    history = list(train(whole, images, ROWS, CLASSES, **options))
+    first = [next(train(stopped, images, ROWS, CLASSES, **options))]
+    torch.save(stopped.state(), file := io.BytesIO())
+    restored = begin_training(Colour(seed=9, norm=True), classes=CLASSES, **head | {"seed": 9})
+    restored.restore(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    assert first + list(train(restored, images, ROWS, CLASSES, **options)) == history
+    assert state_bytes(restored) == state_bytes(whole)
+
+
+def test_a_memory_of_images_asks_for_their_classes():
+    with pytest.raises(ValueError, match="class of each image"):
+        begin_training(Colour(), **HEAD | {"loss": "image_memory"})

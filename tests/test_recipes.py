@@ -29,7 +29,7 @@ CHOICES = {  # which of the functions, on which values; which of the models
     "fine_tuning": {"start_from"},
 }
 ONLY_FINE_TUNING = set(FineTuning.model_fields) - set(Training.model_fields)
-FROM_THE_RUN = {"seed", "device", "bf16", "on_batch", "num_classes", "num_images"}
+FROM_THE_RUN = {"seed", "device", "bf16", "on_batch", "num_classes", "classes", "num_images"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -69,7 +69,7 @@ def test_begin_and_train_share_no_name():
         ({"fine_tuning": {"epoch": 2}}, "Extra inputs"),
         ({"clustering": {"num_clusters": 0}}, "greater than or equal to 1"),
         ({"fine_tuning": {"start_from": "middle"}}, "'original' or 'last'"),
-        ({"fine_tuning": {"loss": "triplet"}}, "'softmax' or 'cluster_memory'"),
+        ({"fine_tuning": {"loss": "triplet"}}, "'softmax', 'cluster_memory' or 'image_memory'"),
         ({"fine_tuning": {"memory_momentum": 1.1}}, "less than or equal to 1"),
         ({"fine_tuning": {"temperature": 0}}, "greater than 0"),
         ({"fine_tuning": {"images_per_class": -1}}, "greater than or equal to 0"),
@@ -89,28 +89,34 @@ def test_no_recipe_throws_the_switches_of_other_methods(recipe):
     plan = plan_of({"recipe": recipe, "target": "x"})
     assert (plan.fine_tuning.start_from, plan.fine_tuning.loss) == ("original", "softmax")
     assert (plan.fine_tuning.images_per_class, plan.pretraining.images_per_class) == (0, 0)
+    assert (plan.clustering.margin, plan.selection.keep_unclustered) == (0, False)
 
 
 def test_the_switches_of_other_methods_are_in_the_documents_with_their_sources():
     page = Path(__file__).parent.parent.joinpath("docs", "method.md").read_text(encoding="utf-8")
     table = [line for line in page.splitlines() if line.startswith("| `")]
-    for name in sorted(ONLY_FINE_TUNING | {"images_per_class"}):
+    for name in sorted(ONLY_FINE_TUNING | {"images_per_class", "margin", "independent_share", "keep_unclustered"}):
         (row,) = [line for line in table if line.startswith(f"| `{name}`")]
         assert "20" in row.split("|")[-2], f"{name} has no source"
 
 
 def test_a_run_of_before_the_switches_is_repeated_with_what_it_did():
     saved = plan_of({"target": "x"}).model_dump()
-    old = saved | {"pretraining": dict(saved["pretraining"]), "fine_tuning": dict(saved["fine_tuning"])}
-    for section, names in (("pretraining", ("images_per_class",)), ("fine_tuning", ("images_per_class", *ONLY_FINE_TUNING))):
-        for name in names:
-            del old[section][name]
+    later = {
+        "pretraining": {"images_per_class"},
+        "fine_tuning": {"images_per_class"} | ONLY_FINE_TUNING,
+        "clustering": {"margin", "independent_share"},
+        "selection": {"keep_unclustered"},
+    }
+    old = saved | {
+        section: {name: value for name, value in saved[section].items() if name not in names} for section, names in later.items()
+    }
     assert plan_of(old).model_dump() == saved
 
 
 def test_a_run_of_before_whitening_is_repeated_without_it():
     old = plan_of({"target": "x", "selection": {"min_similarity": 0.92}}).model_dump()
-    for name in ("whitening", "shrinkage", "camera_aware"):
+    for name in ("whitening", "shrinkage", "camera_aware", "margin", "independent_share"):
         del old["clustering"][name]
     plan = plan_of(old)
     assert (plan.clustering.whitening, plan.selection.min_similarity) == (0, 0.92)

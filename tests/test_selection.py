@@ -183,3 +183,33 @@ def test_the_clustering_is_left_as_it_is():
     select(clustering, 0.0, "any_centre")
     for part, copy in zip(clustering, copies, strict=True):
         np.testing.assert_array_equal(part, copy)
+
+
+@settings(max_examples=60, deadline=None)
+@given(clusterings, st.sampled_from([0.0, 0.5]), st.booleans(), st.integers(1, 9))
+def test_images_of_no_cluster_are_added_behind_and_change_nothing_else(clustering, min_similarity, keep_empty, outside):
+    """The others are judged as if these were not there; they come in between, as a class each."""
+    rng = np.random.default_rng(outside)
+    n = len(clustering.cluster)
+    clustering = clustering._replace(
+        centre=np.array([np.flatnonzero(clustering.cluster == c)[0] for c in range(clustering.cluster.max() + 1)])
+    )
+    at = np.sort(rng.choice(n + outside, n, replace=False))
+    cluster_numbers, own = np.full(n + outside, -1), np.full(n + outside, -1, np.float32)
+    cluster_numbers[at], own[at] = clustering.cluster, clustering.similarity
+    wider = Clustering(cluster_numbers, at[clustering.centre], own, own, 0.0, 1)
+    how = {"min_similarity": min_similarity, "close_to": "own_centre", "keep_empty_classes": keep_empty}
+    try:
+        without = select_reliable(clustering, **how)
+    except UnreliableError:
+        with pytest.raises(UnreliableError):
+            select_reliable(wider, **how, keep_unclustered=True)
+        return
+    found = select_reliable(wider, **how, keep_unclustered=True)
+    inside = cluster_numbers[found.positions] >= 0
+    assert found.positions.tolist() == sorted(at[without.positions].tolist() + np.flatnonzero(cluster_numbers < 0).tolist())
+    assert found.pseudo_labels[inside].tolist() == without.pseudo_labels.tolist()
+    assert found.similarity[inside].tolist() == without.similarity.tolist()
+    assert found.pseudo_labels[~inside].tolist() == list(range(without.num_classes, without.num_classes + outside)) and outside
+    assert (found.similarity[~inside] == 1).all()
+    assert found.num_classes == without.num_classes + outside
