@@ -10,7 +10,8 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import mlflow
 import pandas as pd
 import psutil
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
@@ -279,7 +281,21 @@ def _experiment(name: str) -> Experiment:
         return known
     # A server keeps artifacts where it was told to; without one they lie beside the database.
     local = mlflow.get_tracking_uri().startswith("sqlite")
-    return client().get_experiment(client().create_experiment(name, (home() / "mlartifacts").as_uri() if local else None))
+    with _perhaps_made_by_another_run():
+        client().create_experiment(name, (home() / "mlartifacts").as_uri() if local else None)
+    made = client().get_experiment_by_name(name)
+    assert made is not None, "it was there a moment ago"
+    return made
+
+
+@contextmanager
+def _perhaps_made_by_another_run() -> Iterator[None]:
+    """Two runs at once may both look, find nothing and create: who comes second has what it wanted."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def _log_model(child: str, model: Artifact) -> None:
@@ -325,7 +341,8 @@ def _register(run: TrackedRun, iteration: int, name: str) -> None:
     child, _ = _child(client().get_run(run.run_id).info.experiment_id, run, iteration)
     uri = f"models:/{client().get_run(child).data.tags['pul.model_id']}"
     if not client().search_registered_models(f"name = '{name}'"):
-        client().create_registered_model(name)
+        with _perhaps_made_by_another_run():
+            client().create_registered_model(name)
     if not [version for version in client().search_model_versions(f"name = '{name}'") if version.run_id == child]:
         version = mlflow.register_model(uri, name)
         client().set_model_version_tag(name, version.version, "pul.run", run.name)

@@ -242,3 +242,23 @@ def test_a_deletion_request_removes_a_person_and_names_the_models_that_learnt_fr
     assert models_of_run & {path.name for path in gone.removed}
     state, tasks = run(parameters | {"few_labels": {"identities": 1}})
     assert state.is_completed() and tasks["fine-tune-1"] == "Completed"
+
+
+def test_runs_that_create_an_experiment_or_a_model_at_the_same_moment_share_it(module_home, monkeypatch):
+    """Both look and find nothing; one is first."""
+    from mlflow.exceptions import MlflowException
+
+    from tasks import tracking
+
+    client = tracking.client()
+    first = tracking._experiment("a to b")
+    look = client.get_experiment_by_name
+    found = iter([None])
+    monkeypatch.setattr(client, "get_experiment_by_name", lambda name: next(found, look(name)))
+    assert tracking._experiment("a to b").experiment_id == first.experiment_id
+    assert [experiment.name for experiment in client.search_experiments()].count("a to b") == 1
+    client.create_registered_model("pul a to b")
+    with tracking._perhaps_made_by_another_run():
+        client.create_registered_model("pul a to b")
+    with pytest.raises(MlflowException, match="name"), tracking._perhaps_made_by_another_run():
+        client.create_registered_model("")
