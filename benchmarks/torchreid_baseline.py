@@ -27,7 +27,7 @@ class Network(nn.Module):
         load_file_into(self.trunk, weights)
         self.classifier = nn.Linear(self.trunk.num_features, num_classes)
 
-    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # noqa: D102 - the class says it
         features = self.trunk(pixels)
         return (self.classifier(features), features) if self.training else features
 
