@@ -19,7 +19,7 @@ def children_of(
     """Name every run of a sweep: each variant with each point of the grid with each seed, in that order.
 
     Args:
-        base: parameters of flow `pul` that all children share.
+        base: parameters of flow `pul` that all children share; in source, target and original_model ``{seed}`` stands for the seed.
         grid: the values of each parameter, by its name: ``{"selection.min_similarity": [0.35, 0.45]}``.
         variants: what each named variant sets, by the names of the parameters; None is one variant that sets nothing.
         seeds: of the runs; None takes the one in ``base``.
@@ -76,12 +76,21 @@ def _plan(base: dict[str, Any], changes: dict[str, Any], seed: int, setting: str
             parameters[section] = (parameters.get(section) or {}) | {key: value}
         else:
             parameters[section] = value
+    for name in ("source", "target", "original_model"):
+        parameters[name] = _of_seed(parameters.get(name), seed)
     try:
         return plan_of(parameters)
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
         raise ValueError(f"{f'{setting}: ' if setting else ''}{place}: {problem['msg']}, not {problem['input']!r}") from error
+
+
+def _of_seed(path: Any, seed: int) -> Any:
+    """Fill a seed into a path, or each of several: data and models, too, may differ from seed to seed."""
+    if isinstance(path, list):
+        return [_of_seed(part, seed) for part in path]
+    return path.replace("{seed}", str(seed)) if isinstance(path, str) else path
 
 
 def _check_name(section: str, key: str) -> None:

@@ -22,11 +22,8 @@ def test_every_variant_with_every_point_with_every_seed():
     assert [child.number for child in children] == list(range(1, 17))
     for child, (variant, similarity, clusters, seed) in zip(children, expected, strict=True):
         assert child.setting == f"{variant}, selection.min_similarity={similarity}, clustering.num_clusters={clusters}"
-        assert child.plan["selection"] | {"keep_empty_classes": None} == {
-            "min_similarity": similarity,
-            "close_to": "any_centre",
-            "keep_empty_classes": None,
-        }
+        selection = child.plan["selection"]
+        assert (selection["min_similarity"], selection["close_to"]) == (similarity, "any_centre")
         assert (child.plan["clustering"]["num_clusters"], child.plan["seed"], child.seed) == (clusters, seed, seed)
         assert child.plan["fine_tuning"]["erase_probability"] == (0 if variant == "no erasing" else 0.5)
     assert BASE == {"source": ["a", "b"], "target": "t", "selection": {"close_to": "any_centre"}}, "what was given is left alone"
@@ -70,6 +67,18 @@ def test_what_does_not_exist_is_refused_in_one_sentence(arguments, words):
     assert "\n" not in str(refused.value)
     for word in words:
         assert word in str(refused.value)
+
+
+def test_data_and_models_may_differ_from_seed_to_seed():
+    base = {"source": ["a{seed}", "b"], "target": "t{seed}"}
+    children = children_of(base, {"original_model": [None, "m-{seed}.safetensors"]}, seeds=[3, 4])
+    assert [(child.plan["source"], child.plan["target"], child.plan["original_model"]) for child in children] == [
+        (["a3", "b"], "t3", None),
+        (["a4", "b"], "t4", None),
+        (["a3", "b"], "t3", "m-3.safetensors"),
+        (["a4", "b"], "t4", "m-4.safetensors"),
+    ]
+    assert base == {"source": ["a{seed}", "b"], "target": "t{seed}"}
 
 
 def test_a_sweep_needs_a_target():
