@@ -50,7 +50,7 @@ format: install  ## mend what can be mended
 
 $(PEERS)/.installed: $(INSTALLED)
 	test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(PEERS)/ours.pth
+	$(BIN)/python -c "import os, sysconfig; print(sysconfig.get_path('purelib'), os.getcwd(), sep='\n')" > $(PEERS)/ours.pth
 	mv $(PEERS)/ours.pth $$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/
 	$(PEERS)/bin/pip install --quiet -c constraints.txt torchreid==0.2.5 reid==0.1.0rc1 gdown tensorboard
 	touch $@

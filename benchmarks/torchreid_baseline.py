@@ -41,10 +41,11 @@ def images_of(source: Path) -> list[tuple[str, int, int]]:
 
 
 def main(given: argparse.Namespace) -> None:
-    torch.manual_seed(given.seed)
     torchreid.utils.set_random_seed(given.seed)
     torch.set_num_threads(given.threads)
     train = images_of(given.source)
+    if not train:
+        raise SystemExit(f"there is no image called like 0001_c1s1_000001_00.jpg in {given.source}/bounding_box_train")
 
     class Source(torchreid.data.ImageDataset):  # type: ignore[misc, name-defined]
         def __init__(self, root: str = "", **options: object) -> None:

@@ -126,7 +126,7 @@ class Clustering(Section):
     max_distance: float | None = Field(None, gt=0, lt=1, description="DBSCAN: epsilon, a Jaccard distance; nearer images are linked.")
     min_samples: int | None = Field(None, ge=1, le=1000, description="DBSCAN: images a dense spot has at least.")
     margin: float | None = Field(
-        None, ge=0, lt=1, description="DBSCAN: keep what is the same at epsilon less and plus this (SpCL: 0.02). 0: keep all clusters."
+        None, ge=0, lt=1, description="DBSCAN: keep what changes least at epsilon less and plus this (SpCL: 0.02). 0: keep all clusters."
     )
     independent_share: float | None = Field(
         None,
@@ -134,6 +134,14 @@ class Clustering(Section):
         le=1,
         description="DBSCAN with a margin: share of the clusters that are kept, those that are most the same at epsilon plus it.",
     )
+
+    @field_validator("margin")
+    @classmethod
+    def _stays_a_distance(cls, value: float | None, info: ValidationInfo) -> float | None:
+        epsilon = info.data.get("max_distance")
+        if value and epsilon and not value < min(epsilon, 1 - epsilon):
+            raise PydanticCustomError("margin", f"{epsilon:g} less and plus the margin must be distances between 0 and 1: lower it")
+        return value
 
     @model_validator(mode="before")
     @classmethod

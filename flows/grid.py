@@ -19,7 +19,7 @@ def children_of(
     """Name every run of a sweep: each variant with each point of the grid with each seed, in that order.
 
     Args:
-        base: parameters of flow `pul` that all children share; in source, target and original_model ``{seed}`` stands for the seed.
+        base: parameters of flow `pul` that all children share. Here and below ``{seed}`` in source, target and original_model is the seed.
         grid: the values of each parameter, by its name: ``{"selection.min_similarity": [0.35, 0.45]}``.
         variants: what each named variant sets, by the names of the parameters; None is one variant that sets nothing.
         seeds: of the runs; None takes the one in ``base``.

@@ -55,8 +55,14 @@ AUTHORS_TRAINING = Training(
 # What all images share (light, blur, a camera) weighs less in whitened features, and they are spread more evenly: 0.45 keeps a third to a
 # half of the images in the first iteration (docs/log.md), where nearly all of Adam's plain ones pass the authors' 0.85.
 WHITENING = {"whitening": 0.7, "shrinkage": 0.3}
-DENSITY = {"num_neighbours": 10, "num_averaged": 4, "camera_aware": True, "max_distance": 0.45, "min_samples": 2} | {
-    "margin": 0,  # no recipe uses it; the share is that of Ge et al. 2020
+# No recipe uses the margin; the share is that of Ge et al. 2020.
+DENSITY = {
+    "num_neighbours": 10,
+    "num_averaged": 4,
+    "camera_aware": True,
+    "max_distance": 0.45,
+    "min_samples": 2,
+    "margin": 0,
     "independent_share": 0.9,
 }
 # What only fine-tuning has. The memory's numbers are those of Dai et al. 2021; no recipe uses it.

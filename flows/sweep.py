@@ -18,7 +18,9 @@ from tasks.sweeps import Child, OpenSweep, finish_sweep, open_sweep, record_chil
 
 @flow(name="sweep", validate_parameters=True)
 def sweep(
-    base: dict[str, Any] = Field(description="What all runs share: parameters of flow pul, by section, or a run's config.json."),
+    base: dict[str, Any] = Field(
+        description="What all runs share: parameters of flow pul, by section, or a run's config.json. {seed} in a path is the seed."
+    ),
     grid: dict[str, list[Any]] | None = Field(
         None, description='Values of each parameter, every combination a run: {"selection.min_similarity": [0.35, 0.45]}.'
     ),

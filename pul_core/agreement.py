@@ -1,5 +1,7 @@
 """Which clusters are the same a little tighter and a little looser: what agrees with itself is more likely to be one person."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,7 +25,7 @@ def overlap_of_own_clusters(one: Ints, other: Ints) -> Floats:
         [0.67, 0.67, 0.33, 1.0]
     """
     one, other = _alone(one), _alone(other)
-    _, pair, shared = np.unique(one * (len(other) + other.max(initial=0) + 1) + other, return_inverse=True, return_counts=True)
+    _, pair, shared = np.unique(one * (other.max(initial=0) + 1) + other, return_inverse=True, return_counts=True)
     both = shared[pair]
     overlap: Floats = both / (np.bincount(one)[one] + np.bincount(other)[other] - both)
     return overlap
@@ -32,8 +34,8 @@ def overlap_of_own_clusters(one: Ints, other: Ints) -> Floats:
 def disband(found: Ints, independence: Floats, compactness: Floats, *, independent_share: float) -> Ints:
     """Keep the clusters that are independent enough, and of each the images that are compact enough; the others belong to none.
 
-    A cluster is as independent as its most independent image. Those below the quantile at 1 - ``independent_share`` of all clusters are
-    disbanded. Of the others, only images that share the cluster's largest compactness stay.
+    A cluster is as independent as its most independent image; ``independent_share`` of them all stay at least, the most independent ones.
+    Of these, only images that share the cluster's largest compactness stay: all of them where it falls apart altogether.
 
     Args:
         found: (n,) clusters, -1 for none.
@@ -44,8 +46,8 @@ def disband(found: Ints, independence: Floats, compactness: Floats, *, independe
     Returns:
         (n,) clusters from 0 in the order of their first image, of two images or more; -1 for an image of none.
 
-    Source: Ge et al. 2020 (SpCL), section 3.2. They take the quantile (0.9) in the first epoch and keep its value; here it is taken
-    each time, so that an iteration depends on nothing but its features.
+    Source: Ge et al. 2020 (SpCL), section 3.2. They find out in the first epoch how independent nine tenths are, and keep that value; here
+    it is found each time, so that an iteration depends on nothing but its features.
 
     Example:
         >>> found = np.array([0, 0, 0, 1, 1, -1])
@@ -60,7 +62,7 @@ def disband(found: Ints, independence: Floats, compactness: Floats, *, independe
     independent, compact = np.zeros(k), np.zeros(k)
     np.maximum.at(independent, found[inside], independence[inside])
     np.maximum.at(compact, found[inside], compactness[inside])
-    least = np.quantile(independent, 1 - independent_share, method="higher")
+    least = np.sort(independent)[k - math.ceil(round(independent_share * k, 6))]  # 0.7 * 10 is 7.000000000000001
     stays = inside & (independent[own] >= least) & (compactness >= compact[own])
     stays &= np.bincount(found[stays], minlength=k)[own] > 1
     kept = np.full(len(found), -1)

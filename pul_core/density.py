@@ -44,7 +44,7 @@ def cluster_by_density(
         selects it. There may be no cluster at all.
 
     Raises:
-        ValueError: features that are not finite, a zero vector, or a margin as large as epsilon.
+        ValueError: features that are not finite, a zero vector, or a margin that leads out of (0, 1).
 
     Source: Ester et al. 1996 (DBSCAN, scikit-learn's); Zhong et al. 2017 (the distance); Chen et al. 2024 (with cameras); Ge et al. 2020
     (the margin).
@@ -55,8 +55,8 @@ def cluster_by_density(
         >>> cluster_by_density(features, np.zeros(5, int), **options).cluster.tolist()
         [0, 0, 1, 1, -1]
     """
-    if not 0 <= margin < max_distance:
-        raise ValueError(f"margin ({margin:g}) must be below max_distance ({max_distance:g})")
+    if margin and not 0 < margin < min(max_distance, 1 - max_distance):
+        raise ValueError(f"max_distance ({max_distance:g}) less and plus margin ({margin:g}) must be distances in (0, 1): lower the margin")
     linked = jaccard_distances_below(
         features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=max_distance + margin
     )

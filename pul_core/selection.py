@@ -15,7 +15,7 @@ class ReliableSet(NamedTuple):
 
     positions: npt.NDArray[np.int64]  # (m,) into the clustered images
     pseudo_labels: npt.NDArray[np.int64]  # (m,) in [0, num_classes)
-    similarity: npt.NDArray[np.float32]  # (m,) the cosine that was judged
+    similarity: npt.NDArray[np.float32]  # (m,) the cosine that was judged; 1 for an image of no cluster
     num_classes: int
 
 
@@ -64,16 +64,17 @@ def select_reliable(
     if np.count_nonzero(sizes >= 2) < 2:
         raise UnreliableError(
             f"only {np.count_nonzero(sizes >= 2)} of {len(sizes)} clusters have two reliable images (two clusters are needed): "
-            f"lower min_similarity ({min_similarity:g}) or num_clusters, or raise DBSCAN's max_distance"
+            f"lower min_similarity ({min_similarity:g}) or num_clusters, or raise DBSCAN's max_distance, or lower its margin"
         )
     classes, num_classes = clusters, len(sizes)
     if not keep_empty_classes:
         present, classes = np.unique(clusters, return_inverse=True)
         num_classes = len(present)
     alone = np.flatnonzero(clustering.cluster < 0) if keep_unclustered else np.empty(0, np.int64)
-    order = np.argsort(np.append(positions, alone))
+    everything = np.append(positions, alone)
+    order = np.argsort(everything)
     return ReliableSet(
-        np.append(positions, alone)[order],
+        everything[order],
         np.append(classes, num_classes + np.arange(len(alone)))[order].astype(np.int64),
         np.append(similarity[positions], np.ones(len(alone), np.float32))[order],
         num_classes + len(alone),

@@ -133,7 +133,7 @@ def begin_training(
     elif loss == "image_memory":
         if classes is None:
             raise ValueError("a memory of images needs the class of each image")
-        last = ImageMemory(torch.tensor(classes), num_classes, d, momentum=memory_momentum, temperature=temperature)
+        last = ImageMemory(torch.from_numpy(classes.copy()), num_classes, d, momentum=memory_momentum, temperature=temperature)
     else:
         last = _new_linear(d, num_classes, seed)
     classifier = nn.Sequential(nn.BatchNorm1d(d) if batch_norm else nn.Identity(), nn.Dropout(dropout), last)
@@ -197,7 +197,7 @@ def train(
         Statistics of each epoch, when it is done.
 
     Raises:
-        ValueError: fewer than two images, classes that do not match rows, or more images of a class than a batch holds.
+        ValueError: fewer than two images, classes that do not match rows or the memory, or more images of a class than a batch holds.
         FloatingPointError: the loss, or a weight at the end of an epoch, is NaN or infinite.
 
     Source: Fan et al. 2018 (fine-tuning by softmax); Dai et al. 2021, Ge et al. 2020 (the memories); the schedule is Smith's
@@ -297,6 +297,8 @@ def _begin_memory(
     """Fill a memory, unless the training is under way; return the entry that each image moves, which without a memory means nothing."""
     norm, memory = training.classifier[0], training.classifier[-1]
     entries = np.arange(len(rows)) if isinstance(memory, ImageMemory) else classes
+    if isinstance(memory, ImageMemory) and not np.array_equal(memory.classes.cpu().numpy(), classes):
+        raise ValueError("begin_training was given other classes than train")
     if training.epochs_done or not isinstance(memory, ClusterMemory):
         return entries
     parts = (images[rows[start : start + batch_size]] for start in range(0, len(rows), batch_size))

@@ -114,13 +114,28 @@ def select(clusters: Clusters, labelled: Labelled | None = None, *, settings: di
     centre[column(centres, "cluster")] = np.searchsorted(rows, column(centres, "row"))
     clustering = Clustering(column(table, "cluster"), centre, column(table, "similarity"), column(table, "similarity_any"), 0.0, 0)
     found = select_reliable(clustering, **settings)
+    alone = int((clustering.cluster[found.positions] < 0).sum())
     step_logger().info(
-        "select %d: %d of %d images are reliable, in %d classes", iteration, len(found.positions), len(rows), found.num_classes
+        "select %d: %d of %d images are reliable, in %d classes%s",
+        iteration,
+        len(found.positions) - alone,
+        len(rows),
+        found.num_classes - alone,
+        f"; {alone} more are a class each" if alone else "",
     )
     known, truth = (column(read_table(labelled.labelled), name) for name in ("row", "class")) if labelled else (np.empty(0, np.int64),) * 2
     num_identities = labelled.num_identities if labelled else 0
     joined = join_labelled(rows[found.positions], found.pseudo_labels, found.num_classes, known, truth, num_identities)
     similarity = np.ones(len(joined.rows), np.float32)
     similarity[~joined.labelled] = found.similarity
-    table = pa.table({"row": joined.rows, "pseudo_label": joined.classes, "similarity": similarity, "labelled": joined.labelled})
-    return Reliable(reliable=write_table("reliable", table), num_classes=joined.num_classes, num_labelled=len(known))
+    unclustered = np.isin(joined.rows, rows[clustering.cluster < 0])
+    columns = {"row": joined.rows, "pseudo_label": joined.classes, "similarity": similarity}
+    table = pa.table(columns | {"labelled": joined.labelled, "unclustered": unclustered})
+    counts = {"num_labelled": len(known), "num_unclustered": int(unclustered.sum())}
+    return Reliable(reliable=write_table("reliable", table), num_classes=joined.num_classes, **counts)
+
+
+def read_selected(reliable: Reliable) -> pa.Table:
+    """Read the images that were selected, without what stands beside them in the reliable set."""
+    table = read_table(reliable.reliable)
+    return table.filter(~column(table, "labelled") & ~column(table, "unclustered"))

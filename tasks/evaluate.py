@@ -15,6 +15,7 @@ from pul_core.ranks import Ties
 from pul_core.reranking import Reranking
 from tasks.artifacts import Artifact, column, locate, read_table, write_table
 from tasks.cameras import camids
+from tasks.cluster import read_selected
 from tasks.compute import prepare
 from tasks.references import Clusters, Compute, ImageSet, Reliable
 from tasks.steps import step
@@ -95,10 +96,10 @@ def report(scores: dict[str, Artifact], unscored: Unscored) -> dict[str, dict[st
 def oracle_diagnostics(clusters: Clusters, reliable: Reliable, labels: Artifact) -> dict[str, float]:
     """Return what only labels tell: NMI of the clusters, and the share of reliable images that are of their class's commonest identity."""
     pids = column(read_table(labels), "pid")
-    table, chosen = read_table(clusters.clusters), read_table(reliable.reliable)
+    table, chosen = read_table(clusters.clusters), read_selected(reliable)
     known = pids > JUNK_PID  # what nobody labelled is no identity of its own
     table = table.filter(known[column(table, "row")] & (column(table, "cluster") >= 0))  # nor is what belongs to no cluster one
-    chosen = chosen.filter(known[column(chosen, "row")] & ~column(chosen, "labelled"))
+    chosen = chosen.filter(known[column(chosen, "row")])
     if chosen.num_rows == 0:
         return {}
     truth, classes = pids[column(chosen, "row")], column(chosen, "pseudo_label")

@@ -57,16 +57,20 @@ class Labelled(Reference):
 
 
 class Reliable(Reference):
-    """``reliable`` has (row, pseudo_label, similarity, labelled); few labelled images stand in it too, with similarity 1."""
+    """``reliable`` has (row, pseudo_label, similarity, labelled, unclustered): what was selected, and what is learnt beside it.
+
+    Few labelled images, and those of no cluster that are classes of their own, stand in it too, with similarity 1.
+    """
 
     reliable: Artifact
     num_classes: int
     num_labelled: int = 0
+    num_unclustered: int = 0
 
     @property
     def size(self) -> int:
-        """Return n_t, the number of images that were selected; labelled ones were not."""
-        return self.reliable.rows - self.num_labelled
+        """Return n_t, the number of images that were selected."""
+        return self.reliable.rows - self.num_labelled - self.num_unclustered
 
 
 class TrainedModel(Reference):

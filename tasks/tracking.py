@@ -26,7 +26,8 @@ from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
 from pul_core.self_paced import label_agreement, overlap
-from tasks.artifacts import Artifact, column, locate, read_bytes, read_table, verify
+from tasks.artifacts import Artifact, column, locate, read_bytes, verify
+from tasks.cluster import read_selected
 from tasks.home import home
 from tasks.layouts import DataError
 from tasks.links import linked
@@ -180,8 +181,8 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
 
 
 def what_changed(before: Reliable, after: Reliable) -> dict[str, float]:
-    """Compare what was selected in two successive iterations; images labelled beforehand are in both by construction and left out."""
-    selected = [table.filter(~column(table, "labelled")) for table in (read_table(before.reliable), read_table(after.reliable))]
+    """Compare what was selected in two successive iterations; what stands beside it is in both by construction and left out."""
+    selected = [read_selected(reliable) for reliable in (before, after)]
     (rows, classes), (rows_after, classes_after) = ((column(table, "row"), column(table, "pseudo_label")) for table in selected)
     agreement = label_agreement(rows, classes, rows_after, classes_after)
     return {
@@ -340,12 +341,16 @@ def _log_training(child: str, trained: TrainedModel) -> None:
 def _register(run: TrackedRun, iteration: int, name: str) -> None:
     child, _ = _child(client().get_run(run.run_id).info.experiment_id, run, iteration)
     uri = f"models:/{client().get_run(child).data.tags['pul.model_id']}"
-    if not client().search_registered_models(f"name = '{name}'"):
-        with _perhaps_made_by_another_run():
-            client().create_registered_model(name)
+    _make_registered_model(name)
     if not [version for version in client().search_model_versions(f"name = '{name}'") if version.run_id == child]:
         version = mlflow.register_model(uri, name)
         client().set_model_version_tag(name, version.version, "pul.run", run.name)
+
+
+def _make_registered_model(name: str) -> None:
+    if not client().search_registered_models(f"name = '{name}'"):
+        with _perhaps_made_by_another_run():
+            client().create_registered_model(name)
 
 
 def _link(run: TrackedRun, iteration: Iteration) -> None:

@@ -35,13 +35,13 @@ def slow_disband(found, independence, compactness, share):
         inside = [i for i in range(len(found)) if found[i] == c]
         core = [i for i in inside if compactness[i] == max(compactness[j] for j in inside)]
         better = sum(value > best[c] for value in ranked)
-        if len(core) > 1 and (better == 0 or better < share * (len(ranked) - 1) + 1e-9):
+        if len(core) > 1 and better < share * len(ranked) - 1e-9:
             kept.append(core)
     kept.sort()
     return [next((number for number, core in enumerate(kept) if i in core), -1) for i in range(len(found))]
 
 
-@given(st.data(), CLUSTERS, st.sampled_from([0.01, 0.5, 0.9, 1.0]))
+@given(st.data(), CLUSTERS, st.sampled_from([0.01, 0.5, 0.7, 0.9, 0.95, 1.0]))
 @settings(max_examples=150, deadline=None)
 def test_what_is_left_is_what_is_left_cluster_by_cluster(data, found, share):
     _, dense = np.unique(np.array([c for c in found if c >= 0], int), return_inverse=True)
@@ -51,6 +51,19 @@ def test_what_is_left_is_what_is_left_cluster_by_cluster(data, found, share):
     independence, compactness = np.array(data.draw(scores)), np.array(data.draw(scores))
     left = disband(clusters, independence, compactness, independent_share=share)
     assert left.tolist() == slow_disband(clusters.tolist(), independence, compactness, share)
+
+
+@given(st.integers(1, 40), st.sampled_from([0.1, 0.5, 0.7, 0.9, 0.95, 1.0]))
+@settings(max_examples=100, deadline=None)
+def test_the_share_is_kept_and_no_cluster_more(k, share):
+    independence = np.repeat(np.random.default_rng(k).permutation(k) / k, 2)
+    left = disband(np.repeat(np.arange(k), 2), independence, np.ones(2 * k), independent_share=share)
+    assert share * k - 1e-9 <= left.max() + 1 < share * k + 1
+
+
+def test_a_cluster_that_falls_apart_altogether_stays_whole():
+    tight = overlap_of_own_clusters(np.zeros(4, int), np.full(4, -1))
+    assert disband(np.zeros(4, int), np.ones(4), tight, independent_share=0.9).tolist() == [0, 0, 0, 0]
 
 
 def test_no_cluster_at_all_stays_none():
@@ -94,5 +107,6 @@ def test_a_margin_leaves_what_coincides():
     features = np.array([[1, 0], [1, 0], [0, 1], [0, 1.0]], np.float32)
     options = {"num_neighbours": 1, "num_averaged": 1, "max_distance": 0.3, "min_samples": 2}
     assert cluster_by_density(features, np.zeros(4, int), **options, margin=0.2).cluster.tolist() == [0, 0, 1, 1]
-    with pytest.raises(ValueError, match=r"margin \(0.3\) must be below max_distance \(0.3\)"):
-        cluster_by_density(features, np.zeros(4, int), **options, margin=0.3)
+    for distance, margin in ((0.3, 0.3), (0.9, 0.1)):
+        with pytest.raises(ValueError, match="lower the margin"):
+            cluster_by_density(features, np.zeros(4, int), **options | {"max_distance": distance}, margin=margin)

@@ -65,8 +65,9 @@ def test_a_training_goes_on_after_its_last_whole_epoch(home, model, pixels, tiny
     assert [row["epoch"] for row in read_table(resumed.training).to_pylist()] == [1, 2, 3, 4]
 
 
-def test_a_training_goes_on_with_its_memory(home, model, pixels, tiny, monkeypatch):
-    settings = {"loss": "cluster_memory", "images_per_class": 2, "start_from": "last"}
+@pytest.mark.parametrize("loss", ["cluster_memory", "image_memory"])
+def test_a_training_goes_on_with_its_memory(home, model, pixels, tiny, monkeypatch, loss):
+    settings = {"loss": loss, "images_per_class": 2, "start_from": "last"}
     with monkeypatch.context() as patch:
         patch.setattr(training, "_so_far", dying(training._so_far, 2))
         with pytest.raises(KilledError):

@@ -75,6 +75,8 @@ def test_begin_and_train_share_no_name():
         ({"fine_tuning": {"images_per_class": -1}}, "greater than or equal to 0"),
         ({"fine_tuning": {"images_per_class": 33}}, "a batch of 32 images does not hold 33 of one class"),
         ({"pretraining": {"images_per_class": 9, "batch_size": 8}}, "a batch of 8 images does not hold 9 of one class"),
+        ({"clustering": {"margin": 0.5}}, "0.45 less and plus the margin"),
+        ({"clustering": {"margin": 0.2, "max_distance": 0.9}}, "0.9 less and plus the margin"),
         ({"pretraining": {"loss": "softmax"}}, "Extra inputs"),
         ({"pretraining": {"start_from": "last"}}, "Extra inputs"),
     ],

@@ -9,7 +9,7 @@ from pul_core.evaluation import Scores
 from pul_core.selection import UnreliableError
 from pul_core.whitening import whiten
 from tasks.artifacts import column, read_table, vectors, write_table
-from tasks.cluster import cluster, select
+from tasks.cluster import cluster, read_selected, select
 from tasks.decode import decode, open_pixels
 from tasks.evaluate import evaluate, oracle_diagnostics, read_summary, report
 from tasks.extract import extract_features
@@ -51,6 +51,39 @@ def test_density_leaves_images_out_and_selection_takes_the_others(blobs, plan):
     assert (column(table, "similarity")[~inside] == -1).all()
     chosen = read_table(select.fn(found, settings=plan["selection"] | {"min_similarity": -1.0}, iteration=1).reliable)
     assert column(chosen, "row").tolist() == column(table, "row")[inside].tolist()
+
+
+def test_a_margin_reaches_the_clusters(plan, home):
+    """Two blobs a little apart and one far away: at epsilon plus the margin the two are one."""
+    rng = np.random.default_rng(3)
+    values = np.repeat(rng.normal(size=(12, 6)), 6, axis=0) + rng.normal(0, 0.55, (72, 6))
+    features = write_table("features", pa.table({"row": np.arange(72), "feature": vectors(values.astype(np.float32))}))
+    options = {"algorithm": "dbscan", "num_neighbours": 5, "num_averaged": 2, "max_distance": 0.6, "min_samples": 2}
+    everything, agreed = (clusters_of(features, plan, **options, margin=margin) for margin in (0, 0.1))
+    inside = [int((column(read_table(found.clusters), "cluster") >= 0).sum()) for found in (everything, agreed)]
+    assert 0 < inside[1] < inside[0]
+
+
+def test_images_of_no_cluster_are_learnt_and_do_not_count(blobs, plan):
+    features = read_table(blobs)
+    values = np.stack(column(features, "feature"))
+    values[[4, 31]] = np.random.default_rng(0).normal(size=(2, 8))
+    alone = write_table("features", pa.table({"row": column(features, "row"), "feature": vectors(values)}))
+    options = {"algorithm": "dbscan", "num_neighbours": 6, "num_averaged": 2, "max_distance": 0.4, "min_samples": 4}
+    clusters = clusters_of(alone, plan, **options)
+    found = column(read_table(clusters.clusters), "cluster")
+    outside = np.flatnonzero(found < 0)
+    assert {4, 31} <= set(outside.tolist())
+    settings = plan["selection"] | {"min_similarity": -1}
+    without, beside = (select.fn(clusters, settings=settings | {"keep_unclustered": keep}, iteration=1) for keep in (False, True))
+    assert (beside.size, beside.num_unclustered) == (without.size, len(outside))
+    assert (beside.reliable.rows, beside.num_classes) == (40, without.num_classes + len(outside))
+    assert read_selected(beside).equals(read_selected(without))
+    truth = np.zeros(40 * 3 + 5, np.int64)
+    truth[column(features, "row")] = np.arange(40) // 10 + 1
+    labels = write_table("labels", pa.table({"row": np.arange(len(truth)), "pid": truth}))
+    assert oracle_diagnostics(clusters, beside, labels) == oracle_diagnostics(clusters, without, labels)
+    assert what_changed(without, beside)["reliable_overlap"] == 1
 
 
 def test_density_looks_at_cameras_only_when_asked_to(blobs, plan):
@@ -113,7 +146,13 @@ def test_selection_agrees_with_the_table_it_read(blobs, plan):
 
 def test_what_changed_since_the_last_reliable_set_is_recorded_without_labelled_images(home):
     def reliable(rows, classes, labelled):
-        table = {"row": rows, "pseudo_label": classes, "similarity": np.ones(len(rows)), "labelled": np.array(labelled, bool)}
+        table = {
+            "row": rows,
+            "pseudo_label": classes,
+            "similarity": np.ones(len(rows)),
+            "labelled": np.array(labelled, bool),
+            "unclustered": np.zeros(len(rows), bool),
+        }
         return Reliable(reliable=write_table("reliable", pa.table(table)), num_classes=3, num_labelled=sum(labelled))
 
     before = reliable([1, 2, 3, 4, 9], [0, 0, 1, 1, 2], [0, 0, 0, 0, 1])
@@ -180,7 +219,16 @@ def test_scores_and_diagnostics(data, original, plan):
     perfect = clusters_of(train, plan, num_clusters=6)
     table = read_table(perfect.clusters).set_column(1, "cluster", pa.array(truth))
     reliable = write_table(
-        "reliable", pa.table({"row": rows, "pseudo_label": truth, "similarity": np.ones(36), "labelled": np.zeros(36, bool)})
+        "reliable",
+        pa.table(
+            {
+                "row": rows,
+                "pseudo_label": truth,
+                "similarity": np.ones(36),
+                "labelled": np.zeros(36, bool),
+                "unclustered": np.zeros(36, bool),
+            }
+        ),
     )
     found = oracle_diagnostics(
         perfect.model_copy(update={"clusters": write_table("clusters", table)}), Reliable(reliable=reliable, num_classes=6), target.labels
