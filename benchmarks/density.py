@@ -14,9 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flows.recipes import RECIPES
-from pul_core.density import cluster_by_density
-from tasks.cluster import DBSCAN
+from deployments.environment import configure
 
 PER_PERSON, CAMERAS = 16, 6
 
@@ -45,6 +43,11 @@ def main() -> None:
             command = [sys.executable, __file__, "--images", str(n), "--features", str(given.features), "--threads", str(given.threads)]
             subprocess.run(command, check=True)
         return
+    configure()
+    from flows.recipes import RECIPES
+    from pul_core.density import cluster_by_density
+    from tasks.cluster import DBSCAN
+
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         path, n = Path(folder, "features.npy"), given.images[0]
