@@ -24,7 +24,7 @@ def sweep(
     seeds: Annotated[str | None, typer.Option(help="Of every run, e.g. 0,1,2; default the one seed 0.")] = None,
     parallel: Annotated[int | None, typer.Option(min=1, help="Runs at once; default cores / threads.")] = None,
     config: Annotated[Path | None, typer.Option(help="base, grid, variants, seeds, parallel as JSON; other options override it.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="List the runs and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="List the runs and start none.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: fractions, every child and the means over seeds.")] = False,
 ) -> None:
     r"""Run a grid of parameters with several seeds, and print means and spread. docs/sweep.md shows more.
