@@ -131,7 +131,7 @@ def select(clusters: Clusters, labelled: Labelled | None = None, *, settings: di
     unclustered = np.isin(joined.rows, rows[clustering.cluster < 0])
     columns = {"row": joined.rows, "pseudo_label": joined.classes, "similarity": similarity}
     table = pa.table(columns | {"labelled": joined.labelled, "unclustered": unclustered})
-    counts = {"num_labelled": len(known), "num_unclustered": int(unclustered.sum())}
+    counts = {"num_labelled": len(known), "num_unclustered": alone}
     return Reliable(reliable=write_table("reliable", table), num_classes=joined.num_classes, **counts)
 
 

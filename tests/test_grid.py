@@ -22,8 +22,12 @@ def test_every_variant_with_every_point_with_every_seed():
     assert [child.number for child in children] == list(range(1, 17))
     for child, (variant, similarity, clusters, seed) in zip(children, expected, strict=True):
         assert child.setting == f"{variant}, selection.min_similarity={similarity}, clustering.num_clusters={clusters}"
-        selection = child.plan["selection"]
-        assert (selection["min_similarity"], selection["close_to"]) == (similarity, "any_centre")
+        assert child.plan["selection"] | {"keep_empty_classes": None, "keep_unclustered": None} == {
+            "min_similarity": similarity,
+            "close_to": "any_centre",
+            "keep_empty_classes": None,
+            "keep_unclustered": None,
+        }
         assert (child.plan["clustering"]["num_clusters"], child.plan["seed"], child.seed) == (clusters, seed, seed)
         assert child.plan["fine_tuning"]["erase_probability"] == (0 if variant == "no erasing" else 0.5)
     assert BASE == {"source": ["a", "b"], "target": "t", "selection": {"close_to": "any_centre"}}, "what was given is left alone"

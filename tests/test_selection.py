@@ -210,6 +210,6 @@ def test_images_of_no_cluster_are_added_behind_and_change_nothing_else(clusterin
     assert found.positions.tolist() == sorted(at[without.positions].tolist() + np.flatnonzero(cluster_numbers < 0).tolist())
     assert found.pseudo_labels[inside].tolist() == without.pseudo_labels.tolist()
     assert found.similarity[inside].tolist() == without.similarity.tolist()
-    assert found.pseudo_labels[~inside].tolist() == list(range(without.num_classes, without.num_classes + outside)) and outside
+    assert found.pseudo_labels[~inside].tolist() == list(range(without.num_classes, without.num_classes + outside))
     assert (found.similarity[~inside] == 1).all()
     assert found.num_classes == without.num_classes + outside

@@ -54,7 +54,7 @@ def test_density_leaves_images_out_and_selection_takes_the_others(blobs, plan):
 
 
 def test_a_margin_reaches_the_clusters(plan, home):
-    """Two blobs a little apart and one far away: at epsilon plus the margin the two are one."""
+    """Twelve blobs that overlap: at other distances other clusters, so that some do not agree."""
     rng = np.random.default_rng(3)
     values = np.repeat(rng.normal(size=(12, 6)), 6, axis=0) + rng.normal(0, 0.55, (72, 6))
     features = write_table("features", pa.table({"row": np.arange(72), "feature": vectors(values.astype(np.float32))}))
