@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prefect.settings import PREFECT_API_URL
 
 from flows.grid import children_of
+from flows.sweep import jobs_of
 from pul_core.comparison import judge
 from tasks import tracking
 from tasks.sweeps import MEANS, OpenSweep, means_over_seeds, means_table, read_sweep, write_children
@@ -52,6 +53,21 @@ def test_the_table_takes_values_of_every_kind(tmp_path):
     assert [child["error"] for child in found["children"]] == ["it broke", None, None]
     assert [path.name for path in tmp_path.iterdir()] == ["children.parquet"]
     assert all(len(line) == len(means_table(found["means"])[0]) for line in means_table(found["means"]))
+
+
+def test_what_a_source_model_cannot_see_does_not_train_another(base, tmp_path):
+    opened = OpenSweep(name="sweep-1", folder=str(tmp_path), started={})
+
+    def names(grid):
+        return [job.name for job in jobs_of(children_of(base, grid), opened)]
+
+    assert names({"model.centre_cameras": [True, False]}) == ["source-1", "child-1", "child-2"]
+    assert names({"model.height": [64, 96]}) == ["child-1", "child-2"], "nothing is shared"
+    assert names({"model.height": [64, 96], "model.centre_cameras": [True, False]}) == [
+        "source-1",
+        "source-2",
+        *(f"child-{n}" for n in range(1, 5)),
+    ]
 
 
 @pytest.fixture
