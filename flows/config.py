@@ -22,7 +22,8 @@ class Data(Section):
         None, description="Empty: look at the folder. E.g. folder-per-identity, viper-1, cuhk03-np-detected; docs/data.md has them all."
     )
     pattern: str | None = Field(
-        None, description="A regular expression for image paths with groups (?P<identity>), (?P<camera>), (?P<split>), (?P<timestamp>)."
+        None,
+        description="A regular expression for image paths; its named groups identity, camera, split and timestamp are read (docs/data.md).",
     )
 
 

@@ -1,4 +1,4 @@
-"""The two UIs in a real browser, looked at as a user looks: the graph's tasks, the table of iterations, the comparison of iterations.
+"""The two UIs in a real browser, looked at as a user looks: the form, the graph's tasks, the tables of iterations.
 
 With PUL_SCREENSHOTS=FOLDER the pages are also saved there, as pictures for the documents.
 """
@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,16 @@ def test_mlflow_compares_the_iterations_of_a_run(up, finished, page, monkeypatch
     page.get_by_text("reliable_fraction").first.wait_for()  # the page draws the first rows of its table; reliable_set_size is further down
     page.get_by_text("Comparing").first.wait_for()
     save(page, "mlflow-compare")
+
+
+def test_prefect_offers_every_parameter_in_a_form_with_what_it_means(up, page):
+    _, (port, _) = up
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/deployments/name/pul/iterate") as answer:
+        deployment = json.load(answer)
+    page.goto(f"http://127.0.0.1:{port}/deployments/deployment/{deployment['id']}/run")
+    page.get_by_text("Independent Share").first.wait_for()
+    shown = " ".join(page.locator("body").inner_text().split())
+    properties = deployment["parameter_openapi_schema"]["definitions"].values()
+    meanings = [field["description"] for definition in properties for field in definition["properties"].values()]
+    assert len(meanings) > 50 and [meaning for meaning in meanings if " ".join(meaning.split()) not in shown] == []
+    save(page, "prefect-form")
