@@ -1,7 +1,7 @@
 """Direct transfer and the loop's result on drawn people, with the demo's parameters: rank-1 and mAP by seed, and what was gained.
 
 Usage: python benchmarks/synthetic_gain.py [--recipe NAME] [SEED ...], by default `paper` and 0 1 2. The generator's difficulty was tuned on
-seeds 10 to 12 only, recipes on 10 to 14; 0, 1 and 2 are there to judge them.
+seeds 10 to 12 only, recipes on 10 to 14 and 20 to 24; 0, 1 and 2 are there to judge them.
 """
 
 import argparse

@@ -82,7 +82,7 @@ def jobs_of(children: list[Child], opened: OpenSweep) -> list[Job]:
 
 def source_model_of(child: Child) -> str:
     """Return the parameters of flow `pretrain` that make a child's original model, as text; nothing if it brings its model."""
-    asked = {name: child.plan[name] for name in ("source", "source_data", "model", "pretraining", "seed")}  # the recipe has filled them
-    asked["model"] = {name: value for name, value in child.plan["model"].items() if name != "centre_cameras"}  # features are centred later
+    asked = {name: child.plan[name] for name in ("source", "source_data", "pretraining", "seed")}  # the recipe has filled them
+    asked["model"] = {name: value for name, value in child.plan["model"].items() if name != "centre_cameras"}  # which comes after training
     asked |= {"machine": {name: child.plan["machine"][name] for name in ("device", "threads")}}
     return json.dumps(asked, sort_keys=True) if child.plan["source"] else ""

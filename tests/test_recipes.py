@@ -7,7 +7,7 @@ import pytest
 from yaml import safe_load
 
 from deployments.servers import PREFECT_FILE
-from flows.config import FineTuning, Training
+from flows.config import FineTuning, Plan, Training
 from flows.preflight import plan_of
 from flows.recipes import RECIPES
 from pul_core.clustering import cluster
@@ -48,6 +48,23 @@ def test_a_recipe_leaves_nothing_open_but_the_number_of_clusters(recipe):
     plan = plan_of({"recipe": recipe, "target": "x"})
     left = {f"{name}.{key}" for name in RECIPES[recipe] for key, value in getattr(plan, name).model_dump().items() if value is None}
     assert left == {"clustering.num_clusters"}
+
+
+def test_paper_fine_tunes_slower_than_it_trains_the_source_and_modern_as_fast():
+    rates = {"backbone_learning_rate", "classifier_learning_rate"}
+    paper, modern = RECIPES["paper"], RECIPES["modern"]
+    assert paper["fine_tuning"].model_dump(include=rates) == dict.fromkeys(rates, 0.0002)
+    assert (
+        paper["pretraining"].model_dump(include=rates) == modern["fine_tuning"].model_dump(include=rates) == dict.fromkeys(rates, 0.00035)
+    )
+
+
+def test_no_description_has_what_the_form_takes_for_a_tag():
+    """Prefect's page draws descriptions as Markdown, HTML included: `(?P<camera>)` lost its name there."""
+    sections = [field.annotation for field in Plan.model_fields.values() if hasattr(field.annotation, "model_fields")]
+    found = [field.description or "" for section in (Plan, *sections) for field in section.model_fields.values()]
+    assert len(found) == len(Plan.model_fields) + sum(len(section.model_fields) for section in sections) > len(Plan.model_fields)
+    assert [text for text in found if "<" in text] == []
 
 
 def test_a_saved_config_repeats_itself():

@@ -55,24 +55,26 @@ def test_the_table_takes_values_of_every_kind(tmp_path):
     assert all(len(line) == len(means_table(found["means"])[0]) for line in means_table(found["means"]))
 
 
+@pytest.fixture
+def base(tiny, tiny_pair):
+    return tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])}
+
+
 def test_what_a_source_model_cannot_see_does_not_train_another(base, tmp_path):
     opened = OpenSweep(name="sweep-1", folder=str(tmp_path), started={})
 
     def names(grid):
         return [job.name for job in jobs_of(children_of(base, grid), opened)]
 
-    assert names({"model.centre_cameras": [True, False]}) == ["source-1", "child-1", "child-2"]
+    source, *both = jobs_of(children_of(base, {"model.centre_cameras": [True, False]}), opened)
+    assert [(job.name, job.after) for job in both] == [("child-1", source.name), ("child-2", source.name)]
+    assert source.parameters["model"]["height"] == 64 and "centre_cameras" not in source.parameters["model"]
     assert names({"model.height": [64, 96]}) == ["child-1", "child-2"], "nothing is shared"
     assert names({"model.height": [64, 96], "model.centre_cameras": [True, False]}) == [
         "source-1",
         "source-2",
         *(f"child-{n}" for n in range(1, 5)),
     ]
-
-
-@pytest.fixture
-def base(tiny, tiny_pair):
-    return tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])}
 
 
 def run_sweep(asked):
