@@ -66,10 +66,10 @@ DENSITY = {
 }
 # What only fine-tuning has. The memory's numbers are those of Dai et al. 2021; no recipe uses it.
 FINE_TUNING = {"start_from": "original", "loss": "softmax", "memory_momentum": 0.1, "temperature": 0.05}
-# A longer one learns clusters by heart. Those of k-means are often one camera's images of a person: learnt at the source's rate, poor ones
-# leave a model worse than direct transfer (docs/adr/0011).
+# A longer fine-tuning learns clusters by heart. Those of k-means are often one camera's images of a person: learnt at the source's rate,
+# poor ones leave a model worse than direct transfer (docs/adr/0011).
 OUR_FINE_TUNING = OUR_TRAINING.model_dump() | FINE_TUNING | {"epochs": 4}
-SLOWER = {"backbone_learning_rate": 0.0002, "classifier_learning_rate": 0.0002, "colour_share": 0.08}
+SLOWER = {"backbone_learning_rate": 0.0002, "classifier_learning_rate": 0.0002}
 
 PAPER: dict[str, Section] = {
     "model": Model(height=256, width=128, centre_cameras=False),
@@ -78,7 +78,7 @@ PAPER: dict[str, Section] = {
         algorithm="kmeans", normalise=True, num_restarts=1, max_passes=100, centre_from="members", **DENSITY, **WHITENING
     ),
     "selection": Selection(min_similarity=0.45, close_to="own_centre", keep_empty_classes=False, keep_unclustered=False),
-    "fine_tuning": FineTuning(**OUR_FINE_TUNING | SLOWER),
+    "fine_tuning": FineTuning(**OUR_FINE_TUNING | SLOWER | {"colour_share": 0.08}),
     "stopping": Stopping(max_iterations=15, stop_when_stable=True, stability_tolerance=0.02, stability_patience=2),
 }
 RECIPES: dict[RecipeName, dict[str, Section]] = {
