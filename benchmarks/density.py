@@ -45,7 +45,7 @@ def main() -> None:
         return
     configure()
     from flows.recipes import RECIPES
-    from pul_core.density import cluster_by_density
+    from pul_core.clustering.density import cluster_by_density
     from tasks.cluster import DBSCAN
 
     torch.set_num_threads(given.threads)

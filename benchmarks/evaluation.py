@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pul_core.protocols import PROTOCOLS, Side, evaluate
-from pul_core.reranking import Reranking
+from pul_core.scoring.protocols import PROTOCOLS, Side, evaluate
+from pul_core.scoring.reranking import Reranking
 
 PEERS = Path(__file__).parent.parent / ".venv-peers" / "bin" / "python"
 PEER = """

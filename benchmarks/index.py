@@ -51,7 +51,7 @@ def peak() -> float:
 
 def measure(root: str) -> dict[str, float]:
     """Index and check a folder in this process."""
-    from tasks.data_check import check_set
+    from tasks.data.check import check_set
     from tasks.index import index
 
     measured = {"MB imports": peak()}

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pul_core.backbone import build_backbone
-from pul_core.extraction import extract_features
-from pul_core.training import begin_training, train
-from tasks.compute import prepare, resolve_compute
+from pul_core.learning.backbone import build_backbone
+from pul_core.learning.extraction import extract_features
+from pul_core.learning.training import begin_training, train
+from tasks.engine.compute import prepare, resolve_compute
 
 BATCH = 32
 ROUNDS = 3

@@ -19,7 +19,7 @@ def main(recipe: str, seeds: list[int], iterations: int | None) -> None:
     use_server(None)
     from deployments.complaints import quieten
     from flows.pul import pul
-    from tasks.tracking import read_results
+    from tasks.tracking.results import read_results
 
     quieten()
     stored = safe_load(PREFECT_FILE.read_text(encoding="utf-8"))["deployments"][0]["parameters"]

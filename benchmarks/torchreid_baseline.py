@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchreid import reid as torchreid
 
-from pul_core.backbone import build_backbone
+from pul_core.learning.backbone import build_backbone
 from tasks.models import load_file_into
 
 

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from typing import NamedTuple
 
-from tasks.home import home
+from tasks.store.home import home
 
 MLFLOW_USERS = "mlflow-auth.db"
 WAYS_IN = {"Prefect": "/api/admin/version", "MLflow": "/api/2.0/mlflow/experiments/get?experiment_id=0"}  # open to whoever is let in

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pul_core.errors import UserError
+
 # Options that mean the same in several commands.
 Source = Annotated[list[str] | None, typer.Option(help="Labelled images to train the original model on; may be given again.")]
 OriginalModel = Annotated[str | None, typer.Option(help="Instead of a source: a model file, or an earlier run's name.")]
@@ -24,7 +26,7 @@ def height_and_width(text: str) -> tuple[int, int]:
     """Read 256x128 as height and width in pixels."""
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit()):
-        raise ValueError(f"--size is height x width in pixels, e.g. 256x128, not {text!r}")
+        raise UserError(f"--size is height x width in pixels, e.g. 256x128, not {text!r}")
     return int(height), int(width)
 
 
@@ -49,7 +51,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no config of a run: {error}") from error
+        raise UserError(f"{path} is no config of a run: {error}") from error
     return loaded
 
 
@@ -57,7 +59,7 @@ def assignment(text: str) -> tuple[str, Any]:
     """Read name=value; a value that is no JSON is text."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"--set wants name=value, e.g. fine_tuning.epochs=4, not {text!r}")
+        raise UserError(f"--set wants name=value, e.g. fine_tuning.epochs=4, not {text!r}")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:

@@ -29,6 +29,7 @@ from deployments.on_call_cli import doctor, gc, purge
 from deployments.servers import choose_server
 from deployments.suggest_cli import suggest
 from deployments.sweep_cli import sweep
+from pul_core.errors import UserError
 
 app = typer.Typer(
     help="Carry a person re-identification model from labelled cameras to a camera network nobody has labelled.",
@@ -143,7 +144,7 @@ def run(
     for key, value in (*given, *map(assignment, set_ or [])):
         put(parameters, key, value)
     if "target" not in parameters:
-        raise ValueError("a run needs a target: --target DIR, the folder of the unlabelled images")
+        raise UserError("a run needs a target: --target DIR, the folder of the unlabelled images")
     if dry_run:
         _say_what_would_be_done(parameters)
     else:
@@ -156,8 +157,8 @@ def resume(run: Annotated[str | None, typer.Argument(help="A run's name; the new
 
     A run that `pul up` still knows can go on with Retry in Prefect's UI as well.
     """
-    from tasks.lost_runs import config_to_resume
-    from tasks.tracking import RESUME
+    from tasks.operations.lost_runs import config_to_resume
+    from tasks.tracking.runs import RESUME
 
     name, config = config_to_resume(run)
     os.environ[RESUME] = name
@@ -171,7 +172,7 @@ def results(
 ) -> None:
     """Show the iterations of a run."""
     from deployments.complaints import quieten
-    from tasks.tracking import read_results
+    from tasks.tracking.results import read_results
 
     quieten()
     found = read_results(run)
@@ -238,8 +239,8 @@ def _run_here(parameters: dict[str, Any]) -> None:
     counts = _check(parameters)
     choose_server()
     from flows.pul import pul
-    from tasks.lost_runs import close_lost_runs
-    from tasks.tracking import read_results
+    from tasks.operations.lost_runs import close_lost_runs
+    from tasks.tracking.results import read_results
 
     typer.echo(f"{counts}\nstarting (the first time takes a while longer) ...", err=True)
     for name in close_lost_runs(prefect=True):

@@ -23,7 +23,7 @@ def _line(error: BaseException) -> str | None:
     from prefect.exceptions import ParameterTypeError
 
     from deployments.access import UpError
-    from tasks.artifacts import DamagedArtifactError
+    from tasks.store.artifacts import DamagedArtifactError
 
     if isinstance(error, ValidationError):
         return "; ".join(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors())

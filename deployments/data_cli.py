@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pul_core.errors import UserError
+
 if TYPE_CHECKING:
-    from tasks.data_check import Report
+    from tasks.data.check import Report
 
 data = typer.Typer(help="Look at a data set, or make one ready for a run.", no_args_is_help=True, rich_markup_mode=None)
 EXIT_CODES = {"sound": 0, "usable": 1, "unusable": 2}
@@ -28,8 +30,8 @@ def check(
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of some crops of each camera to this .png or .jpg.")] = None,
 ) -> None:
     """Say what a data set holds, what is wrong with it and what to do; exit code 0 sound, 1 usable with warnings, 2 unusable."""
-    from tasks.contact_sheet import SHEET_SUFFIXES, write_sheet
-    from tasks.data_check import check_path
+    from tasks.data.contact_sheet import SHEET_SUFFIXES, write_sheet
+    from tasks.preflight import check_path
 
     if sheet and sheet.suffix.lower() not in SHEET_SUFFIXES:
         raise typer.BadParameter(f"--sheet wants a file that ends in {' or '.join(SHEET_SUFFIXES)}, not {sheet}")
@@ -51,10 +53,10 @@ def crop(
     every: Annotated[int, typer.Option(min=1, help="Take every so manieth frame, from the first.")] = 1,
 ) -> None:
     """Cut people out of video frames by a detector's boxes, with camera and time: OUT/manifest.parquet is a target."""
-    from tasks.crops import crop_sequences
+    from tasks.data.crops import crop_sequences
 
     if boxes not in (None, "det", "gt"):
-        raise ValueError(f"--boxes is det or gt, not {boxes!r}")
+        raise UserError(f"--boxes is det or gt, not {boxes!r}")
     counts = crop_sequences(sequences, out, boxes=boxes, min_height=min_height, min_confidence=min_confidence, every=every)
     note = f" ({counts['too_small']:,} boxes were too small)" if counts["too_small"] else ""
     typer.echo(f"{counts['crops']:,} crops from {counts['frames']:,} frames{note}\nthe target of a run: pul run --target {out}")
@@ -66,7 +68,7 @@ def extract(
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist yet.")],
 ) -> None:
     """Take the images out of cuhk-03.mat, once, with a manifest for every protocol and kind of boxes."""
-    from tasks.cuhk03 import extract_cuhk03
+    from tasks.data.cuhk03 import extract_cuhk03
 
     names = extract_cuhk03(mat, out)
     typer.echo(f"{len(names)} manifests in {out}, from {names[0]} to {names[-1]}")

@@ -4,7 +4,7 @@ import os
 import tomllib
 from pathlib import Path
 
-from tasks.home import home
+from tasks.store.home import home
 
 PROFILES = """\
 # Written by `pul`: "up" while `pul up` runs, else "ephemeral", a server of its own for each process.

@@ -8,15 +8,16 @@ from typing import Annotated
 import typer
 
 from deployments.environment import active_server
-from tasks.home import home
+from pul_core.errors import UserError
+from tasks.store.home import home
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Say what runs, what is stuck, what is damaged and how much room is left; exit code 1 if something wants attention."""
     from deployments.complaints import quieten
     from deployments.servers import server_answers
-    from tasks.housekeeping import find_damage, sizes
-    from tasks.lost_runs import lost_runs, open_runs
+    from tasks.operations.housekeeping import find_damage, sizes
+    from tasks.operations.lost_runs import lost_runs, open_runs
 
     quieten()
     url = active_server()
@@ -44,13 +45,13 @@ def gc(
 ) -> None:
     """Remove what no run needs: old unfinished work, unused caches, files no run refers to. Configs, tables and scores of runs stay."""
     from deployments.complaints import quieten
-    from tasks.housekeeping import find_rubbish, remove
-    from tasks.lost_runs import lost_runs, open_runs
+    from tasks.operations.housekeeping import find_rubbish, remove
+    from tasks.operations.lost_runs import lost_runs, open_runs
 
     quieten()
     lost = {run.info.run_name for run in lost_runs()}
     if older_than < 1 and (running := [name for name in open_runs() if name not in lost]):
-        raise ValueError(f"run {running[0]} is running and its newest files are not to be touched: wait, or use --older-than 1")
+        raise UserError(f"run {running[0]} is running and its newest files are not to be touched: wait, or use --older-than 1")
     rubbish = find_rubbish(older_than_days=older_than, keep_iterations=not thin)
     for item in rubbish:
         typer.echo(f"{item.bytes / 1e6:10.1f} MB  {item.path.relative_to(home())}  {item.why}")
@@ -88,11 +89,11 @@ def purge(
 ) -> None:
     """Remove a run, or every pixel, feature and name taken from certain images, and list what was removed. Data sets are not touched."""
     from deployments.complaints import quieten
-    from tasks.purge import digests_below, digests_of_identity, purge_images, purge_run
+    from tasks.operations.purge import digests_below, digests_of_identity, purge_images, purge_run
 
     quieten()
     if sum((run is not None, bool(images), identity is not None)) != 1 or (identity is None) != (data is None):
-        raise ValueError("give a run, or --images FILE_OR_FOLDER, or --identity ID with --data PATH")
+        raise UserError("give a run, or --images FILE_OR_FOLDER, or --identity ID with --data PATH")
     if run:
         done = purge_run(run)
     else:

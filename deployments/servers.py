@@ -17,7 +17,8 @@ import psutil
 
 from deployments.access import Access, UpError, access_of, check_locked, server_environment, status_of
 from deployments.environment import active_server, use_server
-from tasks.home import home
+from pul_core.errors import UserError
+from tasks.store.home import home
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
 POOL = "pul"
@@ -82,7 +83,7 @@ def _start_parts(
 def _close_lost_runs(own: dict[str, str]) -> None:
     """Close what an earlier worker left open."""
     os.environ.update(own)  # before the first import of prefect in this process
-    from tasks.lost_runs import close_lost_runs
+    from tasks.operations.lost_runs import close_lost_runs
 
     for name in close_lost_runs(prefect=True):
         print(f"run {name} ended without a word: closed; press Retry in Prefect, or start it again")
@@ -97,7 +98,7 @@ def choose_server() -> None:
         use_server(None)
         stop_stray_servers()
     elif "PREFECT_API_KEY" not in os.environ and status_of(f"{url}/admin/version", os.environ.get("PREFECT_API_AUTH_STRING")) == 401:
-        raise ValueError(f"the server at {url} asks for a password: set PREFECT_API_AUTH_STRING as where `pul up` was started")
+        raise UserError(f"the server at {url} asks for a password: set PREFECT_API_AUTH_STRING as where `pul up` was started")
     logging.captureWarnings(True)
     signal.signal(signal.SIGTERM, interrupt)
     quieten()

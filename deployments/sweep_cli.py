@@ -8,6 +8,7 @@ import typer
 
 from deployments.arguments import OriginalModel, Size, Source, Weights, absolute, assignment, height_and_width, put, read_config
 from deployments.servers import choose_server
+from pul_core.errors import UserError
 
 
 def sweep(
@@ -35,7 +36,7 @@ def sweep(
     """
     asked = {"base": {}, "grid": None, "variants": None, "seeds": None, "parallel": None} | (read_config(config) if config else {})
     if unknown := sorted(set(asked) - {"base", "grid", "variants", "seeds", "parallel"}):
-        raise ValueError(f"{config} has {unknown[0]!r}; a sweep's config has base, grid, variants, seeds and parallel")
+        raise UserError(f"{config} has {unknown[0]!r}; a sweep's config has base, grid, variants, seeds and parallel")
     named = {
         "target": absolute(target),
         "source": [absolute(path) for path in source] if source else None,
@@ -65,7 +66,7 @@ def _check(asked: dict[str, Any], *, list_them: bool) -> None:
     """Refuse in one line what cannot work; list the children."""
     from flows.grid import children_of, look_at_data
     from flows.sweep import at_once, jobs_of
-    from tasks.sweeps import OpenSweep
+    from tasks.operations.sweeps import OpenSweep
 
     children = children_of(asked["base"], asked["grid"], asked["variants"], asked["seeds"])
     look_at_data(children)
@@ -81,8 +82,8 @@ def _check(asked: dict[str, Any], *, list_them: bool) -> None:
 def _run_here(asked: dict[str, Any], as_json: bool) -> None:
     choose_server()
     from flows.sweep import sweep as flow
-    from tasks.lost_runs import close_lost_runs
-    from tasks.sweeps import SweepFailedError, read_sweep
+    from tasks.operations.lost_runs import close_lost_runs
+    from tasks.operations.sweeps import SweepFailedError, read_sweep
 
     close_lost_runs(prefect=True)
     failure = None
@@ -97,7 +98,7 @@ def _run_here(asked: dict[str, Any], as_json: bool) -> None:
 
 
 def _summary(found: dict[str, Any]) -> str:
-    from tasks.sweeps import means_table
+    from tasks.operations.sweeps import means_table
 
     rows = means_table(found["means"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -112,5 +113,5 @@ def _summary(found: dict[str, Any]) -> str:
 def _values(text: str) -> tuple[str, list[Any]]:
     name, equals, values = text.partition("=")
     if not equals or not all(values.split(",")):
-        raise ValueError(f"--grid wants name=value,value, e.g. selection.min_similarity=0.35,0.45, not {text!r}")
+        raise UserError(f"--grid wants name=value,value, e.g. selection.min_similarity=0.35,0.45, not {text!r}")
     return name, [assignment(f"{name}={value}")[1] for value in values.split(",")]

@@ -6,21 +6,22 @@ from prefect import flow
 from pydantic import Field
 
 from flows.config import Machine
-from pul_core.evaluation import Unscored
-from pul_core.protocols import ProtocolName
-from pul_core.ranks import Ties
+from pul_core.errors import DataError, UserError
+from pul_core.scoring.evaluation import Unscored
+from pul_core.scoring.protocols import ProtocolName
+from pul_core.scoring.ranks import Ties
 from pul_core.seeds import derive_seed
-from tasks.artifacts import Artifact
-from tasks.compute import resolve_compute
 from tasks.decode import decode
+from tasks.engine.compute import resolve_compute
 from tasks.evaluate import evaluate as evaluate_step
-from tasks.evaluate import report
 from tasks.extract import extract_features
 from tasks.index import index
-from tasks.layouts import DataError
-from tasks.models import import_model, model_file, model_size
+from tasks.models import import_model, model_file
 from tasks.preflight import count_images
-from tasks.references import Compute, ImageSet
+from tasks.store.artifacts import Artifact
+from tasks.store.model_file import model_size
+from tasks.store.references import Compute, ImageSet
+from tasks.store.scores import report
 
 CHOICES: dict[str, tuple[str, ...]] = {"protocol": get_args(ProtocolName), "ties": get_args(Ties), "unscored": get_args(Unscored)}
 
@@ -29,11 +30,11 @@ def look_first(model: str, data: str, layout: str | None = None, pattern: str | 
     """Refuse what cannot work before anything is started.
 
     Raises:
-        ValueError: in one sentence, what to change.
+        UserError: in one sentence, what to change.
     """
     for name, value in policies.items():
         if value not in CHOICES[name]:
-            raise ValueError(f"there is no {name} {value!r}; there are {', '.join(CHOICES[name])}")
+            raise UserError(f"there is no {name} {value!r}; there are {', '.join(CHOICES[name])}")
     with model_file(model):
         pass
     splits = count_images(data, layout, pattern).splits

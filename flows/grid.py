@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from flows.config import Plan
 from flows.preflight import look_first, plan_of
-from tasks.sweeps import Child
+from pul_core.errors import UserError
+from tasks.operations.sweeps import Child
 
 NOT_SWEPT = {"seed": "seeds are a list of their own (--seeds 0,1,2)"}
 
@@ -25,7 +26,7 @@ def children_of(
         seeds: of the runs; None takes the one in ``base``.
 
     Raises:
-        ValueError: in one sentence, which parameter or value does not exist, is set twice, or makes two children the same run.
+        UserError: in one sentence, which parameter or value does not exist, is set twice, or makes two children the same run.
 
     Example:
         >>> base = {"source": "synthetic:0/source", "target": "synthetic:0/target"}
@@ -37,21 +38,21 @@ def children_of(
     seeds = [base.get("seed", 0)] if seeds is None else seeds
     for name, values in (*grid.items(), ("seeds", seeds)):
         if not isinstance(values, list) or not values:
-            raise ValueError(f"{name} wants a list of values, e.g. [0.8, 0.9], not {values!r}")
+            raise UserError(f"{name} wants a list of values, e.g. [0.8, 0.9], not {values!r}")
     if not base.get("target"):
-        raise ValueError("a sweep needs a target: --target DIR, the folder of the unlabelled images")
+        raise UserError("a sweep needs a target: --target DIR, the folder of the unlabelled images")
     children: list[Child] = []
     known: dict[str, int] = {}
     for (variant, changes), point, seed in itertools.product(variants.items(), itertools.product(*grid.values()), seeds):
         swept = dict(zip(grid, point, strict=True))
         if twice := sorted(set(changes) & set(swept)):
-            raise ValueError(f"{twice[0]} is set by the grid and by variant {variant!r}: leave it to one of them")
+            raise UserError(f"{twice[0]} is set by the grid and by variant {variant!r}: leave it to one of them")
         setting = ", ".join([*([variant] if variant else []), *(f"{name}={_shown(value)}" for name, value in swept.items())])
         plan = _plan(base, changes | swept, seed, setting)
         number = len(children) + 1
         same = known.setdefault(json.dumps(plan.model_dump(), sort_keys=True), number)
         if same != number:
-            raise ValueError(f"children {same} and {number} of the sweep are the same run: {setting or 'nothing is swept'}, seed {seed}")
+            raise UserError(f"children {same} and {number} of the sweep are the same run: {setting or 'nothing is swept'}, seed {seed}")
         children.append(Child(number=number, variant=variant, swept=changes | swept, setting=setting, seed=seed, plan=plan.model_dump()))
     return children
 
@@ -60,7 +61,7 @@ def look_at_data(children: list[Child]) -> None:
     """Refuse what cannot work with the images, each combination once.
 
     Raises:
-        ValueError: in one sentence, what to change.
+        UserError: in one sentence, what to change.
     """
     matters = ("source", "target", "source_data", "target_data", "original_model", "clustering")
     for plan in {json.dumps([child.plan[name] for name in matters]): child.plan for child in children}.values():
@@ -83,7 +84,7 @@ def _plan(base: dict[str, Any], changes: dict[str, Any], seed: int, setting: str
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
-        raise ValueError(f"{f'{setting}: ' if setting else ''}{place}: {problem['msg']}, not {problem['input']!r}") from error
+        raise UserError(f"{f'{setting}: ' if setting else ''}{place}: {problem['msg']}, not {problem['input']!r}") from error
 
 
 def _of_seed(path: Any, seed: int) -> Any:
@@ -95,15 +96,15 @@ def _of_seed(path: Any, seed: int) -> Any:
 
 def _check_name(section: str, key: str) -> None:
     if section in NOT_SWEPT:
-        raise ValueError(f"{section} cannot be swept: {NOT_SWEPT[section]}")
+        raise UserError(f"{section} cannot be swept: {NOT_SWEPT[section]}")
     field = Plan.model_fields.get(section)
     if field is None:
-        raise ValueError(f"there is no parameter {section!r}; there are {', '.join(sorted(Plan.model_fields))}")
+        raise UserError(f"there is no parameter {section!r}; there are {', '.join(sorted(Plan.model_fields))}")
     fields = getattr(field.annotation, "model_fields", {})
     if bool(key) != bool(fields) or (key and key not in fields):
         name = f"{section}.{key}" if key else section
         known = [f"{section}.{field}" for field in fields] or [section]
-        raise ValueError(f"there is no parameter {name!r} to sweep; there {'are' if fields else 'is'} {', '.join(known)}")
+        raise UserError(f"there is no parameter {name!r} to sweep; there {'are' if fields else 'is'} {', '.join(known)}")
 
 
 def _shown(value: Any) -> str:

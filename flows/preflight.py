@@ -4,7 +4,8 @@ from typing import Any
 
 from flows.config import Data, FewLabels, Machine, Plan, Section
 from flows.recipes import RECIPES, resolve
-from tasks.compute import resolve_compute
+from pul_core.errors import UserError
+from tasks.engine.compute import resolve_compute
 from tasks.models import model_file
 from tasks.preflight import Counts, Estimate, add_counts, check, count_images, estimate
 
@@ -13,11 +14,11 @@ def plan_of(parameters: dict[str, Any]) -> Plan:
     """Resolve the parameters of flow `pul`, given as plain values.
 
     Raises:
-        ValueError: a recipe, section, name or value that does not exist.
+        UserError: a recipe, section, name or value that does not exist.
     """
     recipe = parameters.get("recipe", "paper")
     if recipe not in RECIPES:
-        raise ValueError(f"there is no recipe {recipe!r}; there are {' and '.join(RECIPES)}")
+        raise UserError(f"there is no recipe {recipe!r}; there are {' and '.join(RECIPES)}")
     known = {
         *RECIPES[recipe],
         "recipe",
@@ -31,7 +32,7 @@ def plan_of(parameters: dict[str, Any]) -> Plan:
         "seed",
     }
     if unknown := sorted(set(parameters) - known):
-        raise ValueError(f"there is no parameter {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        raise UserError(f"there is no parameter {unknown[0]!r}; there are {', '.join(sorted(known))}")
     sections = {name: type(default).model_validate(parameters.get(name, {})) for name, default in RECIPES[recipe].items()}
     rest: dict[str, Any] = {"target": parameters["target"], "original_model": parameters.get("original_model")}
     kinds: dict[str, type[Section]] = {"source_data": Data, "target_data": Data, "few_labels": FewLabels, "machine": Machine}
@@ -43,7 +44,7 @@ def look_first(parameters: dict[str, Any]) -> tuple[Plan, Counts | None, Counts]
     """Refuse what cannot work before anything is started.
 
     Raises:
-        ValueError: in one sentence, what to change.
+        UserError: in one sentence, what to change.
     """
     plan = plan_of(parameters)
     data = plan.source_data.model_dump()

@@ -8,13 +8,14 @@ from pydantic import Field
 from flows.config import Clustering, Data, FewLabels, FineTuning, Machine, Model, Plan, Selection, Stopping, Training
 from flows.recipes import RecipeName, resolve
 from pul_core.seeds import derive_seed
-from tasks.artifacts import Artifact, locate
-from tasks.compute import resolve_compute
 from tasks.decode import decode
+from tasks.engine.compute import resolve_compute
 from tasks.index import index
-from tasks.models import import_model, initial_model, model_size
+from tasks.models import import_model, initial_model
 from tasks.preflight import check_sets
-from tasks.references import Compute, ImageSet
+from tasks.store.artifacts import Artifact, locate
+from tasks.store.model_file import model_size
+from tasks.store.references import Compute, ImageSet
 from tasks.training import pretrain as pretrain_step
 
 

@@ -12,17 +12,17 @@ from flows.pretrain import original_model_of
 from flows.recipes import RecipeName, resolve
 from pul_core.seeds import derive_seed
 from pul_core.stopping import EXPLANATIONS, reason_to_stop
-from tasks.artifacts import Artifact
 from tasks.cluster import cluster, select
-from tasks.compute import resolve_compute
 from tasks.decode import decode
+from tasks.engine.compute import resolve_compute
 from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.few_labels import reveal
 from tasks.index import index
 from tasks.preflight import check_sets
-from tasks.references import Compute, ImageSet, Pixels
-from tasks.tracking import Iteration, close_run, finish_run, track_iteration, track_run
+from tasks.store.artifacts import Artifact
+from tasks.store.references import Compute, ImageSet, Iteration, Pixels
+from tasks.tracking.runs import close_run, finish_run, track_iteration, track_run
 from tasks.training import fine_tune
 
 

@@ -8,10 +8,10 @@ from pydantic import Field
 from flows.config import Machine
 from flows.evaluate import features_of
 from flows.recipes import RECIPES
-from pul_core.suggestion import MIN_IMAGES
-from tasks.compute import resolve_compute
+from pul_core.clustering.suggestion import MIN_IMAGES
+from pul_core.errors import DataError
+from tasks.engine.compute import resolve_compute
 from tasks.index import index
-from tasks.layouts import DataError
 from tasks.models import import_model, model_file
 from tasks.preflight import count_images
 from tasks.suggest import report
@@ -25,7 +25,7 @@ def look_first(model: str, data: str, layout: str | None = None, pattern: str | 
     """Refuse what cannot work before anything is started.
 
     Raises:
-        ValueError: in one sentence, what to change.
+        UserError: in one sentence, what to change.
     """
     with model_file(model):
         pass

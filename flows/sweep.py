@@ -12,8 +12,8 @@ from flows.grid import children_of, look_at_data
 from flows.pretrain import pretrain
 from flows.pul import pul
 from tasks.index import index
-from tasks.processes import Job, run_jobs, runs_at_once
-from tasks.sweeps import Child, OpenSweep, finish_sweep, open_sweep, record_child, write_children
+from tasks.operations.processes import Job, run_jobs, runs_at_once
+from tasks.operations.sweeps import Child, OpenSweep, finish_sweep, open_sweep, record_child, write_children
 
 
 @flow(name="sweep", validate_parameters=True)

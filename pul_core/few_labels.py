@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pul_core.errors import UserError
+
 
 class TrainingSet(NamedTuple):
     """Images to fine-tune on, by ascending row, and the class of each."""
@@ -27,7 +29,7 @@ def first_identities(pids: npt.NDArray[np.int64], *, count: int | None = None, s
         (l,) identities, ascending.
 
     Raises:
-        ValueError: there are fewer identities than ``count``.
+        UserError: there are fewer identities than ``count``.
 
     Source: Fan et al. 2018, the semi-supervised setting.
 
@@ -38,7 +40,7 @@ def first_identities(pids: npt.NDArray[np.int64], *, count: int | None = None, s
     known = np.unique(pids[pids > 0])
     wanted = count if count is not None else max(1, round((share or 0) * len(known)))
     if wanted > len(known):
-        raise ValueError(f"{wanted} labelled identities are asked for, but the target's training images show only {len(known)}")
+        raise UserError(f"{wanted} labelled identities are asked for, but the target's training images show only {len(known)}")
     return known[:wanted]
 
 
@@ -46,7 +48,7 @@ def num_unlabelled_clusters(num_clusters: int, num_labelled: int) -> int:
     """Return how many clusters the unlabelled images get when ``num_clusters`` people are expected in all.
 
     Raises:
-        ValueError: none would be left.
+        UserError: none would be left.
 
     Source: the authors' code clusters into K minus the labelled identities.
 
@@ -55,7 +57,7 @@ def num_unlabelled_clusters(num_clusters: int, num_labelled: int) -> int:
         725
     """
     if num_clusters <= num_labelled:
-        raise ValueError(f"num_clusters ({num_clusters}) counts the {num_labelled} labelled identities too and must be larger")
+        raise UserError(f"num_clusters ({num_clusters}) counts the {num_labelled} labelled identities too and must be larger")
     return num_clusters - num_labelled
 
 

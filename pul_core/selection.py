@@ -5,7 +5,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pul_core.clustering import Clustering
+from pul_core.clustering.kmeans import Clustering
+from pul_core.errors import UserError
 
 CloseTo = Literal["own_centre", "any_centre"]
 
@@ -41,7 +42,7 @@ def select_reliable(
         The reliable set.
 
     Raises:
-        ValueError: lambda outside [-1, 1].
+        UserError: lambda outside [-1, 1].
         UnreliableError: fewer than two clusters have two reliable images.
 
     Source: Fan et al. 2018, equation 3, lambda = 0.85; Ge et al. 2020 (SpCL) for images of no cluster.
@@ -53,7 +54,7 @@ def select_reliable(
         [0, 1, 2, 3]
     """
     if not -1 <= min_similarity <= 1:
-        raise ValueError(f"min_similarity is a cosine and must be in [-1, 1], not {min_similarity}")
+        raise UserError(f"min_similarity is a cosine and must be in [-1, 1], not {min_similarity}")
     similarity = clustering.similarity if close_to == "own_centre" else clustering.similarity_any
     reliable = similarity > np.float32(min_similarity)
     own_centres = clustering.centre[clustering.cluster[clustering.centre] == np.arange(len(clustering.centre))]

@@ -6,20 +6,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pul_core.cameras import centre_cameras as core_centre_cameras
-from pul_core.clustering import Clustering, default_num_clusters
-from pul_core.clustering import cluster as cluster_by_kmeans
-from pul_core.density import cluster_by_density
+from pul_core.arrays import Ints
+from pul_core.clustering.cameras import centre_cameras as core_centre_cameras
+from pul_core.clustering.density import cluster_by_density
+from pul_core.clustering.kmeans import Clustering, default_num_clusters
+from pul_core.clustering.kmeans import cluster as cluster_by_kmeans
+from pul_core.clustering.whitening import whiten
 from pul_core.few_labels import join_labelled, num_unlabelled_clusters
-from pul_core.ranks import Ints
 from pul_core.selection import select_reliable
-from pul_core.whitening import whiten
-from tasks.artifacts import Artifact, column, read_table, vectors, write_table
-from tasks.cameras import camids
-from tasks.compute import prepare
-from tasks.progress import step_logger
-from tasks.references import Clusters, Compute, Labelled, Reliable
-from tasks.steps import step
+from tasks.engine.compute import prepare
+from tasks.engine.progress import step_logger
+from tasks.engine.steps import step
+from tasks.store.artifacts import Artifact, column, read_table, vectors, write_table
+from tasks.store.readers import camids
+from tasks.store.references import Clusters, Compute, Labelled, Reliable
 
 Features = npt.NDArray[np.float32]
 KMEANS = ("normalise", "num_restarts", "max_passes", "centre_from")
@@ -44,10 +44,10 @@ def cluster(
         features: of the target's training images.
         images: the target's images.parquet, for its cameras.
         labelled: images that stay out, because their identities are known.
-        settings: ``algorithm``; ``whitening`` and ``shrinkage``, see ``pul_core.whitening.whiten``; keyword arguments of
-            ``pul_core.clustering.cluster`` (``num_clusters`` None stands for the stated default) and
-            ``pul_core.density.cluster_by_density``, which sees cameras only if ``camera_aware``.
-        centre_cameras: see ``pul_core.cameras.centre_cameras``.
+        settings: ``algorithm``; ``whitening`` and ``shrinkage``, see ``pul_core.clustering.whitening.whiten``; keyword arguments of
+            ``pul_core.clustering.kmeans.cluster`` (``num_clusters`` None stands for the stated default) and
+            ``pul_core.clustering.density.cluster_by_density``, which sees cameras only if ``camera_aware``.
+        centre_cameras: see ``pul_core.clustering.cameras.centre_cameras``.
         seed: of k-means.
         compute: threads.
         iteration: names the task run.
@@ -133,9 +133,3 @@ def select(clusters: Clusters, labelled: Labelled | None = None, *, settings: di
     table = pa.table(columns | {"labelled": joined.labelled, "unclustered": unclustered})
     counts = {"num_labelled": len(known), "num_unclustered": alone}
     return Reliable(reliable=write_table("reliable", table), num_classes=joined.num_classes, **counts)
-
-
-def read_selected(reliable: Reliable) -> pa.Table:
-    """Read the images that were selected, without what stands beside them in the reliable set."""
-    table = read_table(reliable.reliable)
-    return table.filter(~column(table, "labelled") & ~column(table, "unclustered"))

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,13 +9,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from tasks.artifacts import column, read_table, verify, write_table, writing
-from tasks.layouts import DataError
-from tasks.places import read_image
-from tasks.progress import progress, step_logger
-from tasks.quality import upright
-from tasks.references import ImageSet, Pixels
-from tasks.steps import step
+from pul_core.errors import DataError
+from tasks.data.places import read_image
+from tasks.data.quality import upright
+from tasks.engine.progress import progress, step_logger
+from tasks.engine.steps import step
+from tasks.store.artifacts import column, read_table, write_table, writing
+from tasks.store.references import ImageSet, Pixels
 
 BLOCK = 256  # images decoded before they are written
 
@@ -63,43 +62,6 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
         "decoded", pa.table({"row": chosen.astype(np.int64), "position": positions, "error": pa.array(problems, pa.string())})
     )
     return Pixels(decoded=decoded, pixels=work.done, height=height, width=width)
-
-
-def open_pixels(pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Return the rows of the decoded images (n,), ascending, and the images themselves (n, h, w, 3), memory-mapped.
-
-    Raises:
-        DamagedArtifactError: the file is missing or damaged.
-    """
-    decoded = read_table(pixels.decoded, ["row", "position"])
-    rows = column(decoded, "row")[column(decoded, "position") >= 0]
-    path = verify(pixels.pixels)
-    return rows, np.memmap(path, np.uint8, mode="r", shape=(len(rows), pixels.height, pixels.width, 3))
-
-
-class Joined:
-    """Images of several files under one numbering, read where they lie: (n, h, w, 3) that is only ever indexed by rows."""
-
-    def __init__(self, parts: list[npt.NDArray[np.uint8]]) -> None:
-        self.parts = parts
-        self.starts = np.cumsum([0, *(len(part) for part in parts)])
-
-    def __getitem__(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Return the images at these rows (b, h, w, 3)."""
-        if len(self.parts) == 1:
-            return self.parts[0][rows]
-        found = np.empty((len(rows), *self.parts[0].shape[1:]), np.uint8)
-        part = np.searchsorted(self.starts, rows, side="right") - 1
-        for number in np.unique(part):
-            here = part == number
-            found[here] = self.parts[number][rows[here] - self.starts[number]]
-        return found
-
-
-def skipped(pixels: Pixels) -> Iterator[tuple[int, str]]:
-    """Yield row and reason of the images that were skipped."""
-    decoded = read_table(pixels.decoded, ["row", "error"])
-    yield from ((row, error) for row, error in zip(*(decoded.column(name).to_pylist() for name in ("row", "error")), strict=True) if error)
 
 
 def _load(root: str, path: str, digest: str, height: int, width: int) -> npt.NDArray[np.uint8]:

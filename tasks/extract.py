@@ -6,15 +6,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pul_core.extraction import extract_features as core_extract
-from tasks.artifacts import Artifact, vectors, write_batches
-from tasks.checkpoints import kept
-from tasks.compute import prepare
-from tasks.decode import open_pixels
-from tasks.models import read_model
-from tasks.progress import progress
-from tasks.references import Compute, Pixels
-from tasks.steps import step
+from pul_core.learning.extraction import extract_features as core_extract
+from tasks.engine.checkpoints import kept
+from tasks.engine.compute import prepare
+from tasks.engine.progress import progress
+from tasks.engine.steps import step
+from tasks.store.artifacts import Artifact, vectors, write_batches
+from tasks.store.model_file import read_model
+from tasks.store.readers import open_pixels
+from tasks.store.references import Compute, Pixels
 
 ROW_GROUP = 4096  # images
 

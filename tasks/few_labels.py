@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pul_core.errors import DataError
 from pul_core.few_labels import first_identities, num_unlabelled_clusters
-from tasks.artifacts import column, made_by, read_table, write_table
-from tasks.layouts import DataError
-from tasks.links import linked
-from tasks.progress import step_logger
-from tasks.references import ImageSet, Labelled
+from tasks.engine.links import linked
+from tasks.engine.progress import step_logger
+from tasks.store.artifacts import column, made_by, read_table, write_table
+from tasks.store.references import ImageSet, Labelled
 
 SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int64())])
 

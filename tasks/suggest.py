@@ -4,14 +4,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pul_core.cameras import centre_cameras as core_centre_cameras
-from pul_core.suggestion import Curve, clusters_by_distance, read_curve
-from tasks.artifacts import Artifact, column, read_table, write_table
-from tasks.cameras import camids
-from tasks.compute import prepare
-from tasks.progress import step_logger
-from tasks.references import Compute
-from tasks.steps import step
+from pul_core.clustering.cameras import centre_cameras as core_centre_cameras
+from pul_core.clustering.suggestion import Curve, clusters_by_distance, read_curve
+from tasks.engine.compute import prepare
+from tasks.engine.progress import step_logger
+from tasks.engine.steps import step
+from tasks.store.artifacts import Artifact, column, read_table, write_table
+from tasks.store.readers import camids
+from tasks.store.references import Compute
 
 
 @step("suggest")
@@ -21,8 +21,8 @@ def suggest(features: Artifact, images: Artifact, *, settings: dict[str, Any], c
     Args:
         features: of the images.
         images: their images.parquet, for its cameras.
-        settings: keyword arguments of ``pul_core.suggestion.clusters_by_distance``.
-        centre_cameras: see ``pul_core.cameras.centre_cameras``.
+        settings: keyword arguments of ``pul_core.clustering.suggestion.clusters_by_distance``.
+        centre_cameras: see ``pul_core.clustering.cameras.centre_cameras``.
         compute: threads.
 
     Raises:

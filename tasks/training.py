@@ -8,16 +8,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from pul_core.training import EpochStatistics, Training, begin_training, train
-from tasks.artifacts import Artifact, column, read_table, write_table
-from tasks.checkpoints import kept
-from tasks.compute import prepare
-from tasks.decode import Joined, open_pixels
-from tasks.layouts import DataError
-from tasks.models import read_model, write_model
-from tasks.progress import progress, step_logger
-from tasks.references import Compute, Pixels, Reliable, TrainedModel
-from tasks.steps import step
+from pul_core.errors import DataError
+from pul_core.learning.training import EpochStatistics, Training, begin_training, train
+from tasks.engine.checkpoints import kept
+from tasks.engine.compute import prepare
+from tasks.engine.progress import progress, step_logger
+from tasks.engine.steps import step
+from tasks.store.artifacts import Artifact, column, read_table, write_table
+from tasks.store.model_file import read_model, write_model
+from tasks.store.readers import Joined, open_pixels
+from tasks.store.references import Compute, Pixels, Reliable, TrainedModel
 
 OPTIMISER = ("optimiser", "backbone_learning_rate", "classifier_learning_rate", "momentum", "nesterov", "weight_decay")
 BEGIN = (*OPTIMISER, "batch_norm", "dropout", "loss", "memory_momentum", "temperature")
@@ -34,7 +34,7 @@ def pretrain(
         initial: the model to start from; not changed.
         pixels: training images of each source.
         labels: identities of each source.
-        settings: keyword arguments of ``pul_core.training``.
+        settings: keyword arguments of ``pul_core.learning.training``.
         seed: of everything random.
         compute: device, threads, precision.
 
@@ -62,7 +62,7 @@ def fine_tune(
         start: the model to start from, in PUL the original one; not changed.
         pixels: training images of the target.
         reliable: which of them to use, with pseudo-labels.
-        settings: keyword arguments of ``pul_core.training``.
+        settings: keyword arguments of ``pul_core.learning.training``.
         seed: of everything random.
         compute: device, threads, precision.
         iteration: names the task run.
@@ -138,9 +138,3 @@ def _go_on(training: Training, data: bytes | None) -> list[EpochStatistics]:
     training.restore(saved["training"])
     step_logger().info("goes on after epoch %d", training.epochs_done)
     return [EpochStatistics(*epoch) for epoch in saved["history"]]
-
-
-def read_training(trained: TrainedModel) -> list[dict[str, Any]]:
-    """Return the statistics of each epoch."""
-    rows: list[dict[str, Any]] = read_table(trained.training).to_pylist()
-    return rows

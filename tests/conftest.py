@@ -154,7 +154,7 @@ def module_home(tmp_path_factory):
     """One home for a module: later runs profit from the cache of earlier ones, as a user's do."""
     import mlflow
 
-    from tasks import tracking
+    from tasks.tracking import runs as tracking
 
     patch = pytest.MonkeyPatch()
     folder = tmp_path_factory.mktemp("home")
@@ -174,6 +174,17 @@ def pixels(home, tiny_pair):
     from tasks.index import index
 
     return decode.fn(index.fn(str(tiny_pair[1]), "target"), split="train", height=64, width=32)
+
+
+@pytest.fixture(scope="session")
+def skipped():
+    """A function that returns row and reason of the images that decoding skipped."""
+    from tasks.store.artifacts import read_table
+
+    def read(pixels):
+        return [(row["row"], row["error"]) for row in read_table(pixels.decoded).to_pylist() if row["error"]]
+
+    return read
 
 
 @pytest.fixture

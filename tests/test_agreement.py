@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pul_core.agreement import disband, overlap_of_own_clusters
-from pul_core.density import cluster_by_density, dbscan, jaccard_distances_below
+from pul_core.clustering.density import cluster_by_density, dbscan, jaccard_distances_below
+from pul_core.clustering.stability import disband, overlap_of_own_clusters
 
 CLUSTERS = st.lists(st.integers(-1, 4), min_size=1, max_size=25)
 

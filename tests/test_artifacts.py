@@ -8,8 +8,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tasks import artifacts
-from tasks.artifacts import (
+from tasks.store import artifacts
+from tasks.store.artifacts import (
     DamagedArtifactError,
     column,
     locate,

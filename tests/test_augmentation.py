@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
-from pul_core.augmentation import MEAN_PIXEL, augment, colour_jitter, erase, flip, pad_crop, rotate_shift
+from pul_core.learning.augmentation import MEAN_PIXEL, augment, colour_jitter, erase, flip, pad_crop, rotate_shift
 
 OFF = {"flip_probability": 0, "crop_share": 0, "erase_probability": 0, "rotation_degrees": 0, "shift_share": 0, "colour_share": 0}
 ON = {"flip_probability": 0.5, "crop_share": 0.1, "erase_probability": 0.5, "rotation_degrees": 20, "shift_share": 0.2, "colour_share": 0.2}

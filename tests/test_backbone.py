@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 from torchvision.transforms.functional import normalize
 
-from pul_core.backbone import IMAGENET_MEAN, IMAGENET_STD, PREFIXES, build_backbone, load_foreign_state, normalise
+from pul_core.learning.backbone import IMAGENET_MEAN, IMAGENET_STD, PREFIXES, build_backbone, load_foreign_state, normalise
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pul_core.batches import epoch_batches, num_steps
+from pul_core.learning.batches import epoch_batches, num_steps
 
 CLASSES = st.lists(st.integers(0, 9), min_size=2, max_size=60).map(np.array)
 

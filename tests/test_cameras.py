@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.cluster import DBSCAN
 
-from pul_core.cameras import camera_aware_encoding, centre_cameras
-from pul_core.density import cluster_by_density
-from pul_core.neighbours import jaccard_distances, nearest_neighbours
+from pul_core.clustering.cameras import camera_aware_encoding, centre_cameras
+from pul_core.clustering.density import cluster_by_density
+from pul_core.clustering.neighbours import jaccard_distances, nearest_neighbours
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)

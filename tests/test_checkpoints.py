@@ -6,10 +6,10 @@ import pytest
 
 from flows.preflight import plan_of
 from tasks import extract, training
-from tasks.artifacts import read_table, write_table
-from tasks.decode import open_pixels
 from tasks.extract import extract_features
-from tasks.references import Compute, Reliable
+from tasks.store.artifacts import read_table, write_table
+from tasks.store.readers import open_pixels
+from tasks.store.references import Compute, Reliable
 from tasks.training import fine_tune
 
 COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)

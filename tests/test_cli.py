@@ -11,8 +11,8 @@ import mlflow
 import pyarrow.parquet as pq
 import pytest
 
-from pul_core.suggestion import MAX_DISTANCES
-from tasks.artifacts import locate
+from pul_core.clustering.suggestion import MAX_DISTANCES
+from tasks.store.artifacts import locate
 
 PUL = Path(sys.executable).with_name("pul")
 
@@ -32,7 +32,7 @@ def pul(tmp_path):
 def pul_here(home, monkeypatch):
     """Run `pul` in this process, which has imported everything already, and return its complaint."""
     from deployments.cli import main
-    from tasks import tracking
+    from tasks.tracking import runs as tracking
 
     monkeypatch.chdir(home)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 
-import pul_core.clustering as clustering
-from pul_core.clustering import cluster, default_num_clusters
+import pul_core.clustering.kmeans as clustering
+from pul_core.clustering.kmeans import cluster, default_num_clusters
 
 DEFAULTS = {"normalise": True, "num_restarts": 1, "max_passes": 100, "centre_from": "members", "seed": 0}
 

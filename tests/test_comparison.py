@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pul_core.comparison import KEPT, judge
+from pul_core.scoring.comparison import KEPT, judge
 
 SCORE = st.one_of(st.none(), st.sampled_from([0.0, 0.25, 0.5, 0.75]))
 ITERATION = st.fixed_dictionaries(

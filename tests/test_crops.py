@@ -9,8 +9,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from deployments.data_cli import data
-from tasks.crops import Box, clip, crop_sequences
-from tasks.layouts import DataError, read_layout
+from pul_core.errors import DataError
+from tasks.data.crops import Box, clip, crop_sequences
+from tasks.data.layouts import read_layout
 
 INFO = "[Sequence]\nname=../../x\nimDir=img1\nframeRate=25\nseqLength=6\nimExt=.jpg\n"
 DET = [

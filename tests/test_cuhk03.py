@@ -6,8 +6,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from deployments.data_cli import data
-from tasks.cuhk03 import extract_cuhk03
-from tasks.layouts import DataError, read_layout
+from pul_core.errors import DataError
+from tasks.data.cuhk03 import extract_cuhk03
+from tasks.data.layouts import read_layout
 
 h5py = pytest.importorskip("h5py")
 

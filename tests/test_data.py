@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.artifacts import column, read_table
-from tasks.decode import decode, open_pixels, skipped
+from pul_core.errors import DataError
+from tasks.data.layouts import read_layout
+from tasks.decode import decode
 from tasks.index import index
-from tasks.layouts import DataError, read_layout
+from tasks.store.artifacts import column, read_table
+from tasks.store.readers import open_pixels
 
 
 def test_market_layout(tmp_path, market):
@@ -77,7 +79,7 @@ def test_decoding_agrees_with_pillow_row_by_row(home, tmp_path, market):
 
 
 @pytest.mark.fault("broken images in a step", "skipped, counted, listed; the others are used")
-def test_broken_images_are_skipped_and_listed(home, tmp_path, draw):
+def test_broken_images_are_skipped_and_listed(home, tmp_path, draw, skipped):
     good = Image.fromarray(draw(1, 1, 1))
     good.save(tmp_path / "a-good.png")
     good.convert("CMYK").save(tmp_path / "b-cmyk.jpg")
@@ -115,8 +117,8 @@ def test_a_file_that_changes_after_the_index_is_an_error(home, tmp_path, change,
         decode.fn(images, split="train", height=64, width=32)
 
 
-def test_an_absurdly_large_image_is_skipped(home, tmp_path, monkeypatch, draw):
-    monkeypatch.setattr("tasks.quality.MAX_PIXELS", 2000)
+def test_an_absurdly_large_image_is_skipped(home, tmp_path, monkeypatch, draw, skipped):
+    monkeypatch.setattr("tasks.data.quality.MAX_PIXELS", 2000)
     Image.fromarray(draw(1, 1, 1)).save(tmp_path / "a.png")  # 64 x 32 = 2048 pixels
     Image.fromarray(draw(1, 1, 1, 20, 10)).save(tmp_path / "b.png")
     pixels = decode.fn(index.fn(str(tmp_path), "target"), split="train", height=64, width=32)

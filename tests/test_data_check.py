@@ -12,14 +12,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from deployments.cli import app
-from pul_core.evaluation import score_queries
+from pul_core.errors import DataError
+from pul_core.scoring.evaluation import score_queries
 from tasks import preflight
-from tasks.artifacts import read_table, write_table
-from tasks.data_check import EXAMPLES, FILE_ADVICE, MODE_ADVICE, answerable, check_path, check_set
+from tasks.data.check import EXAMPLES, FILE_ADVICE, MODE_ADVICE, answerable, check_set
+from tasks.data.synthesize import Sizes, synthesize_domain
 from tasks.index import index
-from tasks.layouts import DataError
-from tasks.preflight import check_sets
-from tasks.synthesize import Sizes, synthesize_domain
+from tasks.preflight import check_path, check_sets
+from tasks.store.artifacts import read_table, write_table
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_a_sound_set(sound):
 @pytest.fixture
 def broken(tmp_path, draw, monkeypatch):
     """A folder with a good crop and one of everything that can be wrong with a file, named by the finding."""
-    monkeypatch.setattr("tasks.quality.MAX_PIXELS", 9_000)
+    monkeypatch.setattr("tasks.data.quality.MAX_PIXELS", 9_000)
     root = tmp_path / "broken"
     root.mkdir()
     good = Image.fromarray(draw(1, 1, 1))

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pul_core.ranks as ranks
-from pul_core.evaluation import Scores, average_precision, score_queries, summarise
+import pul_core.scoring.ranks as ranks
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID
+from pul_core.scoring.evaluation import Scores, average_precision, score_queries, summarise
 
 # All 4-vectors of +-1 have length 2 and cosines -1, -0.5, 0, 0.5 or 1 to each other, exactly, in float32: ties without rounding.
 SIGNS = np.array(list(product([-1, 1], repeat=4)), np.float32)

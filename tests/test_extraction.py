@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pul_core.backbone import build_backbone, normalise
-from pul_core.extraction import extract_features
+from pul_core.errors import NotFiniteError
+from pul_core.learning.backbone import build_backbone, normalise
+from pul_core.learning.extraction import extract_features
 
 
 @pytest.fixture(scope="module")
@@ -104,5 +105,5 @@ def test_bfloat16_is_close_and_returned_as_float32(backbone, images):
 def test_damaged_weights_are_named_with_the_images(backbone, images, damage):
     with torch.no_grad():
         next(backbone.parameters()).fill_(damage)
-    with pytest.raises(FloatingPointError, match="images 0 to 3 are not finite"):
+    with pytest.raises(NotFiniteError, match="images 0 to 3 are not finite"):
         extract(backbone, images, batch_size=4)

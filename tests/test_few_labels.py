@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flows.preflight import plan_of
+from pul_core.errors import DataError
 from pul_core.few_labels import first_identities, join_labelled, num_unlabelled_clusters
-from tasks.artifacts import column, read_table
 from tasks.cluster import cluster, select
 from tasks.decode import decode
 from tasks.extract import extract_features
 from tasks.few_labels import reveal
 from tasks.index import index
-from tasks.layouts import DataError
 from tasks.models import initial_model
-from tasks.references import Compute
+from tasks.store.artifacts import column, read_table
+from tasks.store.references import Compute
 from tasks.training import pretrain
 
 COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)

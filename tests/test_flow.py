@@ -74,7 +74,7 @@ def test_mlflow_has_one_parent_and_a_nested_run_an_iteration_with_its_model(modu
     import mlflow
     from mlflow.tracking import MlflowClient
 
-    from tasks.tracking import read_results
+    from tasks.tracking.results import read_results
 
     state, _ = run(parameters)
     found = read_results(state.result())
@@ -97,7 +97,7 @@ def test_mlflow_has_one_parent_and_a_nested_run_an_iteration_with_its_model(modu
 
 
 def test_an_equal_run_is_served_from_the_cache_and_has_full_curves(module_home, parameters):
-    from tasks.tracking import read_results
+    from tasks.tracking.results import read_results
 
     first, _ = run(parameters)
     second, tasks = run(parameters)
@@ -123,7 +123,7 @@ def test_a_damaged_artifact_is_made_again_and_the_result_is_the_same(module_home
 def test_labels_of_the_target_steer_nothing(module_home, parameters, tiny_pair, monkeypatch):
     """With the target's identities scrambled: other scores, the same models, byte for byte."""
     import tasks.index as module
-    from tasks.tracking import read_results
+    from tasks.tracking.results import read_results
 
     _, target = tiny_pair
     rng = np.random.default_rng(3)
@@ -171,7 +171,7 @@ def test_crops_without_identities_need_no_labels(module_home, parameters, tiny_p
         copy = crops / f"day {position % 3}" / f"crop-{position}.jpg"
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-    from tasks.tracking import read_results
+    from tasks.tracking.results import read_results
 
     state, tasks = run(parameters | {"target": str(crops)})
     assert not any(name.startswith("evaluate") for name in tasks)
@@ -189,7 +189,7 @@ def test_a_model_of_an_earlier_run_can_be_the_original_model(module_home, parame
 def test_fine_tuning_starts_from_the_original_and_never_from_the_last_model(module_home, parameters, monkeypatch):
     """Under a fixed reliable set, other weights of model t-1 change nothing in model t."""
     import flows.pul as module
-    from tasks.references import Reliable
+    from tasks.store.references import Reliable
 
     fixed: list[Reliable] = []
     select = module.select
@@ -207,7 +207,7 @@ def test_fine_tuning_starts_from_the_original_and_never_from_the_last_model(modu
 
 
 def test_few_labels_and_two_sources(module_home, parameters, tmp_path, market):
-    from tasks.tracking import read_results
+    from tasks.tracking.results import read_results
 
     sources = [parameters["source"], str(market(tmp_path / "other", range(1, 4)))]
     state, _ = run(parameters | {"source": sources, "few_labels": {"identities": 2}})
@@ -218,7 +218,7 @@ def test_few_labels_and_two_sources(module_home, parameters, tmp_path, market):
 
 
 def test_a_deletion_request_removes_a_person_and_names_the_models_that_learnt_from_them(module_home, parameters):
-    from tasks.purge import digests_of_identity, purge_images, purge_run
+    from tasks.operations.purge import digests_of_identity, purge_images, purge_run
 
     state, _ = run(parameters | {"few_labels": {"identities": 1}})
     name = state.result()
@@ -248,7 +248,7 @@ def test_runs_that_create_an_experiment_or_a_model_at_the_same_moment_share_it(m
     """Both look and find nothing; one is first."""
     from mlflow.exceptions import MlflowException
 
-    from tasks import tracking
+    from tasks.tracking import runs as tracking
 
     client = tracking.client()
     first = tracking._experiment("a to b")

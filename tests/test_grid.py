@@ -6,7 +6,7 @@ import pytest
 
 from flows.grid import children_of
 from flows.sweep import data_sets, jobs_of
-from tasks.sweeps import OpenSweep
+from tasks.operations.sweeps import OpenSweep
 
 BASE = {"source": ["a", "b"], "target": "t", "selection": {"close_to": "any_centre"}}
 OPEN = OpenSweep(name="sweep-1", folder="sweeps/sweep-1", started={2: "amber-fox"})

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from tasks.artifacts import write_bytes
-from tasks.housekeeping import DAY, find_damage, find_rubbish, remove, sizes
+from tasks.operations.housekeeping import DAY, find_damage, find_rubbish, remove, sizes
+from tasks.store.artifacts import write_bytes
 
 
 def age(path, days):

@@ -12,15 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import tasks.data.quality
+import tasks.data.scan
 import tasks.index
-import tasks.quality
-import tasks.scan
-from tasks.artifacts import column, read_table
-from tasks.data_check import check_path
-from tasks.decode import decode, skipped
+from pul_core.errors import DataError
+from tasks.data.layouts import Listed
+from tasks.data.quality import look
+from tasks.decode import decode
 from tasks.index import index
-from tasks.layouts import DataError, Listed
-from tasks.quality import look
+from tasks.preflight import check_path
+from tasks.store.artifacts import column, read_table
 
 LONG_AGO = 1_000_000_000 * 10**9
 
@@ -44,8 +45,8 @@ def crops(tmp_path, draw):
 def opened(monkeypatch):
     """The names of the files that the scan looks into."""
     names = []
-    original = tasks.scan.look
-    monkeypatch.setattr(tasks.scan, "look", lambda path: names.append(Path(path).name) or original(path))
+    original = tasks.data.scan.look
+    monkeypatch.setattr(tasks.data.scan, "look", lambda path: names.append(Path(path).name) or original(path))
     return names
 
 
@@ -140,7 +141,7 @@ def test_an_interrupted_scan_leaves_the_last_one(home, crops, monkeypatch, opene
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tasks.scan, "look", interrupted)
+        patch.setattr(tasks.data.scan, "look", interrupted)
         index.fn(str(crops), "target")
     assert len(list((home / "cache" / "scans").iterdir())) == 1
     assert list((home / "artifacts" / "images").glob(".partial*")) == []
@@ -150,7 +151,7 @@ def test_an_interrupted_scan_leaves_the_last_one(home, crops, monkeypatch, opene
 @given(st.lists(st.lists(st.sampled_from("abcdefghij"), unique=True), min_size=2, max_size=4), st.integers(1, 4))
 def test_any_order_of_any_files_in_any_batches_is_recalled(tmp_path, monkeypatch, orders, size):
     """Against the slow way: looking at each file."""
-    monkeypatch.setattr(tasks.scan, "home", lambda: tmp_path / "memory")
+    monkeypatch.setattr(tasks.data.scan, "home", lambda: tmp_path / "memory")
     known = set()
     cache = tmp_path / "memory" / "cache"
     for file in cache.rglob("*.parquet"):
@@ -160,9 +161,9 @@ def test_any_order_of_any_files_in_any_batches_is_recalled(tmp_path, monkeypatch
         os.utime(tmp_path / name, ns=(LONG_AGO, LONG_AGO))
     for order in orders:
         seen = []
-        monkeypatch.setattr(tasks.scan, "look", lambda path, seen=seen: seen.append(path[-1]) or look(path))
+        monkeypatch.setattr(tasks.data.scan, "look", lambda path, seen=seen: seen.append(path[-1]) or look(path))
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        found = [row for table in tasks.scan.scan(tmp_path, batches) for row in table.to_pylist()]
+        found = [row for table in tasks.data.scan.scan(tmp_path, batches) for row in table.to_pylist()]
         assert [row["sha256"] for row in found] == [look(str(tmp_path / name)).sha256 for name in order]
         assert sorted(seen) == sorted(set(order) - known)
         known = set(order)
@@ -216,7 +217,7 @@ def test_a_folder_that_changes_meanwhile_is_an_error(home, crops, monkeypatch, c
 
 
 @pytest.mark.fault("links that loop or dangle, pipes", "skipped and listed; nothing waits")
-def test_loops_pipes_and_dangling_links_hold_nothing_up(home, crops):
+def test_loops_pipes_and_dangling_links_hold_nothing_up(home, crops, skipped):
     (crops / "loop").symlink_to(crops)
     (crops / "self.png").symlink_to(crops / "self.png")
     (crops / "dangling.png").symlink_to(crops / "nothing.png")
@@ -235,7 +236,7 @@ def test_a_file_without_permission_is_looked_at_again_once_it_has_it(home, crops
         return Path(path).open(mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.quality, "open", refuse, raising=False)
+        patch.setattr(tasks.data.quality, "open", refuse, raising=False)
         refused = index.fn(str(crops), "target")
     assert read_table(refused.images)["problem"].to_pylist().count("unreadable") == 1
     assert read_table(index.fn(str(crops), "target").images)["problem"].null_count == 7

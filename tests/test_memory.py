@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pul_core.backbone import normalise
-from pul_core.batches import epoch_batches
-from pul_core.extraction import extract_features
-from pul_core.memory import ClusterMemory, ImageMemory, class_means, update_memory
+from pul_core.learning.backbone import normalise
+from pul_core.learning.batches import epoch_batches
+from pul_core.learning.extraction import extract_features
+from pul_core.learning.memory import ClusterMemory, ImageMemory, class_means, update_memory
+from pul_core.learning.training import begin_training, train
 from pul_core.seeds import derive_seed
-from pul_core.training import begin_training, train
 
 HEAD = {
     "num_classes": 3,

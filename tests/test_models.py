@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pul_core.backbone import build_backbone
-from tasks.layouts import DataError
-from tasks.models import ModelConfig, import_model, initial_model, load_file_into, model_file, model_size, read_model, write_model
+from pul_core.errors import DataError
+from pul_core.learning.backbone import build_backbone
+from tasks.models import import_model, initial_model, load_file_into, model_file
+from tasks.store.model_file import ModelConfig, model_size, read_model, write_model
 
 CONFIG = ModelConfig(backbone="resnet10t", height=64, width=32)
 
@@ -45,7 +46,7 @@ def test_checkpoints_of_other_projects(home, tmp_path, backbone, wrap):
 
 
 def test_own_files_say_what_they_are(home, tmp_path, backbone):
-    from tasks.artifacts import read_bytes
+    from tasks.store.artifacts import read_bytes
 
     (tmp_path / "own.safetensors").write_bytes(read_bytes(write_model(backbone, CONFIG)))
     _, config = read_model(import_model.fn(str(tmp_path / "own.safetensors"), backbone="resnet50", height=256, width=128))
@@ -113,8 +114,8 @@ def test_a_models_file_is_found_by_path_run_and_iteration(home, tmp_path):
 def test_a_model_is_found_in_mlflow(home, tmp_path, monkeypatch, backbone):
     import mlflow
 
-    from tasks.artifacts import locate
-    from tasks.track_model import log_model
+    from tasks.store.artifacts import locate
+    from tasks.tracking.reid_model import log_model
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
     monkeypatch.chdir(tmp_path)

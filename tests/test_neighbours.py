@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pul_core import neighbours
-from pul_core.neighbours import jaccard_distances, nearest_neighbours, reciprocal_encoding
-from pul_core.reranking import Reranking, reranked_distances
+from pul_core.clustering import neighbours
+from pul_core.clustering.neighbours import jaccard_distances, nearest_neighbours, reciprocal_encoding
+from pul_core.scoring.reranking import Reranking, reranked_distances
 
 
 def clustered(seed, n=90, d=6):

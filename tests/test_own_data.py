@@ -14,12 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.artifacts import column, read_table
-from tasks.decode import decode, open_pixels
+from pul_core.errors import DataError
+from tasks.data.layouts import Listed, read_layout
+from tasks.data.listing import image_files
+from tasks.data.places import name_of
+from tasks.decode import decode
 from tasks.index import index
-from tasks.layouts import DataError, Listed, read_layout
-from tasks.listing import image_files
-from tasks.places import name_of
+from tasks.store.artifacts import column, read_table
+from tasks.store.readers import open_pixels
 
 ODD = ("a b.jpg", 'say "hi", you.jpg', "ünï/漢字.png", "it's/50%.JPG", "#1;x.webp")
 
@@ -293,7 +295,7 @@ def test_a_set_is_named_by_its_folder_and_file(stub, tmp_path):
 def test_a_manifest_is_listed_in_the_memory_of_a_batch(tmp_path, monkeypatch):
     import tracemalloc
 
-    monkeypatch.setattr("tasks.manifests.BATCH", 500)
+    monkeypatch.setattr("tasks.data.manifests.BATCH", 500)
     n = 10_000
     paths = pa.array([f"{i // 1000}/{i}.jpg" for i in range(n)])
     pq.write_table(pa.table({"path": paths, "identity": pa.array(range(n))}), tmp_path / "m.parquet")

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pul_core.evaluation import summarise
-from pul_core.protocols import PROTOCOLS, Protocol, Side, evaluate
-from pul_core.reranking import Reranking, reranked_distances
+from pul_core.scoring.evaluation import summarise
+from pul_core.scoring.protocols import PROTOCOLS, Protocol, Side, evaluate
+from pul_core.scoring.reranking import Reranking, reranked_distances
 
 ROOT = Path(__file__).parent.parent
 ROLES, PARTS = ("query", "gallery"), ("", "_pids", "_camids")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pul_core.evaluation import Scores, average_precision, hit_within, score_queries, summarise
-from pul_core.protocols import PROTOCOLS, Protocol, Side, evaluate
-from pul_core.reranking import Reranking
+from pul_core.scoring.evaluation import Scores, average_precision, hit_within, score_queries, summarise
+from pul_core.scoring.protocols import PROTOCOLS, Protocol, Side, evaluate
+from pul_core.scoring.reranking import Reranking
 
 few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -243,7 +243,7 @@ def test_reranking_ignores_junk_and_the_order_of_the_gallery(seed):
 
 
 def test_a_memory_mapped_gallery_is_scored_as_it_lies(tmp_path, monkeypatch):
-    from pul_core import ranks
+    from pul_core.scoring import ranks
 
     query, gallery = sides(np.random.default_rng(4), gallery=300)
     np.save(tmp_path / "gallery.npy", gallery.features)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.layouts import DataError, read_layout
+from pul_core.errors import DataError
+from tasks.data.layouts import read_layout
 
 LISTS = Path(os.environ.get("PUL_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data" / "lists"
 FOLDERS = {"train.list": "bounding_box_train", "query.list": "query", "test.list": "bounding_box_test"}

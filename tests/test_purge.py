@@ -4,10 +4,10 @@ import hashlib
 
 import pytest
 
-from tasks import purge
-from tasks.artifacts import locate
 from tasks.few_labels import reveal
 from tasks.index import index
+from tasks.operations import purge
+from tasks.store.artifacts import locate
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from flows.pretrain import pretrain
 from flows.pul import pul
 from flows.recipes import RECIPES
 from flows.sweep import sweep
-from pul_core.clustering import cluster
-from pul_core.density import cluster_by_density
+from pul_core.clustering.density import cluster_by_density
+from pul_core.clustering.kmeans import cluster
+from pul_core.learning.training import begin_training, train
 from pul_core.selection import select_reliable
 from pul_core.stopping import reason_to_stop
-from pul_core.training import begin_training, train
 from tasks.training import BEGIN
 
 CORE = {

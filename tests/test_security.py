@@ -15,16 +15,18 @@ from PIL import Image
 
 from deployments.complaints import in_one_line
 from deployments.environment import configure
-from tasks.artifacts import Artifact, DamagedArtifactError, locate, read_bytes, read_table
-from tasks.checkpoints import Kept
-from tasks.contact_sheet import write_sheet
+from pul_core.errors import DataError
+from tasks.data.contact_sheet import write_sheet
+from tasks.data.manifests import manifest
+from tasks.data.places import checked_url
+from tasks.engine.checkpoints import Kept
+from tasks.engine.records import is_ours
 from tasks.index import index
-from tasks.layouts import DataError
-from tasks.manifests import manifest
-from tasks.models import import_model, initial_model, read_model, read_model_bytes
-from tasks.places import checked_url
-from tasks.records import is_ours
-from tasks.tracking import plain_name, run_name
+from tasks.models import import_model, initial_model
+from tasks.store.artifacts import Artifact, DamagedArtifactError, locate, read_bytes, read_table
+from tasks.store.model_file import read_model, read_model_bytes
+from tasks.tracking.client import plain_name
+from tasks.tracking.runs import run_name
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pul_core", "tasks", "flows", "deployments")
@@ -154,8 +156,8 @@ def test_a_forged_result_of_prefect_is_refused_and_the_step_runs_again(home, pay
     from prefect import flow
     from prefect.results import get_result_store
 
-    from tasks.artifacts import write_bytes
-    from tasks.steps import step, step_key
+    from tasks.engine.steps import step, step_key
+    from tasks.store.artifacts import write_bytes
 
     ran = []
 
@@ -239,7 +241,7 @@ def test_no_code_unpickles_or_asks_a_shell(package):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folders_name_stays_harmless(home, tmp_path, draw, name):
     """A set named by its folder, cameras and images named by anything: index, contact sheet, experiment, data set in MLflow."""
-    from tasks.tracking import _dataset
+    from tasks.tracking.runs import _dataset
 
     root = tmp_path / name
     (root / name).mkdir(parents=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pul_core.clustering import Clustering, cluster
+from pul_core.clustering.kmeans import Clustering, cluster
 from pul_core.selection import UnreliableError, select_reliable
 
 WAYS = [(close_to, keep) for close_to in ("own_centre", "any_centre") for keep in (False, True)]

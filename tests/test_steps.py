@@ -5,10 +5,10 @@ import textwrap
 
 import pytest
 
-from tasks import steps
-from tasks.artifacts import Artifact
-from tasks.references import Compute, ImageSet, Pixels
-from tasks.steps import code_digest, identity, step_key
+from tasks.engine import steps
+from tasks.engine.steps import code_digest, identity, step_key
+from tasks.store.artifacts import Artifact
+from tasks.store.references import Compute, ImageSet, Pixels
 
 ARTIFACT = Artifact(kind="features", uri="features/ab.parquet", sha256="ab" * 32, rows=3)
 COMPUTE = Compute(device="cpu", threads=2, bf16_inference=False, bf16_training=False)
@@ -100,5 +100,10 @@ def test_code_that_a_step_reaches_counts_and_comments_do_not(package):
 
 def test_training_reaches_the_core_and_not_the_tracking():
     reached = steps._reached("tasks.training")
-    assert {"pul_core.training", "pul_core.memory", "pul_core.batches", "pul_core.backbone", "tasks.models"} <= reached
+    assert {
+        "pul_core.learning.training",
+        "pul_core.learning.memory",
+        "pul_core.learning.batches",
+        "pul_core.learning.backbone",
+    } <= reached
     assert not any("tracking" in name or "synth" in name for name in reached)

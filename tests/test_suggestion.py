@@ -9,11 +9,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from deployments.suggest_cli import _text
-from pul_core.cameras import centre_cameras
-from pul_core.density import cluster_by_density, jaccard_distances_below
-from pul_core.suggestion import MAX_DISTANCES, MIN_IMAGES, Curve, NothingToSuggestError, clusters_by_distance, read_curve
-from tasks.artifacts import read_table, vectors, write_table
-from tasks.references import Compute
+from pul_core.clustering.cameras import centre_cameras
+from pul_core.clustering.density import cluster_by_density, jaccard_distances_below
+from pul_core.clustering.suggestion import MAX_DISTANCES, MIN_IMAGES, Curve, NothingToSuggestError, clusters_by_distance, read_curve
+from tasks.store.artifacts import read_table, vectors, write_table
+from tasks.store.references import Compute
 from tasks.suggest import report, suggest
 
 COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)

@@ -14,9 +14,9 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.grid import children_of
 from flows.sweep import jobs_of
-from pul_core.comparison import judge
-from tasks import tracking
-from tasks.sweeps import MEANS, OpenSweep, means_over_seeds, means_table, read_sweep, write_children
+from pul_core.scoring.comparison import judge
+from tasks.operations.sweeps import MEANS, OpenSweep, means_over_seeds, means_table, read_sweep, write_children
+from tasks.tracking import runs as tracking
 
 
 def row(number, setting="x", seed=0, status="finished", **figures):
@@ -151,7 +151,7 @@ def test_children_share_the_source_a_failure_is_told_and_a_second_call_is_served
 @pytest.mark.usefixtures("prefect_server", "module_home")
 def test_a_child_that_is_killed_costs_no_other(base, tmp_path):
     from flows.pul import pul
-    from tasks.processes import Job, run_jobs
+    from tasks.operations.processes import Job, run_jobs
 
     plans = [child.plan for child in children_of(base, {"selection.min_similarity": [0.4, 0.6]})]
     jobs = [Job(name, pul, plan, tmp_path / f"{name}.log") for name, plan in zip(("one", "two"), plans, strict=True)]
@@ -163,7 +163,7 @@ def test_a_child_that_is_killed_costs_no_other(base, tmp_path):
 
     def kill_the_first():
         nonlocal pid
-        mine = [process for process in psutil.Process().children(recursive=True) if "tasks.child" in process.cmdline()]
+        mine = [process for process in psutil.Process().children(recursive=True) if "tasks.operations.flow_subprocess" in process.cmdline()]
         pid = min(mine, key=lambda process: process.create_time()).pid
         os.kill(pid, signal.SIGKILL)
 
@@ -185,7 +185,7 @@ def test_stopping_a_sweep_stops_its_processes_and_closes_their_runs(base, tmp_pa
     import psutil
 
     from flows.pul import pul
-    from tasks.processes import Job, run_jobs
+    from tasks.operations.processes import Job, run_jobs
 
     plan = children_of(base | {"seed": 5}, {"pretraining.epochs": [1000]})[0].plan
     work = run_jobs(
@@ -198,5 +198,5 @@ def test_stopping_a_sweep_stops_its_processes_and_closes_their_runs(base, tmp_pa
         assert time.monotonic() < deadline, Path(tmp_path, "long.log").read_text()
         time.sleep(0.2)
     work.close()
-    assert not [process for process in psutil.Process().children(recursive=True) if "tasks.child" in process.cmdline()]
+    assert not [process for process in psutil.Process().children(recursive=True) if "tasks.operations.flow_subprocess" in process.cmdline()]
     assert "RUNNING" not in {run.info.status for run in tracking.client().search_runs(["0", "1", "2", "3"])}

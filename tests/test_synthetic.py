@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pul_core.synthetic import (
+from pul_core.synthetic.people import (
     DISTRACTOR_PID,
     JUNK_PID,
     SIZES,
@@ -22,7 +22,7 @@ from pul_core.synthetic import (
     make_person,
     plan_domain,
 )
-from tasks.synthesize import synthesize_domain, synthesize_pair
+from tasks.data.synthesize import synthesize_domain, synthesize_pair
 
 SEED = 10
 SMALL = Sizes(train_identities=4, train_images=24, test_identities=3, queries=5, gallery_images=30)

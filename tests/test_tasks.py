@@ -5,18 +5,20 @@ import pyarrow as pa
 import pytest
 
 from flows.preflight import plan_of
-from pul_core.evaluation import Scores
+from pul_core.clustering.whitening import whiten
+from pul_core.scoring.evaluation import Scores
 from pul_core.selection import UnreliableError
-from pul_core.whitening import whiten
-from tasks.artifacts import column, read_table, vectors, write_table
-from tasks.cluster import cluster, read_selected, select
-from tasks.decode import decode, open_pixels
-from tasks.evaluate import evaluate, oracle_diagnostics, read_summary, report
+from tasks.cluster import cluster, select
+from tasks.decode import decode
+from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import initial_model
-from tasks.references import Compute, Reliable
-from tasks.tracking import what_changed
+from tasks.store.artifacts import column, read_table, vectors, write_table
+from tasks.store.readers import open_pixels, read_selected
+from tasks.store.references import Compute, Reliable
+from tasks.store.scores import read_summary, report
+from tasks.tracking.metrics import oracle_diagnostics, what_changed
 from tasks.training import fine_tune, pretrain
 
 COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)

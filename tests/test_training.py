@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pul_core.backbone import build_backbone, normalise
-from pul_core.training import begin_training, learning_rate_share, train
+from pul_core.errors import NotFiniteError
+from pul_core.learning.backbone import build_backbone, normalise
+from pul_core.learning.training import begin_training, learning_rate_share, train
 
 HEAD = {
     "num_classes": 3,
@@ -357,7 +358,7 @@ def test_a_damaged_model_stops_at_once_and_says_where(images):
     training = begin()
     with torch.no_grad():
         next(training.backbone.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"loss is nan in epoch 1, step 1"):
+    with pytest.raises(NotFiniteError, match=r"loss is nan in epoch 1, step 1"):
         list(train(training, images, ROWS, CLASSES, **PLAIN))
     assert training.epochs_done == 0
 
@@ -366,7 +367,7 @@ def test_a_damaged_model_stops_at_once_and_says_where(images):
 def test_a_learning_rate_that_explodes_stops_and_says_where(images):
     training = begin(backbone_learning_rate=1e30, classifier_learning_rate=1e30, batch_norm=False)
     seen = []
-    with pytest.raises(FloatingPointError, match=r"in epoch \d+, step \d+: lower the learning rate") as error:
+    with pytest.raises(NotFiniteError, match=r"in epoch \d+, step \d+: lower the learning rate") as error:
         list(train(training, images, ROWS, CLASSES, **PLAIN | {"epochs": 5}, on_batch=seen.append))
     epoch, step = training.epochs_done + 1, len(seen) % 3 + 1
     assert f"epoch {epoch}, step {step}:" in str(error.value)
@@ -377,7 +378,7 @@ def test_a_learning_rate_that_explodes_stops_and_says_where(images):
 )
 def test_weights_that_explode_in_the_last_step_are_no_model(images):
     training = begin(backbone_learning_rate=1e3, classifier_learning_rate=1e3, weight_decay=1e38)  # 1 - 1e41 overflows
-    with pytest.raises(FloatingPointError, match="weights are no longer finite after epoch 1: lower the learning rate"):
+    with pytest.raises(NotFiniteError, match="weights are no longer finite after epoch 1: lower the learning rate"):
         list(train(training, images, ROWS, CLASSES, **PLAIN | {"epochs": 1, "batch_size": len(ROWS)}))
     assert training.epochs_done == 0
 

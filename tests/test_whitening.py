@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pul_core.whitening import whiten
+from pul_core.clustering.whitening import whiten
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
@@ -54,7 +54,7 @@ def test_lengths_mean_nothing_and_the_features_stay(seed, scale):
 def test_blocks_change_nothing(monkeypatch):
     features = features_of(1)
     whole = whiten(features, power=0.7, shrinkage=0.3)
-    monkeypatch.setattr("pul_core.whitening.ROWS", 7)
+    monkeypatch.setattr("pul_core.clustering.whitening.ROWS", 7)
     np.testing.assert_allclose(whiten(features, power=0.7, shrinkage=0.3), whole, atol=1e-5)
 
 

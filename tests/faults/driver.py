@@ -19,9 +19,9 @@ from mlflow.tracking import MlflowClient
 from prefect.settings import PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 import deployments.cli
-import tasks.checkpoints
-import tasks.lost_runs
-import tasks.steps
+import tasks.engine.checkpoints
+import tasks.engine.steps
+import tasks.operations.lost_runs
 from deployments.environment import configure
 
 WRITES = ("create_run", "update_run", "set_tag", "log_batch", "log_inputs", "log_dict", "set_terminated", "create_model_version")
@@ -52,16 +52,16 @@ def arm(moment, number, ending=signal.SIGKILL):
 
     if moment == "step kept":  # a step was computed, its result is persisted, the next one is about to begin
         computed = []
-        on_call(tasks.steps, "_with_seconds", lambda: computed.append(1), after=True)
-        on_call(tasks.steps, "_cached_but_damaged", lambda: computed and die())
+        on_call(tasks.engine.steps, "_with_seconds", lambda: computed.append(1), after=True)
+        on_call(tasks.engine.steps, "_cached_but_damaged", lambda: computed and die())
     elif moment == "step begins":
-        on_call(tasks.steps, "_cached_but_damaged", die)
+        on_call(tasks.engine.steps, "_cached_but_damaged", die)
     elif moment == "step computed":  # its files are there and nobody knows
-        on_call(tasks.steps, "_with_seconds", die)
+        on_call(tasks.engine.steps, "_with_seconds", die)
     elif moment == "file written":  # under its temporary name
         on_call(LocalFileSystem, "mv", die)
     elif moment == "checkpoint":
-        on_call(tasks.checkpoints.Kept, "save", die, after=True)
+        on_call(tasks.engine.checkpoints.Kept, "save", die, after=True)
     elif moment == "tracking":
         for name in WRITES:
             on_call(MlflowClient, name, die)

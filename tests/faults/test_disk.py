@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 
 from flows.preflight import plan_of
-from tasks.artifacts import DamagedArtifactError, locate, read_table, write_bytes, write_table
-from tasks.decode import open_pixels
 from tasks.extract import extract_features
-from tasks.references import Compute, Reliable
+from tasks.store.artifacts import DamagedArtifactError, locate, read_table, write_bytes, write_table
+from tasks.store.readers import open_pixels
+from tasks.store.references import Compute, Reliable
 from tasks.training import fine_tune
 
 COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.artifacts import read_table
-from tasks.decode import decode, open_pixels, skipped
+from tasks.decode import decode
 from tasks.index import index
+from tasks.store.artifacts import read_table
+from tasks.store.readers import open_pixels
 
 SIZE = {"height": 16, "width": 8}
 
 
 @pytest.mark.parametrize("side", [10_000, 20_000])  # Pillow warns of the first and refuses the second
 @pytest.mark.fault("an image of 100, of 400 megapixels", "`too_large`: skipped, named, not decoded; the others are used")
-def test_a_bomb_is_not_decoded(home, tmp_path, draw, side):
+def test_a_bomb_is_not_decoded(home, tmp_path, draw, side, skipped):
     Image.new("1", (side, side)).save(tmp_path / "bomb.png")
     Image.fromarray(draw(1, 1, 1)).save(tmp_path / "good.png")
     pixels = decode.fn(index.fn(str(tmp_path), "target"), split="train", **SIZE)

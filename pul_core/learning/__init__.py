@@ -1,0 +1,1 @@
+"""How a backbone learns: backbone, augmentation, batches, memories, training, feature extraction."""

@@ -1,0 +1,1 @@
+"""Evaluation: ranks, scores, protocols, re-ranking, and the summary of a run."""

@@ -1,0 +1,1 @@
+"""Drawn people: identities, cameras, figures and images from a seed."""

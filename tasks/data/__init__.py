@@ -1,0 +1,1 @@
+"""Reading and checking data sets: layouts, manifests, crops from video, image quality."""

@@ -1,0 +1,1 @@
+"""Operating many runs: processes, sweeps, lost runs, garbage collection, purge."""

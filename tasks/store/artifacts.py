@@ -1,0 +1,228 @@
+"""Artifacts: files that exist whole or not at all, named by their content, passed between tasks by reference.
+
+An artifact's name is the digest of its bytes, so two equal runs write the same file and it does not matter who comes first, a copy that
+was damaged is simply written again, and a reference stays true when the folder moves. Nothing here knows what is inside.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from typing import IO, Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from tasks.store.home import artifact_root, home
+
+provenance: ContextVar[dict[str, Any]] = ContextVar("provenance")
+_verified: dict[str, tuple[Any, ...]] = {}
+
+
+@contextlib.contextmanager
+def made_by(step: str, /, **inputs: Any) -> Iterator[None]:
+    """Let the tables that are written in a block tell which step made them, and from what: digests and plain values."""
+    token = provenance.set({"step": step, "inputs": inputs})
+    try:
+        yield
+    finally:
+        provenance.reset(token)
+
+
+class Artifact(BaseModel):
+    """A reference to a file: what it is, where it lies below the artifact root, what is in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    uri: str
+    sha256: str
+    rows: int
+    seconds: float = 0.0
+
+    def identity(self) -> str:
+        """Return what this artifact adds to the cache key of a step that reads it."""
+        return self.sha256
+
+
+NO_ROOM = "no room left below {}: make some (pul gc), then Retry or pul resume"
+WAYS_OUT = {errno.ENOSPC: NO_ROOM, errno.EDQUOT: NO_ROOM, errno.EROFS: "{} is read-only: make it writable, then Retry or pul resume"}
+
+
+class DamagedArtifactError(RuntimeError):
+    """An artifact is missing or its bytes are not those that were written."""
+
+    def __init__(self, what: str) -> None:
+        """Say what is damaged; the way out is always the same."""
+        super().__init__(f"{what}: Retry or pul resume makes it again")
+        self.what = what
+
+
+def root_of(kind: str) -> str:
+    """Return where artifacts of a kind lie: the artifact root, but the image cache always on this machine, for it is memory-mapped."""
+    return str(home() / "cache") if kind == "pixels" else artifact_root().rstrip("/")
+
+
+def locate(artifact: Artifact) -> str:
+    """Return the artifact's full path or URL."""
+    return f"{root_of(artifact.kind)}/{artifact.uri}"
+
+
+def verify(artifact: Artifact) -> str:
+    """Check that an artifact is there and unchanged, once a process and state of the file, and return where it lies.
+
+    Raises:
+        DamagedArtifactError: it is missing, or its digest is another.
+    """
+    fs, path = fsspec.core.url_to_fs(locate(artifact))
+    try:
+        info = fs.info(path)
+    except FileNotFoundError as error:
+        raise DamagedArtifactError(f"artifact {artifact.uri} is missing below {root_of(artifact.kind)}") from error
+    state = (info["size"], info.get("mtime"), info.get("ETag"))
+    if _verified.get(path) == (artifact.sha256, *state):
+        return str(path)
+    digest = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    if digest.hexdigest() != artifact.sha256:
+        raise DamagedArtifactError(
+            f"artifact {artifact.uri} is damaged (its digest is {digest.hexdigest()[:12]}, not {artifact.sha256[:12]})"
+        )
+    _verified[path] = (artifact.sha256, *state)
+    return str(path)
+
+
+class _Hashed:
+    """A file that digests what is written to it; what is written never seeks back."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class Writing:
+    """An artifact in the making; ``rows`` may be corrected until the end, ``artifact`` is set once it is whole."""
+
+    def __init__(self, file: _Hashed, rows: int) -> None:
+        self.file = file
+        self.rows = rows
+        self.artifact: Artifact | None = None
+
+    @property
+    def done(self) -> Artifact:
+        """Return the finished artifact."""
+        assert self.artifact is not None, "still being written"
+        return self.artifact
+
+
+@contextlib.contextmanager
+def writing(kind: str, suffix: str, rows: int) -> Iterator[Writing]:
+    """Write an artifact under a temporary name; only when the block ends without an error does it get its own.
+
+    Args:
+        kind: what it is, also its folder.
+        suffix: of the file's name, without the dot.
+        rows: number of entries in it.
+
+    Raises:
+        OSError: the disk is full or read-only; its text says what to do.
+    """
+    fs, root = fsspec.core.url_to_fs(root_of(kind))
+    partial = f"{root}/{kind}/.partial-{uuid.uuid4().hex}"
+    try:
+        fs.makedirs(f"{root}/{kind}", exist_ok=True)
+        with fs.open(partial, "wb") as file:
+            work = Writing(_Hashed(file), rows)
+            yield work
+        sha256 = work.file.digest.hexdigest()
+        uri = f"{kind}/{sha256[:32]}.{suffix}"
+        fs.mv(partial, f"{root}/{uri}")
+        work.artifact = Artifact(kind=kind, uri=uri, sha256=sha256, rows=work.rows)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            fs.rm(partial)
+        if isinstance(error, OSError) and error.errno in WAYS_OUT:
+            raise OSError(error.errno, WAYS_OUT[error.errno].format(root)) from error
+        raise
+
+
+def write_bytes(kind: str, suffix: str, rows: int, data: bytes) -> Artifact:
+    """Write an artifact from bytes in memory."""
+    with writing(kind, suffix, rows) as work:
+        work.file.write(data)
+    return work.done
+
+
+def write_table(kind: str, table: pa.Table) -> Artifact:
+    """Write a table as a Parquet artifact; the step that makes it is told in its metadata."""
+    return write_batches(kind, table.schema, table.to_batches(), table.num_rows)
+
+
+def write_batches(kind: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], rows: int) -> Artifact:
+    """Write a stream of record batches as one Parquet artifact.
+
+    Args:
+        kind: what it is, also its folder.
+        schema: of the batches.
+        batches: in the order of their rows.
+        rows: in all batches together.
+    """
+    about = {"pul.kind": kind, "pul.provenance": json.dumps(provenance.get({}), sort_keys=True)}
+    vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+    compression = {field.name: "none" if field.name in vectors else "zstd" for field in schema}
+    with (
+        writing(kind, "parquet", rows) as work,
+        pq.ParquetWriter(work.file, schema.with_metadata(about), compression=compression, use_dictionary=False) as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch)
+    return work.done
+
+
+def read_table(artifact: Artifact, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet artifact after checking its digest.
+
+    Raises:
+        DamagedArtifactError: it is missing or damaged.
+    """
+    path = verify(artifact)
+    fs, _ = fsspec.core.url_to_fs(artifact_root())
+    return pq.read_table(path, columns=columns, filesystem=fs)
+
+
+def read_bytes(artifact: Artifact) -> bytes:
+    """Read an artifact after checking its digest."""
+    path = verify(artifact)
+    fs, _ = fsspec.core.url_to_fs(artifact_root())
+    return bytes(fs.cat_file(path))
+
+
+def column(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    """Return a column as an array: (n,), or (n, d) for a column of vectors, whose values are not copied row by row."""
+    chunks = table.column(name).combine_chunks()
+    if pa.types.is_fixed_size_list(chunks.type):
+        values: npt.NDArray[Any] = chunks.flatten().to_numpy(zero_copy_only=False)
+        return values.reshape(len(chunks), chunks.type.list_size)
+    return np.asarray(chunks.to_numpy(zero_copy_only=False))
+
+
+def vectors(values: npt.NDArray[np.float32]) -> pa.FixedSizeListArray:
+    """Return (n, d) values as an Arrow column of vectors, without a copy."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])

@@ -1,0 +1,55 @@
+"""The model file: safetensors with a header that says how to build the module inside. Nothing is unpickled."""
+
+import json
+
+from pydantic import BaseModel, ConfigDict
+from safetensors import torch as tensors
+from torch import nn
+
+from pul_core.learning.backbone import build_backbone
+from tasks.store.artifacts import Artifact, read_bytes, write_bytes
+
+
+class ModelConfig(BaseModel):
+    """How to build the module and what to feed it; stands in the file's header."""
+
+    model_config = ConfigDict(frozen=True)
+
+    backbone: str
+    height: int
+    width: int
+
+
+def write_model(backbone: nn.Module, config: ModelConfig) -> Artifact:
+    """Write a backbone's weights with its config in the header. One metadata entry only: safetensors orders several at random."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    return write_bytes("models", "safetensors", len(state), tensors.save(state, {"pul": config.model_dump_json()}))
+
+
+def read_model(artifact: Artifact) -> tuple[nn.Module, ModelConfig]:
+    """Build the backbone an artifact holds.
+
+    Raises:
+        DamagedArtifactError: it is missing or damaged.
+    """
+    return read_model_bytes(read_bytes(artifact))
+
+
+def read_model_bytes(data: bytes) -> tuple[nn.Module, ModelConfig]:
+    """Build the backbone that the bytes of one of this project's model files hold."""
+    config = read_config(data)
+    backbone = build_backbone(config.backbone)
+    backbone.load_state_dict(tensors.load(data))
+    return backbone, config
+
+
+def model_size(artifact: Artifact) -> dict[str, int]:
+    """Return the input size a model was made for: height and width in pixels."""
+    config = read_config(read_bytes(artifact))
+    return {"height": config.height, "width": config.width}
+
+
+def read_config(data: bytes) -> ModelConfig:
+    """Return the config in the header of one of this project's model files."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return ModelConfig.model_validate_json(header["__metadata__"]["pul"])

@@ -1,0 +1,1 @@
+"""MLflow: the life cycle of runs, metrics, models, results."""
