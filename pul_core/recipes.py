@@ -1,0 +1,55 @@
+"""The recipes: values for every setting that the user leaves empty. Their sources are in docs/method.md."""
+
+from dataclasses import replace
+from typing import Literal
+
+from pul_core.settings import Augmentation, Clustering, KMeans, Model, Optimisation, Recipe, Selection, Stopping, Training
+
+RecipeName = Literal["paper", "modern", "released-code"]
+
+# The trainer of `paper` is ours: the usual re-ID baseline (Adam, 3.5e-4) without metric learning, chosen on drawn people (seeds 10 to 14) and
+# held-out source people (docs/log.md). Fine-tuning is shorter and slower: k-means clusters often hold one camera's images of a person, and
+# learning poor clusters at the source's rate leaves a model worse than direct transfer (docs/adr/0011).
+PAPER = Recipe(
+    fine_tuning=Training(
+        epochs=4,
+        optimisation=Optimisation(backbone_learning_rate=0.0002, classifier_learning_rate=0.0002),
+        augmentation=Augmentation(colour_share=0.08),
+    ),
+)
+# Uses camera ids, and clusters by density: the images left in no cluster are the unreliable ones.
+MODERN = replace(
+    PAPER,
+    model=Model(centre_cameras=True),
+    clustering=Clustering(algorithm="dbscan", whitening=0),
+    selection=Selection(min_similarity=-1),
+    fine_tuning=Training(epochs=4),
+    stopping=Stopping(max_iterations=6),
+)
+_AUTHORS_TRAINING = Training(
+    epochs=40,
+    batch_size=16,
+    batch_norm=False,
+    dropout=0.5,
+    label_smoothing=0,
+    optimisation=Optimisation(
+        optimiser="sgd",
+        backbone_learning_rate=0.001,
+        classifier_learning_rate=0.001,
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=0,
+        schedule="constant",
+    ),
+    augmentation=Augmentation(flip_probability=0, crop_share=0, erase_probability=0, rotation_degrees=20, shift_share=0.2),
+)
+RELEASED_CODE = Recipe(
+    model=Model(height=224, width=224),
+    pretraining=_AUTHORS_TRAINING,
+    clustering=Clustering(whitening=0),
+    kmeans=KMeans(normalise=False, num_restarts=10, max_passes=300, centre_from="all"),
+    selection=Selection(min_similarity=0.85, close_to="any_centre", keep_empty_classes=True),
+    fine_tuning=replace(_AUTHORS_TRAINING, epochs=20),
+    stopping=Stopping(max_iterations=25, stop_when_stable=False, stability_tolerance=0, stability_patience=1),
+)
+RECIPES: dict[RecipeName, Recipe] = {"paper": PAPER, "modern": MODERN, "released-code": RELEASED_CODE}
