@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 UV ?= uv
 INSTALLED := $(VENV)/.installed
+TESTED := --doctest-modules pul_core tasks flows deployments tests
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-faults check format bench peers up lock clean
+.PHONY: help install demo lint test test-faults check format bench peers up lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -30,21 +31,24 @@ demo: install  ## draw people, run the whole loop, print the iterations
 up: install  ## start Prefect, MLflow and a worker on this machine
 	$(BIN)/pul up
 
-check: install  ## format, lint, types, contracts, fast tests
+lint: install  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow" --doctest-modules pul_core flows tests
 
-test: install  ## all tests but the fault campaign: real flows, servers and a browser included
-	$(BIN)/python -m pytest $(WORKERS) -m "not campaign" --doctest-modules pul_core flows tests
+check: lint  ## lint and the fast tests; on Python 3.12 as well where .venv-3.12 is there (make install PYTHON=python3.12 VENV=.venv-3.12)
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(TESTED)
+	test ! -x .venv-3.12/bin/python || .venv-3.12/bin/python -m pytest $(WORKERS) -m "not slow" $(TESTED)
+
+test: lint  ## lint and all tests but the fault campaign: real flows, servers and a browser included
+	$(BIN)/python -m pytest $(WORKERS) -m "not campaign" $(TESTED)
 
 test-faults: install  ## the fault campaign: every fault of docs/reliability.md, 30 kills at random moments; rewrites its table
 	PUL_FAULTS=30 PUL_FAULTS_RECORD=.pul/faults.json $(BIN)/python -m pytest --timeout=7200 -m fault; code=$$?; \
 	$(BIN)/python tests/reliability.py .pul/faults.json; exit $$code
 
-format: install  ## mend what can be mended
+format: install  ## fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,8 +1,8 @@
-"""A peer for direct transfer: torchreid's softmax + triplet baseline on the same source images, backbone, weights and number of epochs.
+"""torchreid's softmax + triplet baseline, trained on the same source images, backbone, weights and epochs as PUL's source model.
 
 Usage, after `make peers`: .venv-peers/bin/python benchmarks/torchreid_baseline.py SOURCE WEIGHTS OUT.safetensors [--epochs 10] [--seed 0]
-[--threads 1]. SOURCE is a folder in the Market-1501 layout, WEIGHTS a file of ImageNet weights. What it writes holds the trunk alone:
-pul evaluate OUT.safetensors TARGET --backbone mobilenetv2_100 --size 128x64
+[--threads 1]. SOURCE is a folder in the Market-1501 layout, WEIGHTS a file of ImageNet weights. The output file holds the backbone only,
+without the classifier. Evaluate its direct transfer with: pul evaluate OUT.safetensors TARGET --backbone mobilenetv2_100 --size 128x64
 """
 
 import argparse
@@ -19,60 +19,60 @@ from tasks.models import load_file_into
 
 
 class Network(nn.Module):
-    """What torchreid's engine asks for: logits and features in training, features otherwise."""
+    """A network with the interface of torchreid's engine: it returns (logits, features) in training, and features otherwise."""
 
     def __init__(self, backbone: str, weights: Path, num_classes: int) -> None:
         super().__init__()
-        self.trunk = build_backbone(backbone)
-        load_file_into(self.trunk, weights)
-        self.classifier = nn.Linear(self.trunk.num_features, num_classes)
+        self.backbone = build_backbone(backbone)
+        load_file_into(self.backbone, weights)
+        self.classifier = nn.Linear(self.backbone.num_features, num_classes)
 
-    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # noqa: D102 - the class says it
-        features = self.trunk(pixels)
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # noqa: D102 - described by the class
+        features = self.backbone(pixels)
         return (self.classifier(features), features) if self.training else features
 
 
-def images_of(source: Path) -> list[tuple[str, int, int]]:
-    """Return path, class and camera of every training image that shows somebody."""
-    names = [(path, re.match(r"(-?\d+)_c(\d+)", path.name)) for path in sorted(source.glob("bounding_box_train/*.jpg"))]
-    known = [(str(path), int(found[1]), int(found[2])) for path, found in names if found and int(found[1]) > 0]
-    classes = {pid: number for number, pid in enumerate(sorted({pid for _, pid, _ in known}))}
-    return [(path, classes[pid], camera) for path, pid, camera in known]
+def training_images(source: Path) -> list[tuple[str, int, int]]:
+    """Return the path, class and camera number of every labelled training image."""
+    matches = [(path, re.match(r"(-?\d+)_c(\d+)", path.name)) for path in sorted(source.glob("bounding_box_train/*.jpg"))]
+    labelled = [(str(path), int(match[1]), int(match[2])) for path, match in matches if match and int(match[1]) > 0]
+    classes = {pid: number for number, pid in enumerate(sorted({pid for _, pid, _ in labelled}))}
+    return [(path, classes[pid], camid) for path, pid, camid in labelled]
 
 
-def main(given: argparse.Namespace) -> None:
-    torchreid.utils.set_random_seed(given.seed)
-    torch.set_num_threads(given.threads)
-    train = images_of(given.source)
+def main(options: argparse.Namespace) -> None:
+    torchreid.utils.set_random_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    train = training_images(options.source)
     if not train:
-        raise SystemExit(f"there is no image called like 0001_c1s1_000001_00.jpg in {given.source}/bounding_box_train")
+        raise SystemExit(f"{options.source}/bounding_box_train has no file named like 0001_c1s1_000001_00.jpg: use the Market-1501 layout.")
 
     class Source(torchreid.data.ImageDataset):  # type: ignore[misc, name-defined]
-        def __init__(self, root: str = "", **options: object) -> None:
-            super().__init__(train, train[:1], [(*train[0][:2], train[0][2] + 1)], **options)
+        def __init__(self, root: str = "", **kwargs: object) -> None:
+            super().__init__(train, train[:1], [(*train[0][:2], train[0][2] + 1)], **kwargs)
 
     torchreid.data.register_image_dataset("source", Source)
-    h, w = (int(number) for number in given.size.split("x"))
+    h, w = (int(number) for number in options.size.split("x"))
     data = torchreid.data.ImageDataManager(
         sources="source",
         height=h,
         width=w,
         transforms=["random_flip", "random_crop", "random_erase"],
         use_gpu=False,
-        batch_size_train=given.batch_size,
-        batch_size_test=given.batch_size,
+        batch_size_train=options.batch_size,
+        batch_size_test=options.batch_size,
         num_instances=4,
         train_sampler="RandomIdentitySampler",
         workers=0,
     )
-    network = Network(given.backbone, given.weights, data.num_train_pids)
+    network = Network(options.backbone, options.weights, data.num_train_pids)
     optimiser = torchreid.optim.build_optimizer(network, optim="adam", lr=3e-4)
-    schedule = torchreid.optim.build_lr_scheduler(optimiser, lr_scheduler="cosine", max_epoch=given.epochs)
+    schedule = torchreid.optim.build_lr_scheduler(optimiser, lr_scheduler="cosine", max_epoch=options.epochs)
     engine = torchreid.engine.ImageTripletEngine(data, network, optimiser, scheduler=schedule, use_gpu=False)
-    engine.max_epoch = given.epochs
-    for engine.epoch in range(given.epochs):
+    engine.max_epoch = options.epochs
+    for engine.epoch in range(options.epochs):
         engine.train(print_freq=50)
-    save_file({name: tensor.contiguous() for name, tensor in network.trunk.state_dict().items()}, given.out)
+    save_file({name: tensor.contiguous() for name, tensor in network.backbone.state_dict().items()}, options.out)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Every way to start it: the `pul` command, the local servers, the deployments. Arguments only; nothing is computed here."""
+"""Every way to start the project: the `pul` command, the local servers and the Prefect deployments. Nothing is computed here."""

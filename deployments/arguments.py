@@ -1,75 +1,109 @@
-"""What is typed after `pul`, made into parameters of a flow."""
+"""Command-line arguments of `pul`, converted to parameters of a flow."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pul_core.errors import UserError
+from tasks.store.config import read_config, set_parameter
 
-# Options that mean the same in several commands.
-Source = Annotated[list[str] | None, typer.Option(help="Labelled images to train the original model on; may be given again.")]
-OriginalModel = Annotated[str | None, typer.Option(help="Instead of a source: a model file, or an earlier run's name.")]
+# Options that several commands share.
+Source = Annotated[list[str] | None, typer.Option(help="Labelled images to train the original model on; repeatable.")]
+OriginalModel = Annotated[str | None, typer.Option(help="Instead of a source: a model file, or the name of an earlier run.")]
 Weights = Annotated[str | None, typer.Option(help="imagenet (default, timm's hub), imagenet-packaged, random, or a file.")]
 Size = Annotated[str | None, typer.Option(help="Input size in pixels, height x width, e.g. 256x128.")]
 Device = Annotated[str | None, typer.Option(help="A torch device; default the first GPU if there is one.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default one a core.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default one per core.")]
+Model = Annotated[str, typer.Argument(help="A model file, the name of a run (its last iteration), RUN/iteration=N, or an MLflow URI.")]
+Layout = Annotated[str | None, typer.Option(help="The layout of the images; detected by default (docs/data.md).")]
+Pattern = Annotated[str | None, typer.Option(help="A regular expression for their file names, for layout pattern.")]
+Backbone = Annotated[str | None, typer.Option(help="The backbone of a model file that does not name it; default resnet50.")]
 
 
-def absolute(path: str | None) -> str | None:
-    """Make a path mean the same from anywhere; what is no existing path (synthetic:0/target, a run's name, imagenet) stays as it is."""
+def absolute_path(path: str | None) -> str | None:
+    """Make an existing path absolute; anything else (synthetic:0/target, the name of a run, imagenet) is returned unchanged."""
     return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
 
-def height_and_width(text: str) -> tuple[int, int]:
-    """Read 256x128 as height and width in pixels."""
+def absolute_paths(paths: list[str] | None) -> list[str] | None:
+    """Apply `absolute_path` to each path of a repeatable option; None if the option is not set."""
+    return [str(absolute_path(path)) for path in paths] if paths else None
+
+
+def check_output(path: Path, option: str) -> None:
+    """Check that a file or folder can be created at a path.
+
+    Raises:
+        UserError: the nearest existing parent is not a writable folder.
+    """
+    parent = next(parent for parent in path.expanduser().absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path} cannot be written, {parent} is not a writable folder: choose another path")
+
+
+def parse_size(text: str | None) -> dict[str, int]:
+    """Parse 256x128 as height and width in pixels; an empty dict if the option is not set."""
+    if text is None:
+        return {}
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit()):
-        raise UserError(f"--size is height x width in pixels, e.g. 256x128, not {text!r}")
-    return int(height), int(width)
+        raise UserError(f"--size must be height x width in pixels, e.g. 256x128, got {text!r}")
+    return {"height": int(height), "width": int(width)}
 
 
-def how_to_read(*, layout: str | None, pattern: str | None, backbone: str | None, size: str | None) -> dict[str, Any]:
-    """Return what was said of how images lie and what a model file is, without what was not."""
-    said: dict[str, Any] = {"layout": layout, "pattern": pattern, "backbone": backbone}
-    said |= dict(zip(("height", "width"), height_and_width(size), strict=True)) if size else {}
-    return {name: value for name, value in said.items() if value is not None}
+def reading_options(*, layout: str | None, pattern: str | None, backbone: str | None, size: str | None) -> dict[str, Any]:
+    """Return those parameters of a data set's layout and of a model file that are set."""
+    options: dict[str, Any] = {"layout": layout, "pattern": pattern, "backbone": backbone, **parse_size(size)}
+    return {name: value for name, value in options.items() if value is not None}
 
 
-def few_labels(text: str) -> dict[str, Any]:
-    """Read 25 as a number of identities, 10% as a share of them, and anything else as a file."""
+def parse_few_labels(text: str) -> dict[str, Any]:
+    """Parse 25 as a number of identities, 10% as a share of them, and anything else as a file."""
     if text.isdigit():
         return {"identities": int(text)}
     if text.endswith("%") and text[:-1].replace(".", "", 1).isdigit():
         return {"share": float(text[:-1]) / 100}
-    return {"file": absolute(text)}
+    return {"file": absolute_path(text)}
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read parameters from a JSON file."""
-    try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no config of a run: {error}") from error
-    return loaded
+def repeated_parameters(file: Path) -> dict[str, Any]:
+    """Read the parameters of a run from its config.json, with the number of threads that it used, as far as there are cores for them.
+
+    Raises:
+        UserError: the file cannot be read, or is not a config.
+    """
+    parameters, records = read_config(file)
+    machine = parameters.setdefault("machine", {})
+    if records and machine.get("threads") is None:
+        from tasks.engine.compute import available_cores
+
+        machine["threads"] = min(records[-1]["threads"], available_cores())
+    return parameters
 
 
-def assignment(text: str) -> tuple[str, Any]:
-    """Read name=value; a value that is no JSON is text."""
-    key, equals, value = text.partition("=")
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Parse name=value; a value that is not JSON is text."""
+    name, equals, value = text.partition("=")
     if not equals:
-        raise UserError(f"--set wants name=value, e.g. fine_tuning.epochs=4, not {text!r}")
+        raise UserError(f"--set must be name=value, e.g. fine_tuning.epochs=4, got {text!r}")
     try:
-        return key, json.loads(value)
+        return name, json.loads(value)
     except json.JSONDecodeError:
-        return key, value
+        return name, value
 
 
-def put(parameters: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``section.name`` or a name without a section."""
-    section, dot, name = key.partition(".")
-    if dot:
-        parameters.setdefault(section, {})[name] = value
-    else:
-        parameters[section] = value
+def set_parameters(parameters: dict[str, Any], options: dict[str, Any], assignments: list[str] | None) -> None:
+    """Set parameters in place from the named options that are not None, then from the ``name=value`` texts of ``--set``.
+
+    Args:
+        parameters: of a flow.
+        options: ``section.name``, or a name without a section, to value.
+        assignments: later ones override earlier ones, and the options.
+    """
+    for name, value in [(name, value) for name, value in options.items() if value is not None] + list(
+        map(parse_assignment, assignments or [])
+    ):
+        set_parameter(parameters, name, value)

@@ -1,13 +1,17 @@
-"""The environment the project runs in: everything below ``$PUL_HOME``, nothing sent anywhere. What the user has set is left alone."""
+"""Default environment variables: everything is stored below ``$PUL_HOME`` and no library sends usage data.
+
+A variable that is already set keeps its value.
+"""
 
 import os
 import tomllib
 from pathlib import Path
 
+from pul_core.errors import UserError
 from tasks.store.home import home
 
 PROFILES = """\
-# Written by `pul`: "up" while `pul up` runs, else "ephemeral", a server of its own for each process.
+# Written by `pul`: "up" while `pul up` is running, otherwise "ephemeral", where every process starts its own server.
 active = "{active}"
 
 [profiles.ephemeral]
@@ -19,9 +23,18 @@ PREFECT_API_URL = "{api_url}"
 
 
 def configure() -> Path:
-    """Set what is not set yet, before Prefect and MLflow are imported, and return ``$PUL_HOME``."""
+    """Create ``$PUL_HOME``, set the variables that are not set yet, and return the folder. Call it before importing Prefect or MLflow.
+
+    Raises:
+        UserError: the folder cannot be created or written.
+    """
     folder = home()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"PUL_HOME={folder} cannot be created ({error.strerror}): set PUL_HOME to a folder that you can write") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"PUL_HOME={folder} is not writable: set PUL_HOME to a folder that you can write")
     defaults = {
         "PUL_HOME": str(folder),
         "PREFECT_HOME": str(folder / "prefect"),
@@ -46,7 +59,7 @@ def configure() -> Path:
 
 
 def use_server(api_url: str | None) -> None:
-    """Tell every `prefect` command in this directory which server to talk to; None lets each process start its own."""
+    """Set the Prefect server of all `prefect` and `pul` commands in this directory; with None every process starts its own."""
     path = home() / "prefect" / "profiles.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
@@ -55,9 +68,9 @@ def use_server(api_url: str | None) -> None:
 
 
 def active_server() -> str | None:
-    """Return the API's URL of the server that commands talk to, None if each process starts its own."""
-    if given := os.environ.get("PREFECT_API_URL"):
-        return given
+    """Return the API URL of the Prefect server that commands use, None if every process starts its own."""
+    if api_url := os.environ.get("PREFECT_API_URL"):
+        return api_url
     path = home() / "prefect" / "profiles.toml"
     profiles = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     url: str | None = profiles.get("profiles", {}).get(profiles.get("active"), {}).get("PREFECT_API_URL")

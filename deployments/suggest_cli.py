@@ -1,61 +1,62 @@
-"""`pul suggest`: how many clusters a data set may have, and the curve that was read."""
+"""`pul suggest`: suggests a number of clusters and a DBSCAN distance for a data set, and prints the curve they are read from."""
 
 import json
 from typing import Annotated, Any
 
 import typer
 
-from deployments.arguments import Device, Size, Threads, absolute, how_to_read
+from deployments.arguments import Backbone, Device, Layout, Model, Pattern, Size, Threads, absolute_path, reading_options
 from deployments.servers import choose_server
+from deployments.tables import render_table
 
 
-def suggest(
-    model: Annotated[str, typer.Argument(help="A model file, a run's name (its last iteration), RUN/iteration=N, or an MLflow URI.")],
-    path: Annotated[str, typer.Argument(help="Images as a run's target; only its training images are looked at, and no label.")],
-    layout: Annotated[str | None, typer.Option(help="How the images lie, where their folder does not tell (docs/data.md).")] = None,
-    pattern: Annotated[str | None, typer.Option(help="What their file names tell, for layout pattern.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Of a model file that does not say so itself; default resnet50.")] = None,
+def suggest_command(
+    model: Model,
+    path: Annotated[str, typer.Argument(help="A target as in `pul run`; only its training images are used, without labels.")],
+    layout: Layout = None,
+    pattern: Pattern = None,
+    backbone: Backbone = None,
     size: Size = None,
     device: Device = None,
     threads: Threads = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: the suggestion, and the curve's points.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the suggestion, and the points of the curve.")] = False,
 ) -> None:
-    r"""Suggest a number of clusters for k-means and a distance for DBSCAN, without a label. docs/method.md says how good that is.
+    r"""Suggest a number of clusters for k-means and a distance for DBSCAN, without labels. docs/method.md reports the accuracy.
 
     \b
     pul suggest amber-fox/iteration=0 crops/
     pul suggest resnet50_market.pth.tar crops/ --json
     """
-    from flows.suggest import look_first
+    from flows.suggest import suggest_clusters
+    from tasks.preflight import validate_suggestion
 
-    model, path = str(absolute(model)), str(absolute(path))
-    look_first(model, path, layout, pattern)
+    model, path = str(absolute_path(model)), str(absolute_path(path))
+    validate_suggestion(model, path, layout, pattern)
     parameters: dict[str, Any] = {"machine": {"device": device, "threads": threads}}
-    parameters |= how_to_read(layout=layout, pattern=pattern, backbone=backbone, size=size)
+    parameters |= reading_options(layout=layout, pattern=pattern, backbone=backbone, size=size)
     choose_server()
-    from flows.suggest import suggest as flow
-
-    found = flow(model=model, data=path, **parameters)
-    typer.echo(json.dumps(found, indent=2) if as_json else _text(found))
+    suggestion = suggest_clusters(model=model, data=path, **parameters)
+    typer.echo(json.dumps(suggestion, indent=2) if as_json else _suggestion_text(suggestion))
 
 
-TITLES = ("distance", "clusters", "in a cluster", "largest")
-
-
-def _text(found: dict[str, Any]) -> str:
-    epsilon, k = found["max_distance"], found["num_clusters"]
-    lines = ["  ".join(TITLES)]
-    for point in found["curve"]:
-        at = point["max_distance"]
-        cells = (f"{at:.2f}", f"{point['num_clusters']:,}", f"{100 * point['clustered']:.1f} %", f"{point['largest']:,}")
-        marks = [f"max_distance {epsilon:g}"] * (at == epsilon) + [f"K = {k}"] * (at == found["num_clusters_at"])
-        row = "  ".join(cell.rjust(len(title)) for cell, title in zip(cells, TITLES, strict=True))
-        lines.append(row + (f"  <- {', '.join(marks)}" if marks else ""))
+def _suggestion_text(suggestion: dict[str, Any]) -> str:
+    max_distance, num_clusters = suggestion["max_distance"], suggestion["num_clusters"]
+    rows = []
+    for point in suggestion["curve"]:
+        marks = [f"max_distance {max_distance:g}"] * (point["max_distance"] == max_distance)
+        marks += [f"K = {num_clusters}"] * (point["max_distance"] == suggestion["num_clusters_at"])
+        numbers = (
+            f"{point['max_distance']:.2f}",
+            f"{point['num_clusters']:,}",
+            f"{100 * point['clustered']:.1f} %",
+            f"{point['largest']:,}",
+        )
+        rows.append([*numbers, f"<- {', '.join(marks)}" if marks else ""])
     return "\n".join(
         [
-            *lines,
-            f"k-means (recipes paper and released-code): --num-clusters {k}",
-            f"DBSCAN (recipe modern, which needs no K): --set clustering.max_distance={epsilon:g}",
-            "a suggestion, read without a label: on the three sets its rule was chosen on, K was about a fifth off (docs/method.md)",
+            render_table(["distance", "clusters", "clustered", "largest", "suggested"], rows, left=["suggested"]),
+            f"k-means (recipes paper and released-code): --num-clusters {num_clusters}",
+            f"DBSCAN (recipe modern, which needs no K): --set dbscan.max_distance={max_distance:g}",
+            "suggested without labels: on the three data sets its rule was chosen on, K was off by about a fifth (docs/method.md)",
         ]
     )

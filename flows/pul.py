@@ -5,23 +5,22 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
-from pydantic import Field
 
-from flows.config import Clustering, Data, FewLabels, FineTuning, Machine, Model, Plan, Selection, Stopping, Training
 from flows.pretrain import original_model_of
-from flows.recipes import RecipeName, resolve
 from pul_core.seeds import derive_seed
+from pul_core.settings import Clustering, Data, Dbscan, FewLabels, KMeans, Machine, Model, Selection, Stopping, Training
 from pul_core.stopping import EXPLANATIONS, reason_to_stop
 from tasks.cluster import cluster, select
 from tasks.decode import decode
-from tasks.engine.compute import resolve_compute
+from tasks.engine.compute import Resources
 from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.few_labels import reveal
 from tasks.index import index
 from tasks.preflight import check_sets
 from tasks.store.artifacts import Artifact
-from tasks.store.references import Compute, ImageSet, Iteration, Pixels
+from tasks.store.config import OriginalModel, Overrides, Plan, RecipeChoice, Seed, Source, Target, resolve_plan
+from tasks.store.references import ImageSet, Iteration, Pixels
 from tasks.tracking.runs import close_run, finish_run, track_iteration, track_run
 from tasks.training import fine_tune
 
@@ -32,42 +31,36 @@ def _close(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
 
 @flow(name="pul", validate_parameters=True, on_failure=[_close], on_cancellation=[_close], on_crashed=[_close])
 def pul(
-    target: str = Field(
-        description="The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target."
-    ),
-    target_data: Data = Data(),
-    source: str | list[str] | None = Field(
-        None, description="The labelled images: a published set's folder, a manifest, or synthetic:SEED/source; several are joined."
-    ),
-    source_data: Data = Data(),
-    original_model: str | None = Field(None, description="Instead of a source: a trained model's file, or an earlier run."),
-    recipe: RecipeName = Field("paper", description="Values for everything left empty below."),
-    model: Model = Model(),
-    pretraining: Training = Training(),
-    clustering: Clustering = Clustering(),
-    selection: Selection = Selection(),
-    fine_tuning: FineTuning = FineTuning(),
-    stopping: Stopping = Stopping(),
-    few_labels: FewLabels = FewLabels(),
-    machine: Machine = Machine(),
-    seed: int = Field(0, ge=0, description="Every random number of the run follows from it."),
+    target: Target,
+    target_data: Overrides[Data] = Overrides[Data](),
+    source: Source = None,
+    source_data: Overrides[Data] = Overrides[Data](),
+    original_model: OriginalModel = None,
+    recipe: RecipeChoice = "paper",
+    model: Overrides[Model] = Overrides[Model](),
+    pretraining: Overrides[Training] = Overrides[Training](),
+    clustering: Overrides[Clustering] = Overrides[Clustering](),
+    kmeans: Overrides[KMeans] = Overrides[KMeans](),
+    dbscan: Overrides[Dbscan] = Overrides[Dbscan](),
+    selection: Overrides[Selection] = Overrides[Selection](),
+    fine_tuning: Overrides[Training] = Overrides[Training](),
+    stopping: Overrides[Stopping] = Overrides[Stopping](),
+    few_labels: Overrides[FewLabels] = Overrides[FewLabels](),
+    machine: Overrides[Machine] = Overrides[Machine](),
+    seed: Seed = 0,
 ) -> str:
-    """Carry a person re-identification model from labelled cameras to unlabelled ones.
+    """Adapt a person re-identification model from labelled cameras to unlabelled ones.
 
-    Clusters the target's features, keeps the reliable images, fine-tunes the original model on them, and repeats until the reliable set's
-    size is stable. Every step leaves an artifact; iterations compare in MLflow. Returns the run's name.
+    Clusters the target's features, keeps the reliable images, fine-tunes the original model on them, and repeats until the size of the
+    reliable set is stable. Every step writes an artifact; iterations can be compared in MLflow. Returns the name of the run.
     """
-    sections = {"model": model, "pretraining": pretraining, "clustering": clustering, "selection": selection}
-    sections |= {"fine_tuning": fine_tuning, "stopping": stopping}
-    rest = {"target_data": target_data, "source_data": source_data, "few_labels": few_labels, "machine": machine, "seed": seed}
-    plan = resolve(recipe, sections, source=source, target=target, original_model=original_model, **rest)
-    compute = resolve_compute(machine.device, machine.threads)
-
-    images = index(target, "target", **target_data.model_dump())
-    sources = [index(path, "source", **source_data.model_dump()) for path in plan.source]
-    check_sets(sources, images, original_model=original_model, num_clusters=plan.clustering.num_clusters)
-    labelled = reveal(images, settings=plan.few_labels.model_dump(), num_clusters=plan.clustering.num_clusters)
-    run = track_run(plan.model_dump(), images, sources)
+    plan = resolve_plan(locals())
+    images = index(plan.target, "target", plan.target_data.layout, plan.target_data.pattern)
+    sources = [index(path, "source", plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
+    check_sets(sources, images, plan)
+    labelled = reveal(images, settings=plan.few_labels, num_clusters=plan.kmeans.num_clusters)
+    run = track_run(plan, images, sources)
+    compute = run.resources
     original, size = original_model_of(plan, sources, compute)
     pixels = {split: decode(images, split=split, **size) for split in images.splits}
 
@@ -77,29 +70,28 @@ def pul(
     reason = None
     while reason is None:
         t = len(sizes) + 1
-        features = extract_features(
-            current.model, pixels["train"], batch_size=plan.machine.extraction_batch_size, compute=compute, iteration=t - 1, split="train"
-        )
+        features = features_of(current.model, pixels["train"], "train", plan, compute, t - 1)
         clusters = cluster(
             features,
             images.images,
             labelled,
-            settings=plan.clustering.model_dump(),
-            centre_cameras=bool(plan.model.centre_cameras),
-            seed=derive_seed(seed, t, "cluster"),
-            compute=compute,
+            clustering=plan.clustering,
+            algorithm=plan.algorithm,
+            centre_cameras=plan.model.centre_cameras,
+            seed=derive_seed(plan.seed, t, "cluster"),
+            compute=compute.host,
             iteration=t,
         )
-        reliable = select(clusters, labelled, settings=plan.selection.model_dump(), iteration=t)
+        reliable = select(clusters, labelled, settings=plan.selection, iteration=t)
         sizes.append(reliable.size)
-        reason = reason_to_stop(sizes, num_clusters=clusters.num_clusters, num_images=clusters.clusters.rows, **plan.stopping.model_dump())
+        reason = reason_to_stop(sizes, plan.stopping, num_clusters=clusters.num_clusters, num_images=clusters.clusters.rows)
         trained = fine_tune(
-            current.model if plan.fine_tuning.start_from == "last" else original,
+            current.model if plan.model.start_from == "last" else original,
             pixels["train"],
             reliable,
-            settings=plan.fine_tuning.model_dump(exclude={"start_from"}),
-            seed=derive_seed(seed, t, "fine_tune"),
-            compute=compute,
+            settings=plan.fine_tuning,
+            seed=derive_seed(plan.seed, t, "fine_tune"),
+            compute=compute.training,
             iteration=t,
         )
         current = Iteration(
@@ -117,15 +109,16 @@ def pul(
     return run.name
 
 
-def score(model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Plan, compute: Compute, iteration: int) -> Artifact | None:
-    """Evaluate a model on the target's query and gallery, if it has any; what comes out is recorded and steers nothing."""
+def features_of(model: Artifact, pixels: Pixels, split: str, plan: Plan, compute: Resources, iteration: int) -> Artifact:
+    """Extract the features of a split."""
+    batch_size = plan.machine.extraction_batch_size
+    return extract_features(model, pixels, batch_size=batch_size, compute=compute.inference, iteration=iteration, split=split)
+
+
+def score(model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Plan, compute: Resources, iteration: int) -> Artifact | None:
+    """Evaluate a model on the target's queries and gallery, if it has them; the scores are recorded and do not influence the run."""
     if not images.scorable or images.labels is None:
         return None
-    query, gallery = (
-        extract_features(
-            model, pixels[split], batch_size=plan.machine.extraction_batch_size, compute=compute, iteration=iteration, split=split
-        )
-        for split in ("query", "gallery")
-    )
-    centre = bool(plan.model.centre_cameras)
-    return evaluate(query, gallery, images, images.labels, compute=compute, iteration=iteration, centre_cameras=centre)
+    query, gallery = (features_of(model, pixels[split], split, plan, compute, iteration) for split in ("query", "gallery"))
+    centre = plan.model.centre_cameras
+    return evaluate(query, gallery, images, images.labels, compute=compute.host, iteration=iteration, centre_cameras=centre)

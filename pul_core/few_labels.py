@@ -1,4 +1,4 @@
-"""A few labels on the target: some people are known, and stay in training under their own classes while all other images are clustered."""
+"""Semi-supervised PUL: a few target identities are labelled and keep their own classes, while all other images are clustered."""
 
 from typing import NamedTuple
 
@@ -9,24 +9,24 @@ from pul_core.errors import UserError
 
 
 class TrainingSet(NamedTuple):
-    """Images to fine-tune on, by ascending row, and the class of each."""
+    """The images to fine-tune on, by ascending row, and their classes."""
 
     rows: npt.NDArray[np.int64]  # (m,)
     classes: npt.NDArray[np.int64]  # (m,) in [0, num_classes)
-    labelled: npt.NDArray[np.bool_]  # (m,) whether the class is a true identity
+    labelled: npt.NDArray[np.bool_]  # (m,) whether the class is a labelled identity
     num_classes: int
 
 
 def first_identities(pids: npt.NDArray[np.int64], *, count: int | None = None, share: float | None = None) -> npt.NDArray[np.int64]:
-    """Choose whose labels may be used: the first identities in ascending order, as the authors label the first 25 or 50.
+    """Choose the labelled identities: the first ones in ascending order, as the authors label the first 25 or 50.
 
     Args:
-        pids: (n,) identities of the target's training images; 0 and below are nobody.
-        count: how many identities.
-        share: or which share of them, in (0, 1]; rounded, at least one.
+        pids: (n,) identities of the target's training images; 0 and below are not identities.
+        count: number of identities to label.
+        share: fraction of the identities to label, in (0, 1], used if ``count`` is None; rounded, at least one identity.
 
     Returns:
-        (l,) identities, ascending.
+        (l,) labelled identities, ascending.
 
     Raises:
         UserError: there are fewer identities than ``count``.
@@ -37,27 +37,38 @@ def first_identities(pids: npt.NDArray[np.int64], *, count: int | None = None, s
         >>> first_identities(np.array([7, 3, 3, 9, -1]), count=2).tolist(), first_identities(np.array([7, 3, 3, 9]), share=0.3).tolist()
         ([3, 7], [3])
     """
-    known = np.unique(pids[pids > 0])
-    wanted = count if count is not None else max(1, round((share or 0) * len(known)))
-    if wanted > len(known):
-        raise UserError(f"{wanted} labelled identities are asked for, but the target's training images show only {len(known)}")
-    return known[:wanted]
+    identities = np.unique(pids[pids > 0])
+    num_labelled = count if count is not None else max(1, round((share or 0) * len(identities)))
+    if num_labelled > len(identities):
+        raise UserError(
+            f"few_labels requires {num_labelled} identities, but the target's training images have only {len(identities)}: label fewer"
+        )
+    return identities[:num_labelled]
 
 
 def num_unlabelled_clusters(num_clusters: int, num_labelled: int) -> int:
-    """Return how many clusters the unlabelled images get when ``num_clusters`` people are expected in all.
+    """Return the number of clusters of the unlabelled images: all expected identities less the labelled ones.
+
+    Args:
+        num_clusters: K, the number of expected identities, labelled ones included.
+        num_labelled: number of labelled identities.
+
+    Returns:
+        The number of clusters, at least 1.
 
     Raises:
-        UserError: none would be left.
+        UserError: no cluster would be left.
 
-    Source: the authors' code clusters into K minus the labelled identities.
+    Source: the authors' code, which clusters into K minus the labelled identities.
 
     Example:
         >>> num_unlabelled_clusters(750, 25)
         725
     """
     if num_clusters <= num_labelled:
-        raise UserError(f"num_clusters ({num_clusters}) counts the {num_labelled} labelled identities too and must be larger")
+        raise UserError(
+            f"num_clusters includes the {num_labelled} labelled identities and must be larger than their number, got {num_clusters}"
+        )
     return num_clusters - num_labelled
 
 
@@ -69,18 +80,18 @@ def join_labelled(
     labelled_classes: npt.NDArray[np.int64],
     num_labelled: int,
 ) -> TrainingSet:
-    """Put the labelled images beside the reliable ones under one softmax: labelled identities first, clusters after them.
+    """Combine the labelled and the reliable images in one training set: labelled identities are the first classes, clusters follow.
 
     Args:
-        rows: (m,) rows of the reliable images.
-        pseudo_labels: (m,) their classes in [0, num_classes).
+        rows: (r,) rows of the reliable images.
+        pseudo_labels: (r,) their classes in [0, num_classes).
         num_classes: number of pseudo-labels.
         labelled_rows: (l,) rows of the labelled images, none of them among ``rows``.
         labelled_classes: (l,) their classes in [0, num_labelled).
         num_labelled: number of labelled identities.
 
     Returns:
-        The training set.
+        The training set of m = r + l images.
 
     Source: Fan et al. 2018, the semi-supervised setting.
 
@@ -89,8 +100,8 @@ def join_labelled(
         >>> joined.rows.tolist(), joined.classes.tolist(), joined.num_classes
         ([0, 1, 3], [1, 0, 2], 3)
     """
-    together = np.concatenate((rows, labelled_rows))
+    all_rows = np.concatenate((rows, labelled_rows))
     classes = np.concatenate((pseudo_labels + num_labelled, labelled_classes))
-    labelled = np.arange(len(together)) >= len(rows)
-    order = np.argsort(together, kind="stable")
-    return TrainingSet(together[order], classes[order], labelled[order], num_classes + num_labelled)
+    labelled = np.arange(len(all_rows)) >= len(rows)
+    order = np.argsort(all_rows, kind="stable")
+    return TrainingSet(all_rows[order], classes[order], labelled[order], num_classes + num_labelled)

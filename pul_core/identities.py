@@ -1,5 +1,5 @@
-"""Numbers that mean no person and no camera, as Market-1501 uses them; people and cameras are numbered from 1."""
+"""Reserved identity and camera numbers, as in Market-1501. Real identities and cameras are numbered from 1."""
 
-DISTRACTOR_PID = 0  # scored, always wrong
-JUNK_PID = -1  # left out of scoring
-NO_CAMERA = -1  # unknown
+DISTRACTOR_PID = 0  # a gallery image that is scored and never a correct match
+JUNK_PID = -1  # a gallery image that is ignored in scoring
+NO_CAMERA = -1  # the camera is unknown

@@ -1,4 +1,4 @@
-"""Randomness is an argument: every seed of a run follows from the run's seed, the iteration and the step's name."""
+"""Derived random seeds: every seed of a run follows from the run's seed, the iteration and the name of the step."""
 
 import hashlib
 
@@ -6,11 +6,11 @@ import hashlib
 def derive_seed(run_seed: int, *names: int | str) -> int:
     """Derive an independent seed for one use of randomness.
 
-    The first 31 bits of the BLAKE2b digest of the run's seed and the names, so that neighbouring runs, iterations and steps share nothing.
+    31 bits of the BLAKE2b digest of the run's seed and the names, so that the seeds of successive runs, iterations and steps are unrelated.
 
     Args:
-        run_seed: the seed the user gave.
-        names: what the seed is for, e.g. an iteration number and a step's name.
+        run_seed: the run's seed.
+        names: the use of the seed, e.g. an iteration number and the name of a step.
 
     Returns:
         A seed in [0, 2**31).

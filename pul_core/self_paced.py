@@ -1,6 +1,6 @@
-"""Diagnostics of self-paced learning without labels: how much of the reliable set, and of what it is called, outlives an iteration.
+"""Label-free diagnostics of self-paced learning: how much the reliable set and its pseudo-labels change between iterations.
 
-They tell a set that has settled from one whose size alone has. They steer nothing.
+They distinguish a reliable set that is stable from one whose size alone is stable. They never influence the run.
 """
 
 from typing import Any
@@ -9,19 +9,22 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import adjusted_rand_score
 
-Rows = npt.NDArray[np.integer[Any]]
+Rows = npt.NDArray[np.integer[Any]]  # row numbers, or labels
 
 
 def overlap(before: Rows, after: Rows) -> float:
     """Return the Jaccard index of two sets of images.
 
-    ``|before and after| / |before or after|``: 1 is the same set, 0 shares nothing. Two empty sets are the same.
+    ``|before and after| / |before or after|``: 1 for equal sets, two empty ones included, and 0 for disjoint sets.
 
     Args:
-        before: (n,) row of each image, no row twice.
-        after: (m,) the same of the next iteration.
+        before: (n,) rows of the images, without duplicates.
+        after: (m,) the same in the next iteration.
 
-    Source: Jaccard 1901; its use on successive reliable sets is ours.
+    Returns:
+        The index, in [0, 1].
+
+    Source: Jaccard 1901; comparing successive reliable sets is ours.
 
     Example:
         >>> overlap(np.array([1, 2, 3]), np.array([2, 3, 4]))
@@ -33,26 +36,26 @@ def overlap(before: Rows, after: Rows) -> float:
 
 
 def label_agreement(before: Rows, labels_before: Rows, after: Rows, labels_after: Rows) -> float | None:
-    """Return the adjusted Rand index of two labellings on the images that both of them label.
+    """Return the adjusted Rand index of two labellings, on the images that both of them label.
 
-    1 puts the same images together, 0 is what chance does, negative is less. Numbers of classes need not correspond.
+    1 for the same grouping, 0 for the agreement expected by chance, negative for less. Class numbers need not correspond.
 
     Args:
-        before: (n,) row of each image, no row twice.
-        labels_before: (n,) its pseudo-label.
-        after: (m,) the same of the next iteration.
-        labels_after: (m,) its pseudo-label there.
+        before: (n,) rows of the images, without duplicates.
+        labels_before: (n,) their pseudo-labels.
+        after: (m,) rows in the next iteration.
+        labels_after: (m,) their pseudo-labels.
 
     Returns:
-        The index; None if fewer than two images are shared, where nothing can be put together.
+        The index, or None if fewer than two images are in both sets, because it is undefined then.
 
-    Source: Hubert and Arabie 1985, by scikit-learn.
+    Source: Hubert and Arabie 1985; computed by scikit-learn.
 
     Example:
         >>> label_agreement(np.array([1, 2, 3, 4]), np.array([0, 0, 1, 1]), np.array([2, 1, 4, 3]), np.array([7, 7, 5, 5]))
         1.0
     """
-    shared, at_before, at_after = np.intersect1d(before, after, assume_unique=True, return_indices=True)
+    shared, before_idx, after_idx = np.intersect1d(before, after, assume_unique=True, return_indices=True)
     if len(shared) < 2:
         return None
-    return float(adjusted_rand_score(labels_before[at_before], labels_after[at_after]))
+    return float(adjusted_rand_score(labels_before[before_idx], labels_after[after_idx]))

@@ -1,29 +1,20 @@
-"""Steps *cluster* and *select*: from the target's features to the images worth learning from."""
+"""Steps *cluster* and *select*: features to clusters with centres, and clusters to the reliable set."""
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from pul_core.arrays import Ints
-from pul_core.clustering.cameras import centre_cameras as core_centre_cameras
-from pul_core.clustering.density import cluster_by_density
-from pul_core.clustering.kmeans import Clustering, default_num_clusters
-from pul_core.clustering.kmeans import cluster as cluster_by_kmeans
-from pul_core.clustering.whitening import whiten
-from pul_core.few_labels import join_labelled, num_unlabelled_clusters
-from pul_core.selection import select_reliable
+from pul_core import few_labels, selection
+from pul_core.clustering.centres import Clusters as ClusterArrays
+from pul_core.clustering.cluster import cluster_features
+from pul_core.settings import Clustering, Dbscan, KMeans, Selection
 from tasks.engine.compute import prepare
 from tasks.engine.progress import step_logger
 from tasks.engine.steps import step
 from tasks.store.artifacts import Artifact, column, read_table, vectors, write_table
 from tasks.store.readers import camids
 from tasks.store.references import Clusters, Compute, Labelled, Reliable
-
-Features = npt.NDArray[np.float32]
-KMEANS = ("normalise", "num_restarts", "max_passes", "centre_from")
-DBSCAN = ("num_neighbours", "num_averaged", "max_distance", "min_samples", "margin", "independent_share")
 
 
 @step("cluster-{iteration}")
@@ -32,22 +23,22 @@ def cluster(
     images: Artifact,
     labelled: Labelled | None = None,
     *,
-    settings: dict[str, Any],
+    clustering: Clustering,
+    algorithm: KMeans | Dbscan,
     centre_cameras: bool,
     seed: int,
     compute: Compute,
     iteration: int,
 ) -> Clusters:
-    """Cluster the features of the unlabelled images and find each cluster's centre.
+    """Cluster the features of the unlabelled images and find the centre of each cluster.
 
     Args:
         features: of the target's training images.
-        images: the target's images.parquet, for its cameras.
-        labelled: images that stay out, because their identities are known.
-        settings: ``algorithm``; ``whitening`` and ``shrinkage``, see ``pul_core.clustering.whitening.whiten``; keyword arguments of
-            ``pul_core.clustering.kmeans.cluster`` (``num_clusters`` None stands for the stated default) and
-            ``pul_core.clustering.density.cluster_by_density``, which sees cameras only if ``camera_aware``.
-        centre_cameras: see ``pul_core.clustering.cameras.centre_cameras``.
+        images: the target's images.parquet, for the camera ids.
+        labelled: images that are left out because their identities are known.
+        clustering: how the features are prepared.
+        algorithm: settings of the algorithm, which is chosen by their class.
+        centre_cameras: subtract the mean feature of each camera first.
         seed: of k-means.
         compute: threads.
         iteration: names the task run.
@@ -56,80 +47,81 @@ def cluster(
     table = read_table(features)
     rows, values = column(table, "row"), column(table, "feature")
     if labelled:
-        unknown = ~np.isin(rows, column(read_table(labelled.labelled), "row"))
-        rows, values = rows[unknown], values[unknown]
+        unlabelled = ~np.isin(rows, column(read_table(labelled.labelled), "row"))
+        rows, values = rows[unlabelled], values[unlabelled]
+        if isinstance(algorithm, KMeans) and algorithm.num_clusters:
+            algorithm = replace(algorithm, num_clusters=few_labels.num_unlabelled_clusters(algorithm.num_clusters, labelled.num_identities))
     cameras = camids(read_table(images, ["camid"]))[rows]
-    values = _where_it_is_clustered(values, cameras, centre_cameras, settings)
-    if settings["algorithm"] == "dbscan":
-        seen = cameras if settings["camera_aware"] else np.zeros_like(cameras)
-        found = cluster_by_density(values, seen, **{name: settings[name] for name in DBSCAN})
-        note = f" ({np.count_nonzero(found.cluster < 0)} images belong to none)"
-    else:
-        k = settings["num_clusters"]
-        k = num_unlabelled_clusters(k, labelled.num_identities if labelled else 0) if k else default_num_clusters(len(rows))
-        found = cluster_by_kmeans(values, num_clusters=k, **{name: settings[name] for name in KMEANS}, seed=seed)
-        note = f" in {found.passes} passes" + ("" if settings["num_clusters"] else " (default: one for 16 images)")
-    sizes = np.bincount(found.cluster[found.cluster >= 0])
-    step_logger().info("cluster %d: %d images into %d clusters%s", iteration, len(rows), len(sizes), note)
-    clusters = pa.table({"row": rows, "cluster": found.cluster, "similarity": found.similarity, "similarity_any": found.similarity_any})
-    order = np.lexsort((np.arange(len(sizes)), found.centre))
-    centres = pa.table(
-        {
-            "row": rows[found.centre[order]],
-            "cluster": order,
-            "size": sizes[order],
-            "feature": vectors(values[found.centre[order]]),
-        }
+    arrays, prepared = cluster_features(
+        values, cameras, clustering=clustering, algorithm=algorithm, centre_cameras=centre_cameras, seed=seed
     )
+    clusters = _write_clusters(rows, prepared, arrays)
+    step_logger().info(
+        "cluster %d: %d images, %d clusters, %d images in no cluster, %d passes",
+        iteration,
+        len(rows),
+        clusters.num_clusters,
+        np.count_nonzero(arrays.cluster < 0),
+        arrays.passes,
+    )
+    return clusters
+
+
+def _write_clusters(rows: np.ndarray, features: np.ndarray, arrays: ClusterArrays) -> Clusters:
+    """Write clusters.parquet and centres.parquet; the features of the centres are the prepared ones."""
+    sizes = np.bincount(arrays.cluster[arrays.cluster >= 0])
+    order = np.lexsort((np.arange(len(sizes)), arrays.centre))
+    centre = arrays.centre[order]
+    centres = pa.table({"row": rows[centre], "cluster": order, "size": sizes[order], "feature": vectors(features[centre])})
+    similarities = {"similarity": arrays.similarity, "similarity_any": arrays.similarity_any}
     return Clusters(
-        clusters=write_table("clusters", clusters),
+        clusters=write_table("clusters", pa.table({"row": rows, "cluster": arrays.cluster, **similarities})),
         centres=write_table("centres", centres),
         num_clusters=len(sizes),
         num_single_image_clusters=int((sizes == 1).sum()),
     )
 
 
-def _where_it_is_clustered(values: Features, cameras: Ints, centre: bool, settings: dict[str, Any]) -> Features:
-    """Move features to the space of the clusters, in which all cosines of ``clusters`` and the centres' features are told."""
-    if centre:
-        values = core_centre_cameras(values, cameras)
-    if settings["whitening"]:
-        values = whiten(values, power=settings["whitening"], shrinkage=settings["shrinkage"])
-    return values
-
-
 @step("select-{iteration}")
-def select(clusters: Clusters, labelled: Labelled | None = None, *, settings: dict[str, Any], iteration: int) -> Reliable:
-    """Keep the reliable images, and the labelled ones beside them.
+def select(clusters: Clusters, labelled: Labelled | None = None, *, settings: Selection, iteration: int) -> Reliable:
+    """Select the reliable images, and add the labelled ones.
 
     Args:
         clusters: with similarities and centres.
         labelled: images whose identities are known.
-        settings: keyword arguments of ``pul_core.selection.select_reliable``.
+        settings: of the selection.
         iteration: names the task run.
     """
     table, centres = read_table(clusters.clusters), read_table(clusters.centres, ["row", "cluster"])
     rows = column(table, "row")
     centre = np.empty(clusters.num_clusters, np.int64)
     centre[column(centres, "cluster")] = np.searchsorted(rows, column(centres, "row"))
-    clustering = Clustering(column(table, "cluster"), centre, column(table, "similarity"), column(table, "similarity_any"), 0.0, 0)
-    found = select_reliable(clustering, **settings)
-    alone = int((clustering.cluster[found.positions] < 0).sum())
+    arrays = ClusterArrays(column(table, "cluster"), centre, column(table, "similarity"), column(table, "similarity_any"))
+    reliable = selection.select_reliable(arrays, settings)
+    num_unclustered = int((arrays.cluster[reliable.positions] < 0).sum())
     step_logger().info(
         "select %d: %d of %d images are reliable, in %d classes%s",
         iteration,
-        len(found.positions) - alone,
+        len(reliable.positions) - num_unclustered,
         len(rows),
-        found.num_classes - alone,
-        f"; {alone} more are a class each" if alone else "",
+        reliable.num_classes - num_unclustered,
+        f", plus {num_unclustered} unclustered images as classes of their own" if num_unclustered else "",
     )
     known, truth = (column(read_table(labelled.labelled), name) for name in ("row", "class")) if labelled else (np.empty(0, np.int64),) * 2
     num_identities = labelled.num_identities if labelled else 0
-    joined = join_labelled(rows[found.positions], found.pseudo_labels, found.num_classes, known, truth, num_identities)
+    joined = few_labels.join_labelled(rows[reliable.positions], reliable.pseudo_labels, reliable.num_classes, known, truth, num_identities)
     similarity = np.ones(len(joined.rows), np.float32)
-    similarity[~joined.labelled] = found.similarity
-    unclustered = np.isin(joined.rows, rows[clustering.cluster < 0])
-    columns = {"row": joined.rows, "pseudo_label": joined.classes, "similarity": similarity}
-    table = pa.table(columns | {"labelled": joined.labelled, "unclustered": unclustered})
-    counts = {"num_labelled": len(known), "num_unclustered": alone}
-    return Reliable(reliable=write_table("reliable", table), num_classes=joined.num_classes, **counts)
+    similarity[~joined.labelled] = reliable.similarity
+    columns = {
+        "row": joined.rows,
+        "pseudo_label": joined.classes,
+        "similarity": similarity,
+        "labelled": joined.labelled,
+        "unclustered": np.isin(joined.rows, rows[arrays.cluster < 0]),
+    }
+    return Reliable(
+        reliable=write_table("reliable", pa.table(columns)),
+        num_classes=joined.num_classes,
+        num_labelled=len(known),
+        num_unclustered=num_unclustered,
+    )

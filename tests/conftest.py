@@ -1,6 +1,7 @@
 """Every test works in a home of its own below pytest's temporary folder; flows run against a real Prefect server, started once."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -18,7 +19,11 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-collect_ignore = ["peers.py", "reliability.py"]  # the first runs in an environment of its own, the second is a command
+collect_ignore = [
+    "peers.py",
+    "reliability.py",
+    "parameter_tables.py",
+]  # not tests: commands, and code for another environment
 BIN = Path(sys.executable).parent
 
 _session_home = tempfile.mkdtemp(prefix="pul-test-")
@@ -167,6 +172,22 @@ def module_home(tmp_path_factory):
     tracking.client.cache_clear()
 
 
+@pytest.fixture(scope="session")
+def compute():
+    """Compute resources of a step on one thread of the CPU."""
+    from tasks.store.references import Compute
+
+    return Compute(device="cpu", threads=1, dtype="float32")
+
+
+@pytest.fixture
+def plan(tiny):
+    """The resolved plan of a run that takes seconds."""
+    from tasks.store.config import resolve_plan
+
+    return resolve_plan(tiny | {"target": "x"})
+
+
 @pytest.fixture
 def pixels(home, tiny_pair):
     """The tiny target's training images, decoded at the size of the tiny model."""
@@ -213,7 +234,7 @@ TINY = {
     "model": {"backbone": "resnet10t", "weights": "random", "height": 64, "width": 32},
     "pretraining": {"epochs": 2, "batch_size": 8},
     "fine_tuning": {"epochs": 1, "batch_size": 8},
-    "clustering": {"num_clusters": 6},
+    "kmeans": {"num_clusters": 6},
     "selection": {"min_similarity": 0.5},
     "stopping": {"max_iterations": 2},
     "machine": {"threads": 1},
@@ -223,7 +244,7 @@ TINY = {
 @pytest.fixture(scope="session")
 def tiny():
     """Parameters of a run that takes seconds; not to be changed in place."""
-    return {key: dict(value) for key, value in TINY.items()}
+    return copy.deepcopy(TINY)
 
 
 def free_port():

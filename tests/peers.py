@@ -1,4 +1,4 @@
-"""Run by the interpreter of .venv-peers: score the features of .npz files with the packages torchreid and reid, and write what they say."""
+"""Score the features of .npz files with the packages torchreid and reid, and save their results; run by the interpreter of .venv-peers."""
 
 import sys
 import warnings
@@ -17,29 +17,31 @@ def euclidean(left, right):
     return np.sqrt(np.maximum(2 - 2 * left @ right.T, 0)).astype(np.float32)
 
 
-def torchreid(distances, given, **options):
-    kept = given["gallery_pids"] != -1  # its data sets drop junk before they score
-    sides = given["query_pids"], given["gallery_pids"][kept], given["query_camids"], given["gallery_camids"][kept]
-    cmc, mean_ap = evaluate_rank(distances[:, kept], *sides, max_rank=50, **options)
+def torchreid(distances, data, **options):
+    not_junk = data["gallery_pids"] != -1  # torchreid's data sets drop junk before scoring
+    labels = data["query_pids"], data["gallery_pids"][not_junk], data["query_camids"], data["gallery_camids"][not_junk]
+    cmc, mean_ap = evaluate_rank(distances[:, not_junk], *labels, max_rank=50, **options)
     return np.append(cmc, mean_ap)
 
 
 def main(source, target):
-    given = np.load(source)
-    query, gallery = given["query"], given["gallery"]
+    data = np.load(source)
+    query, gallery = data["query"], data["gallery"]
     distances = distance_matrix(query, gallery)
-    found = {"torchreid": torchreid(distances, given), "torchreid_cuhk03": torchreid(distances, given, use_metric_cuhk03=True)}
-    sides = given["query_pids"], given["gallery_pids"], given["query_camids"], given["gallery_camids"]
-    other = _compute_reid_metrics(distances, *sides)
-    found["reid"] = np.array([other.rank1, other.rank5, other.rank10, other.mean_average_precision, other.minp, other.num_queries])
-    kept = given["gallery_pids"] != -1
+    results = {"torchreid": torchreid(distances, data), "torchreid_cuhk03": torchreid(distances, data, use_metric_cuhk03=True)}
+    labels = data["query_pids"], data["gallery_pids"], data["query_camids"], data["gallery_camids"]
+    reid = _compute_reid_metrics(distances, *labels)
+    results["reid"] = np.array([reid.rank1, reid.rank5, reid.rank10, reid.mean_average_precision, reid.minp, reid.num_queries])
+    not_junk = data["gallery_pids"] != -1
     reranked = np.full(distances.shape, 9, np.float32)
-    reranked[:, kept] = re_ranking(euclidean(query, gallery[kept]), euclidean(query, query), euclidean(gallery[kept], gallery[kept]))
-    found["reranked"] = reranked[:, kept]
-    found["torchreid_reranked"] = torchreid(reranked, given)
-    np.savez(target, **found)
+    reranked[:, not_junk] = re_ranking(
+        euclidean(query, gallery[not_junk]), euclidean(query, query), euclidean(gallery[not_junk], gallery[not_junk])
+    )
+    results["reranked"] = reranked[:, not_junk]
+    results["torchreid_reranked"] = torchreid(reranked, data)
+    np.savez(target, **results)
 
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        main(name, name.replace(".npz", "-found.npz"))
+        main(name, name.replace(".npz", "-results.npz"))

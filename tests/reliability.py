@@ -1,4 +1,4 @@
-"""Write the table of docs/reliability.md: the tests marked with a fault, and what the record of a campaign says of each.
+"""Write the table of docs/reliability.md: every test marked with a fault, with its counts from the record of a campaign.
 
 python tests/reliability.py .pul/faults.json
 """
@@ -15,7 +15,7 @@ HEADING = "| fault | tried by | times | last | what is seen |\n|---|---|---|---|
 
 
 def marked_tests():
-    """Yield place, name, fault and what is seen of every test that tries one."""
+    """Yield path, name, fault and expected outcome of every test marked with a fault."""
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for mark in getattr(node, "decorator_list", []):
@@ -23,17 +23,17 @@ def marked_tests():
                     yield path.relative_to(ROOT).as_posix(), node.name, *map(ast.literal_eval, mark.args)
 
 
-def row(place, name, fault, seen, record):
-    """Return a line of the table."""
-    entry = record.get(f"{place}::{name}", {})
+def row(path, name, fault, outcome, record):
+    """Return a row of the table."""
+    entry = record.get(f"{path}::{name}", {})
     tried, survived = entry.get("tried", 0), entry.get("survived", 0)
     times = "not tried" if not tried else f"{tried}" if survived == tried else f"{tried}, **{survived} survived**"
-    cells = (fault, f"[{name.removeprefix('test_')}](../{place})", times, entry["date"] if tried else "", seen)
+    cells = (fault, f"[{name.removeprefix('test_')}](../{path})", times, entry["date"] if tried else "", outcome)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 
 def main(*records):
-    """Put the table between its two marks."""
+    """Replace the table between the two markers on the page."""
     record = {}
     for path in records:
         record |= json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What an epoch's steps show: every image once, or P classes with K images each, without favourites."""
+"""The batches of an epoch: every image once, or P classes with K images each, all drawn equally often."""
 
 import numpy as np
 import pytest
@@ -35,39 +35,39 @@ def test_a_batch_is_p_classes_with_k_images_each(classes, batch_size, data):
     batches = batches_of(classes, batch_size, k, data.draw(st.integers(0, 99)))
     assert len(batches) == num_steps(len(classes), batch_size)
     for batch in batches:
-        shown = {}
+        images_by_class = {}
         for image in batch.tolist():
-            shown.setdefault(int(classes[image]), []).append(image)
-        assert len(shown) == p and len(batch) == p * k
-        for number, images in shown.items():
+            images_by_class.setdefault(int(classes[image]), []).append(image)
+        assert len(images_by_class) == p and len(batch) == p * k
+        for number, images in images_by_class.items():
             assert len(images) == k and set(images) <= set(images_of[number])
-            times = [images.count(image) for image in images_of[number]]
-            assert max(times) <= 1 if len(times) >= k else max(times) - min(times) <= 1
+            counts = [images.count(image) for image in images_of[number]]
+            assert max(counts) <= 1 if len(counts) >= k else max(counts) - min(counts) <= 1
 
 
 @given(CLASSES, st.integers(2, 20), st.data())
 @settings(max_examples=100, deadline=None)
-def test_nothing_comes_up_again_while_there_is_a_hand_left_of_the_others(classes, batch_size, data):
-    """Classes in a round of batches, and a class's images in a round of the batches that show it."""
+def test_classes_and_images_are_drawn_without_replacement(classes, batch_size, data):
+    """Neither a class within a pass over all classes, nor an image within a pass over the images of its class, is repeated."""
     k = data.draw(st.integers(2, batch_size))
     present, sizes = np.unique(classes, return_counts=True)
     p = min(batch_size // k, len(present))
     batches = batches_of(classes, batch_size, k, data.draw(st.integers(0, 99)))
-    shown = [classes[batch[::k]] for batch in batches]
-    a_round = len(present) // p
-    for start in range(0, len(shown), a_round):
-        together = np.concatenate(shown[start : start + a_round])
-        assert len(np.unique(together)) == len(together)
+    classes_per_batch = [classes[batch[::k]] for batch in batches]
+    batches_per_pass = len(present) // p
+    for start in range(0, len(batches), batches_per_pass):
+        drawn = np.concatenate(classes_per_batch[start : start + batches_per_pass])
+        assert len(np.unique(drawn)) == len(drawn)
     for number, size in zip(present, sizes, strict=True):
-        hands = [hand for batch in batches for hand in batch.reshape(-1, k) if classes[hand[0]] == number]
-        a_round = max(1, size // k)
-        for start in range(0, len(hands), a_round):
-            together = np.concatenate(hands[start : start + a_round])
-            assert len(np.unique(together)) == min(len(together), size)
+        groups = [group for batch in batches for group in batch.reshape(-1, k) if classes[group[0]] == number]
+        groups_per_pass = max(1, size // k)
+        for start in range(0, len(groups), groups_per_pass):
+            drawn = np.concatenate(groups[start : start + groups_per_pass])
+            assert len(np.unique(drawn)) == min(len(drawn), size)
 
 
 @pytest.mark.parametrize("images_per_class", [0, 2])
-def test_batches_follow_from_the_generator_alone(images_per_class):
+def test_batches_depend_on_the_generator_only(images_per_class):
     classes = np.arange(40) // 5
     first, other = (batches_of(classes, 8, images_per_class, seed) for seed in (1, 2))
     torch.rand(3)
@@ -76,11 +76,11 @@ def test_batches_follow_from_the_generator_alone(images_per_class):
     assert not all(np.array_equal(one, two) for one, two in zip(first, other, strict=True))
 
 
-def test_classes_and_images_are_drawn_without_favourites():
-    """Classes of 2, 3 and 7 images: each class fills a third of what is shown, each of its images the same share."""
+def test_all_classes_and_all_images_of_a_class_are_drawn_equally_often():
+    """Classes of 2, 3 and 7 images: a third of the drawn images are of each class, and the images of a class have equal shares."""
     classes = np.repeat([0, 1, 2], [2, 3, 7])
-    shown = np.concatenate([np.concatenate(batches_of(classes, 4, 2, seed)) for seed in range(2000)])
-    share = np.bincount(shown, minlength=12) / len(shown)
+    drawn = np.concatenate([np.concatenate(batches_of(classes, 4, 2, seed)) for seed in range(2000)])
+    share = np.bincount(drawn, minlength=12) / len(drawn)
     np.testing.assert_allclose(share, np.repeat([1 / 6, 1 / 9, 1 / 21], [2, 3, 7]), atol=0.006)  # 4 standard errors
 
 
@@ -88,11 +88,11 @@ def test_classes_and_images_are_drawn_without_favourites():
     ("classes", "batch_size", "images_per_class", "sizes"),
     [
         ([0] * 6 + [1] * 6, 8, 2, [4, 4]),  # fewer classes than P: smaller batches
-        ([0, 0, 0, 1], 4, 4, [4]),  # a class with one image is that image four times, or is not drawn
+        ([0, 0, 0, 1], 4, 4, [4]),  # a class with one image repeats it four times
         ([5] * 9, 3, 3, [3, 3, 3]),  # one class only
         ([0, 1], 2, 1, [2]),
-        ([0, 7, 900, 3, 4], 2, 1, [2, 2]),  # one image a class, numbers with gaps
-        (np.arange(20) // 2, 7, 2, [6, 6, 6]),  # 7 images are no whole number of hands
+        ([0, 7, 900, 3, 4], 2, 1, [2, 2]),  # one image per class, numbers with gaps
+        (np.arange(20) // 2, 7, 2, [6, 6, 6]),  # 7 is not a multiple of K
     ],
 )
 def test_edge_cases(classes, batch_size, images_per_class, sizes):
@@ -100,8 +100,8 @@ def test_edge_cases(classes, batch_size, images_per_class, sizes):
 
 
 @pytest.mark.parametrize(("batch_size", "images_per_class"), [(4, 5), (4, -1)])
-def test_a_batch_that_does_not_hold_k_images_is_refused(batch_size, images_per_class):
-    with pytest.raises(ValueError, match=f"between 0 and batch_size .4., not {images_per_class}"):
+def test_k_above_the_batch_size_or_below_0_is_refused(batch_size, images_per_class):
+    with pytest.raises(ValueError, match=f"between 0 and batch_size .4., got {images_per_class}"):
         batches_of([0, 0, 1, 1], batch_size, images_per_class)
 
 
@@ -110,7 +110,7 @@ def test_batches_of_one_image_are_refused():
         batches_of([3, 3, 3], 4, 1)
 
 
-def test_a_read_only_array_will_do():
+def test_classes_may_be_read_only():
     classes = np.arange(12) // 3
     classes.flags.writeable = False
     assert len(batches_of(classes, 4, 2)) == 3

@@ -1,6 +1,6 @@
-"""The two UIs in a real browser, looked at as a user looks: the form, the graph's tasks, the tables of iterations.
+"""The UIs of Prefect and MLflow in a real browser: the form, the task graph and the tables of iterations.
 
-With PUL_SCREENSHOTS=FOLDER the pages are also saved there, as pictures for the documents.
+With PUL_SCREENSHOTS=FOLDER screenshots of the pages are saved there, for the documentation.
 """
 
 import json
@@ -28,12 +28,12 @@ QUIET = [
 
 
 @pytest.fixture(scope="module")
-def finished(up, tiny, tiny_pair):
-    """A finished run; returns its flow run's id."""
+def completed_run(up, tiny, tiny_pair):
+    """The id of a completed flow run."""
     folder, _ = up
     parameters = tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])}
     if os.environ.get("PUL_SCREENSHOTS"):
-        parameters = {}  # the demo, which is nicer to look at
+        parameters = {}  # the demo, for better screenshots
     command = [BIN / "prefect", "deployment", "run", "pul/iterate", "--params", json.dumps(parameters), "--watch"]
     done = subprocess.run(command, cwd=folder, env={}, capture_output=True, text=True, timeout=900, check=True)
     return done.stdout.split("UUID: ")[1].split()[0]
@@ -46,7 +46,7 @@ def page(tmp_path):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
         page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.set_default_timeout(180_000)  # a busy machine
+        page.set_default_timeout(180_000)  # on a busy machine
         yield page
         browser.close()
 
@@ -57,11 +57,11 @@ def save(page, name):
         page.screenshot(path=Path(folder, f"{name}.png"))
 
 
-def test_prefect_shows_the_graph_and_the_table(up, finished, graph, page):
+def test_prefect_shows_the_graph_and_the_table(up, completed_run, graph, page):
     _, (port, _) = up
-    nodes = graph(f"http://127.0.0.1:{port}/api", finished)
-    assert 0 < sum(len(node["children"]) for node in nodes.values()) < 500, "what is drawn is a canvas; with more edges it has no arrows"
-    page.goto(f"http://127.0.0.1:{port}/runs/flow-run/{finished}")
+    nodes = graph(f"http://127.0.0.1:{port}/api", completed_run)
+    assert 0 < sum(len(node["children"]) for node in nodes.values()) < 500, "Prefect draws no arrows in a graph with more edges"
+    page.goto(f"http://127.0.0.1:{port}/runs/flow-run/{completed_run}")
     page.get_by_text("Completed").first.wait_for()
     save(page, "prefect-run")
     page.get_by_text("Task Runs", exact=True).first.click()
@@ -71,19 +71,19 @@ def test_prefect_shows_the_graph_and_the_table(up, finished, graph, page):
     save(page, "prefect-iterations")
 
 
-def test_mlflow_compares_the_iterations_of_a_run(up, finished, page, monkeypatch):
+def test_mlflow_compares_the_iterations_of_a_run(up, completed_run, page, monkeypatch):
     folder, (_, port) = up
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/.pul/mlflow.db")
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder}/.pul/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, f"tags.`pul.flow_run_id` = '{finished}' and tags.`pul.kind` = 'iteration'")
+    runs = client.search_runs(experiments, f"tags.`pul.flow_run_id` = '{completed_run}' and tags.`pul.kind` = 'iteration'")
     assert len(runs) >= 3
     ids = json.dumps([run.info.run_id for run in runs])
     experiment = runs[0].info.experiment_id
     page.goto(f'http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments=["{experiment}"]')
-    page.get_by_text("reliable_fraction").first.wait_for()  # the page draws the first rows of its table; reliable_set_size is further down
+    page.get_by_text("reliable_fraction").first.wait_for()  # only the first rows of the table are rendered, so not reliable_set_size
     page.get_by_text("Comparing").first.wait_for()
     save(page, "mlflow-compare")
 
@@ -102,8 +102,8 @@ def test_prefect_draws_the_whole_form(up, page):
     definitions = [schema["definitions"][name] for name in sections]
     fields = [*schema["properties"].values(), *definitions, *(field for each in definitions for field in each["properties"].values())]
     page.goto(f"http://127.0.0.1:{port}/deployments/deployment/{deployment['id']}/run")
-    meanings = Counter(" ".join(field["description"].split()) for field in fields if "description" in field)
-    for meaning, times in meanings.items():
-        shown = page.get_by_text(meaning, exact=True)
-        shown.nth(times - 1).wait_for()
-        assert shown.count() == times, meaning
+    descriptions = Counter(" ".join(field["description"].split()) for field in fields if "description" in field)
+    for description, times in descriptions.items():
+        elements = page.get_by_text(description, exact=True)
+        elements.nth(times - 1).wait_for()
+        assert elements.count() == times, description

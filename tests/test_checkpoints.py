@@ -1,10 +1,12 @@
-"""A long step that dies goes on where it was and ends in the same bytes; what it kept is gone when it is done."""
+"""A step that is killed resumes from its checkpoint and ends with the same bytes; the checkpoint is deleted when the step is done."""
+
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows.preflight import plan_of
+from pul_core.settings import Memory
 from tasks import extract, training
 from tasks.extract import extract_features
 from tasks.store.artifacts import read_table, write_table
@@ -12,27 +14,26 @@ from tasks.store.readers import open_pixels
 from tasks.store.references import Compute, Reliable
 from tasks.training import fine_tune
 
-COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)
+COMPUTE = Compute(device="cpu", threads=1, dtype="float32")
 
 
 class KilledError(Exception):
-    """Stands for the end of the process."""
+    """Stands in for the death of the process."""
 
 
-def run_training(model, pixels, tiny, **settings):
+def run_training(model, pixels, plan, **settings):
     rows = open_pixels(pixels)[0][:12]
     reliable = {"row": rows, "pseudo_label": np.arange(12) // 6, "similarity": np.ones(12)}
-    plan = plan_of(tiny | {"target": "x"}).model_dump()
-    arguments = {"settings": plan["fine_tuning"] | {"epochs": 4} | settings, "seed": 3, "compute": COMPUTE, "iteration": 1}
+    arguments = {"settings": replace(plan.fine_tuning, **{"epochs": 4} | settings), "seed": 3, "compute": COMPUTE, "iteration": 1}
     return fine_tune.fn(model, pixels, Reliable(reliable=write_table("reliable", pa.table(reliable)), num_classes=2), **arguments)
 
 
 def dying(function, calls):
-    """The function, that ends the process when it has been called so often."""
-    count = iter(range(calls))
+    """Wrap a function so that it kills the process after a number of calls."""
+    remaining_calls = iter(range(calls))
 
     def call(*args, **kwargs):
-        if next(count, None) is None:
+        if next(remaining_calls, None) is None:
             raise KilledError
         return function(*args, **kwargs)
 
@@ -41,71 +42,71 @@ def dying(function, calls):
 
 @pytest.mark.parametrize("damage", [None, b"", b"x" * 50])
 @pytest.mark.fault(
-    "a training dies; its checkpoint is whole, empty or damaged", "goes on after the epoch, or from the start: the same bytes"
+    "a training is killed; its checkpoint is intact, empty or damaged", "resumes after the epoch, or starts again: the same bytes"
 )
-def test_a_training_goes_on_after_its_last_whole_epoch(home, model, pixels, tiny, monkeypatch, damage):
+def test_a_training_resumes_after_its_last_complete_epoch(home, model, pixels, plan, monkeypatch, damage):
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_so_far", dying(training._so_far, 2))
+        patch.setattr(training, "_pack", dying(training._pack, 2))
         with pytest.raises(KilledError):
-            run_training(model, pixels, tiny)
-    (kept,) = home.glob("checkpoints/*/epoch")
+            run_training(model, pixels, plan)
+    (checkpoint,) = home.glob("checkpoints/*/epoch")
     if damage is not None:
-        kept.write_bytes(damage)
+        checkpoint.write_bytes(damage)
     trained_epochs = []
     with monkeypatch.context() as patch:
-        bare = training.train
+        train = training.train
         patch.setattr(
-            training, "train", lambda *args, **kwargs: (trained_epochs.append(epoch.epoch) or epoch for epoch in bare(*args, **kwargs))
+            training, "train", lambda *args, **kwargs: (trained_epochs.append(epoch.epoch) or epoch for epoch in train(*args, **kwargs))
         )
-        resumed = run_training(model, pixels, tiny)
+        resumed = run_training(model, pixels, plan)
     assert trained_epochs == ([3, 4] if damage is None else [1, 2, 3, 4])
     assert not list(home.glob("checkpoints/*"))
-    whole = run_training(model, pixels, tiny)
-    assert (resumed.model.sha256, resumed.training.sha256) == (whole.model.sha256, whole.training.sha256)
+    uninterrupted = run_training(model, pixels, plan)
+    assert (resumed.model.sha256, resumed.training.sha256) == (uninterrupted.model.sha256, uninterrupted.training.sha256)
     assert [row["epoch"] for row in read_table(resumed.training).to_pylist()] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("loss", ["cluster_memory", "image_memory"])
-def test_a_training_goes_on_with_its_memory(home, model, pixels, tiny, monkeypatch, loss):
-    settings = {"loss": loss, "images_per_class": 2, "start_from": "last"}
+@pytest.mark.parametrize("entries", ["clusters", "images"])
+def test_a_training_resumes_with_its_memory(home, model, pixels, plan, monkeypatch, entries):
+    settings = {"memory": Memory(entries=entries), "images_per_class": 2}
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_so_far", dying(training._so_far, 2))
+        patch.setattr(training, "_pack", dying(training._pack, 2))
         with pytest.raises(KilledError):
-            run_training(model, pixels, tiny, **settings)
+            run_training(model, pixels, plan, **settings)
     assert list(home.glob("checkpoints/*/epoch"))
-    resumed, whole, plain = (run_training(model, pixels, tiny, **chosen) for chosen in (settings, settings, {}))
-    assert (resumed.model.sha256, resumed.training.sha256) == (whole.model.sha256, whole.training.sha256)
-    assert plain.model.sha256 != whole.model.sha256
+    resumed, uninterrupted, without_memory = (run_training(model, pixels, plan, **options) for options in (settings, settings, {}))
+    assert (resumed.model.sha256, resumed.training.sha256) == (uninterrupted.model.sha256, uninterrupted.training.sha256)
+    assert without_memory.model.sha256 != uninterrupted.model.sha256
 
 
-def test_other_parameters_do_not_go_on_with_it(home, model, pixels, tiny, monkeypatch):
+def test_a_training_with_other_parameters_ignores_the_checkpoint(home, model, pixels, plan, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_so_far", dying(training._so_far, 1))
+        patch.setattr(training, "_pack", dying(training._pack, 1))
         with pytest.raises(KilledError):
-            run_training(model, pixels, tiny)
-    other = run_training(model, pixels, tiny, batch_size=6)
+            run_training(model, pixels, plan)
+    other = run_training(model, pixels, plan, batch_size=6)
     assert len(list(home.glob("checkpoints/*"))) == 1
-    assert other.model.sha256 == run_training(model, pixels, tiny, batch_size=6).model.sha256
+    assert other.model.sha256 == run_training(model, pixels, plan, batch_size=6).model.sha256
 
 
-@pytest.mark.fault("an extraction dies", "goes on after its last group: the same bytes")
-def test_extraction_keeps_its_finished_groups(home, model, pixels, monkeypatch):
+@pytest.mark.fault("an extraction is killed", "resumes after its last group: the same bytes")
+def test_an_extraction_resumes_after_its_last_complete_group(home, model, pixels, monkeypatch):
     monkeypatch.setattr(extract, "ROW_GROUP", 8)
     arguments = {"batch_size": 4, "compute": COMPUTE, "iteration": 0, "split": "train"}
     with monkeypatch.context() as patch:
-        patch.setattr(extract, "core_extract", dying(extract.core_extract, 3))
+        patch.setattr(extract.extraction, "extract_features", dying(extract.extraction.extract_features, 3))
         with pytest.raises(KilledError):
             extract_features.fn(model, pixels, **arguments)
     assert len(list(home.glob("checkpoints/*/*"))) == 3
     assert not list(home.glob("artifacts/features/*"))
     with monkeypatch.context() as patch:
-        patch.setattr(extract, "core_extract", dying(extract.core_extract, 2))
+        patch.setattr(extract.extraction, "extract_features", dying(extract.extraction.extract_features, 2))
         resumed = extract_features.fn(model, pixels, **arguments)
     assert not list(home.glob("checkpoints/*"))
     assert resumed.sha256 == extract_features.fn(model, pixels, **arguments).sha256
 
 
-@pytest.mark.fault("a checkpoint cannot be written", "a warning; the step goes on")
-def test_a_checkpoint_that_cannot_be_written_stops_nothing(home, model, pixels, tiny):
+@pytest.mark.fault("a checkpoint cannot be written", "a warning; the step continues")
+def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_step(home, model, pixels, plan):
     (home / "checkpoints").write_text("no folder")
-    assert run_training(model, pixels, tiny).training.rows == 4
+    assert run_training(model, pixels, plan).training.rows == 4

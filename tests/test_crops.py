@@ -1,4 +1,4 @@
-"""Crops from video: boxes against an oracle that looks at single pixels; folders whole or not at all; what is wrong is said in a line."""
+"""Crops from video: boxes compared with a pixel-by-pixel oracle, complete folders or none, and error messages for invalid sequences."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from deployments.data_cli import data
+from deployments.data_cli import data_app
 from pul_core.errors import DataError
 from tasks.data.crops import Box, clip, crop_sequences
 from tasks.data.layouts import read_layout
@@ -25,7 +25,7 @@ GT = ["1,7,11,21,30,70,1,1,1", "2,7,12,21,30,70,1,1,0.5", "2,8,60,21,30,70,0,1,1
 
 @pytest.fixture
 def sequence(tmp_path):
-    """A function that writes a sequence of 6 frames, 160 x 120, whose pixels tell frame, row and column."""
+    """A function that writes a sequence of 6 frames, 160 x 120, whose pixels encode frame, row and column."""
 
     def write(name="north door", *, det=DET, gt=None, info=INFO, suffix=".png"):
         folder = tmp_path / name
@@ -49,7 +49,7 @@ def rows(out):
     return pq.read_table(out / "manifest.parquet").to_pylist()
 
 
-def test_a_detectors_boxes_become_crops_with_camera_and_time(sequence, tmp_path):
+def test_detected_boxes_become_crops_with_camera_and_time(sequence, tmp_path):
     counts = crop_sequences([sequence()], tmp_path / "out", min_height=40)
     assert counts == {"frames": 2, "boxes": 3, "too_small": 1, "crops": 2}
     first, second = rows(tmp_path / "out")
@@ -61,7 +61,7 @@ def test_a_detectors_boxes_become_crops_with_camera_and_time(sequence, tmp_path)
             pixels = np.asarray(crop).astype(int)
         assert pixels.shape == (height, width, 3)
         expected = np.stack(np.broadcast_arrays(40 * row["frame"], np.arange(top, top + height)[:, None], np.arange(left, left + width)), 2)
-        assert np.abs(pixels - expected).mean() < 6, "JPEG, but of this place in this frame"
+        assert np.abs(pixels - expected).mean() < 6, "the crop comes from this position in this frame, up to JPEG compression"
     layout, listed = read_layout(tmp_path / "out")
     assert layout == "manifest"
     assert [(image.path, image.pid, image.camid, image.timestamp) for image in listed] == [
@@ -69,15 +69,15 @@ def test_a_detectors_boxes_become_crops_with_camera_and_time(sequence, tmp_path)
     ]
 
 
-def test_ground_truth_has_identities_of_its_sequence_and_leaves_out_what_is_marked(sequence, tmp_path):
+def test_ground_truth_has_identities_per_sequence_and_skips_marked_boxes(sequence, tmp_path):
     folders = [sequence("a", gt=GT), sequence("b", gt=GT, info=None)]
     crop_sequences(folders, tmp_path / "out", boxes="gt")
-    found = [(row["identity"], row["camera"], row["frame"], row["timestamp"]) for row in rows(tmp_path / "out")]
-    assert found == [("a/7", "a", 1, 0.04), ("a/7", "a", 2, 0.08), ("b/7", "b", 1, None), ("b/7", "b", 2, None)]
+    records = [(row["identity"], row["camera"], row["frame"], row["timestamp"]) for row in rows(tmp_path / "out")]
+    assert records == [("a/7", "a", 1, 0.04), ("a/7", "a", 2, 0.08), ("b/7", "b", 1, None), ("b/7", "b", 2, None)]
     assert {image.pid for image in read_layout(tmp_path / "out")[1]} == {"a/7", "b/7"}
 
 
-def test_every_other_frame(sequence, tmp_path):
+def test_every_nth_frame(sequence, tmp_path):
     crop_sequences([sequence(det=[f"{frame},-1,1,1,50,80,1" for frame in range(1, 7)])], tmp_path / "out", every=3)
     assert [row["frame"] for row in rows(tmp_path / "out")] == [1, 4]
 
@@ -86,13 +86,13 @@ NUMBERS = st.floats(-300, 300)
 
 
 @given(left=NUMBERS, top=NUMBERS, width=NUMBERS, height=NUMBERS)
-def test_a_clipped_box_holds_the_pixels_that_lie_in_the_box(left, top, width, height):
+def test_a_clipped_box_contains_the_pixels_inside_the_box(left, top, width, height):
     x0, y0, x1, y1 = clip(Box(1, 1, left, top, width, height, 1.0), 64, 48)
     assert 0 <= x0 <= x1 <= 64 and 0 <= y0 <= y1 <= 48
     for begin, size, first, last, most in ((left - 1, width, x0, x1, 64), (top - 1, height, y0, y1, 48)):
         inside = [pixel for pixel in range(most) if begin <= pixel and pixel + 1 <= begin + size]
         assert all(first <= pixel < last for pixel in inside)
-        assert last - first <= max(len(inside) + 2, 0), "and no more than what rounding adds"
+        assert last - first <= max(len(inside) + 2, 0), "rounding adds at most two pixels"
 
 
 @pytest.mark.parametrize(
@@ -100,22 +100,22 @@ def test_a_clipped_box_holds_the_pixels_that_lie_in_the_box(left, top, width, he
     [
         ({"det": None}, {}, "no det/det.txt and no gt/gt.txt"),
         ({}, {"boxes": "gt"}, "no gt/gt.txt"),
-        ({"det": ["1,-1,a,1,1,1,1"]}, {}, r"det\.txt is no file of boxes"),
-        ({"det": ["1,-1,1,1,50,80,1", "1,2"]}, {}, r"det\.txt is no file of boxes"),
+        ({"det": ["1,-1,a,1,1,1,1"]}, {}, r"det\.txt is not a file of boxes"),
+        ({"det": ["1,-1,1,1,50,80,1", "1,2"]}, {}, r"det\.txt is not a file of boxes"),
         ({"det": ["1,-1,1,1"]}, {}, "has 4 columns"),
         ({"det": ["1,-1,1,1,50,80,1", "1,-1,nan,1,50,80,1"]}, {}, "line 2: frame numbers"),
         ({"det": ["0,-1,1,1,50,80,1"]}, {}, "line 1: frame numbers"),
         ({"det": ["9,-1,1,1,50,80,1"]}, {}, "boxes in frame 9"),
-        ({"det": []}, {}, "none of 0 boxes"),
-        ({"det": DET}, {"min_confidence": 2.0}, "none of 0 boxes"),
-        ({"det": DET}, {"min_height": 119}, "none of 3 boxes"),
+        ({"det": []}, {}, "none of the 0 boxes"),
+        ({"det": DET}, {"min_confidence": 2.0}, "none of the 0 boxes"),
+        ({"det": DET}, {"min_height": 119}, "none of the 3 boxes"),
         ({"info": "frameRate=25"}, {}, "no section"),
         ({"info": "[Sequence]\nframeRate=0\n"}, {}, "frameRate must be above 0"),
-        ({"info": "[Sequence]\nframeRate=25\nimDir=..\n"}, {}, "imDir a folder's plain name"),
+        ({"info": "[Sequence]\nframeRate=25\nimDir=..\n"}, {}, "imDir must be a plain folder name"),
         ({"info": "[Sequence]\nframeRate=25\nimDir=frames\n"}, {}, "no folder frames"),
     ],
 )
-def test_what_cannot_be_cropped_is_said_in_a_sentence_and_leaves_nothing(sequence, tmp_path, changes, options, message):
+def test_an_invalid_sequence_is_rejected_and_leaves_nothing_behind(sequence, tmp_path, changes, options, message):
     folder = sequence(**changes)
     with pytest.raises(DataError, match=message):
         crop_sequences([folder], tmp_path / "out", **options)
@@ -130,19 +130,19 @@ def test_a_broken_frame_leaves_nothing_behind(sequence, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-def test_two_cameras_of_one_name_and_a_folder_that_exists_are_refused(sequence, tmp_path):
+def test_equal_camera_names_and_an_existing_output_folder_are_rejected(sequence, tmp_path):
     folder = sequence()
     with pytest.raises(DataError, match="the same name"):
         crop_sequences([folder, folder], tmp_path / "out")
     (tmp_path / "out").mkdir()
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(DataError, match="already exists"):
         crop_sequences([folder], tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_the_command(sequence, tmp_path):
     options = ["--out", str(tmp_path / "out"), "--min-height", "40", "--min-confidence", "0.3", "--every", "3"]
-    done = CliRunner().invoke(data, ["crop", str(sequence("a")), str(sequence("b")), *options])
+    done = CliRunner().invoke(data_app, ["crop", str(sequence("a")), str(sequence("b")), *options])
     assert done.exit_code == 0, done.output
     assert "6 crops from 4 frames (2 boxes were too small)" in done.output
-    assert isinstance(CliRunner().invoke(data, ["crop", str(tmp_path / "a"), "--out", "x", "--boxes", "hand"]).exception, ValueError)
+    assert isinstance(CliRunner().invoke(data_app, ["crop", str(tmp_path / "a"), "--out", "x", "--boxes", "hand"]).exception, ValueError)

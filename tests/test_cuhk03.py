@@ -1,11 +1,11 @@
-"""CUHK03's MATLAB file: a small one, made by hand in the shape MATLAB 7.3 gives it, is taken out into images and manifests."""
+"""CUHK03's MATLAB file: a small handmade file with MATLAB 7.3's structure is extracted into images and manifests."""
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from deployments.data_cli import data
+from deployments.data_cli import data_app
 from pul_core.errors import DataError
 from tasks.data.cuhk03 import extract_cuhk03
 from tasks.data.layouts import read_layout
@@ -18,7 +18,7 @@ def pixels(pair, person, image):
 
 
 def write_mat(path):
-    """Two camera pairs with 3 and 2 people, 2 + 1 images each; person 2 of pair 1 has none in the second camera. Two test sets."""
+    """Write two camera pairs with 3 and 2 people, 2 + 1 images each, and two test sets; person 2 of pair 1 has no image 10."""
     with h5py.File(path, "w") as file:
 
         def cells(name, array):  # a MATLAB cell array: references, transposed
@@ -32,8 +32,8 @@ def write_mat(path):
             for pair, people in enumerate((3, 2), 1):
                 images = np.empty((people, 10), object)
                 for (person, image), _ in np.ndenumerate(images):
-                    there = image in (0, 4) or (image == 9 and (pair, person) != (1, 1))
-                    images[person, image] = pixels(pair, person + 1, image + 1).T if there else np.zeros(2, np.uint64)
+                    exists = image in (0, 4) or (image == 9 and (pair, person) != (1, 1))
+                    images[person, image] = pixels(pair, person + 1, image + 1).T if exists else np.zeros(2, np.uint64)
                 pairs[pair - 1, 0] = cells(f"{boxes}{pair}", images)
             file.create_dataset(boxes, data=cells(boxes, pairs))
         tests = np.empty((2, 1), object)
@@ -53,18 +53,18 @@ def extracted(tmp_path_factory):
     split = {"train_idx": [[1]], "query_idx": [[2]], "gallery_idx": [[3]]}
     savemat(root / "cuhk03_new_protocol_config_detected.mat", {"filelist": filelist, "labels": [[1], [844], [844]], **split})
     mat = write_mat(root / "cuhk03_release" / "cuhk-03.mat")
-    done = CliRunner().invoke(data, ["extract", str(mat), "--out", str(root / "out")])
+    done = CliRunner().invoke(data_app, ["extract", str(mat), "--out", str(root / "out")])
     assert done.exit_code == 0, (done.output, done.exception)
     assert "5 manifests" in done.output
     return root / "out"
 
 
-def test_every_image_is_the_one_in_the_file(extracted):
+def test_every_image_equals_the_one_in_the_file(extracted):
     for boxes in ("detected", "labeled"):
-        found = {path.name for path in (extracted / f"images_{boxes}").iterdir()}
+        names = {path.name for path in (extracted / f"images_{boxes}").iterdir()}
         people = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
         shots = [(pair, person, image) for pair, person in people for image in (1, 5, 10) if (pair, person, image) != (1, 2, 10)]
-        assert found == {f"{pair}_{person:03d}_{1 if image < 6 else 2}_{image:02d}.png" for pair, person, image in shots}
+        assert names == {f"{pair}_{person:03d}_{1 if image < 6 else 2}_{image:02d}.png" for pair, person, image in shots}
         for pair, person, image in shots:
             with Image.open(extracted / f"images_{boxes}" / f"{pair}_{person:03d}_{1 if image < 6 else 2}_{image:02d}.png") as picture:
                 np.testing.assert_array_equal(np.asarray(picture), pixels(pair, person, image))
@@ -87,7 +87,7 @@ def test_the_manifests_of_both_protocols(extracted):
 
 
 @pytest.mark.parametrize("content", [b"", b"MATLAB 5.0 MAT-file" * 100])
-def test_another_file_is_refused_and_nothing_is_left(tmp_path, content):
+def test_another_file_is_rejected_and_leaves_nothing_behind(tmp_path, content):
     (tmp_path / "cuhk-03.mat").write_bytes(content)
     with pytest.raises(DataError, match="is not CUHK03's"):
         extract_cuhk03(tmp_path / "cuhk-03.mat", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Layouts, index and decoding: what is on disk becomes rows, and what is broken is skipped, counted and listed."""
+"""Layouts, index and decoding: images become rows, and broken images are skipped, counted and listed."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tasks.store.artifacts import column, read_table
 from tasks.store.readers import open_pixels
 
 
-def test_market_layout(tmp_path, market):
+def test_market_1501_layout_is_detected(tmp_path, market):
     market(tmp_path, range(1, 3), test_pids=range(5, 7))
     layout, listed = read_layout(tmp_path)
     images = list(listed)
@@ -41,7 +41,7 @@ def test_a_plain_folder_at_any_depth(tmp_path):
         (lambda root: _odd_name(root), "not named like Market-1501"),
     ],
 )
-def test_unusable_data_is_refused_in_a_sentence(tmp_path, make, message):
+def test_unusable_data_is_rejected(tmp_path, make, message):
     with pytest.raises(DataError, match=message):
         read_layout(make(tmp_path))
 
@@ -62,13 +62,13 @@ def test_index_keeps_labels_apart(home, tmp_path, market):
     assert images.splits == {"train": 12}
 
 
-def test_index_is_the_same_wherever_the_folder_lies(home, tmp_path, market):
+def test_the_index_does_not_depend_on_the_path_of_the_folder(home, tmp_path, market):
     first = index.fn(str(market(tmp_path / "set", range(1, 3))), "source")
     (tmp_path / "set").rename(tmp_path / "moved")
-    assert index.fn(str(tmp_path / "moved"), "source").identity() == first.identity()
+    assert index.fn(str(tmp_path / "moved"), "source").cache_token() == first.cache_token()
 
 
-def test_decoding_agrees_with_pillow_row_by_row(home, tmp_path, market):
+def test_decoded_images_agree_with_pillow(home, tmp_path, market):
     images = index.fn(str(market(tmp_path / "set", range(1, 4))), "source")
     rows, pixels = open_pixels(decode.fn(images, split="train", height=40, width=20))
     paths = read_table(images.images).column("path").to_pylist()
@@ -117,7 +117,7 @@ def test_a_file_that_changes_after_the_index_is_an_error(home, tmp_path, change,
         decode.fn(images, split="train", height=64, width=32)
 
 
-def test_an_absurdly_large_image_is_skipped(home, tmp_path, monkeypatch, draw, skipped):
+def test_a_too_large_image_is_skipped(home, tmp_path, monkeypatch, draw, skipped):
     monkeypatch.setattr("tasks.data.quality.MAX_PIXELS", 2000)
     Image.fromarray(draw(1, 1, 1)).save(tmp_path / "a.png")  # 64 x 32 = 2048 pixels
     Image.fromarray(draw(1, 1, 1, 20, 10)).save(tmp_path / "b.png")

@@ -1,4 +1,4 @@
-"""`pul data check`: every finding on images made for it, the verdict as exit code, and a flow that refuses the same things first."""
+"""`pul data check`: a test image for every finding, the verdict as exit code, and a flow that checks the same before it starts."""
 
 import json
 import logging
@@ -20,6 +20,7 @@ from tasks.data.synthesize import Sizes, synthesize_domain
 from tasks.index import index
 from tasks.preflight import check_path, check_sets
 from tasks.store.artifacts import read_table, write_table
+from tasks.store.config import resolve_plan
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def command(*arguments):
     return done.exit_code, done.stdout
 
 
-def findings(root):
+def findings_by_code(root):
     report, _ = check_path(str(root))
     return {finding.code: finding for finding in report.findings}
 
@@ -49,24 +50,24 @@ def sound(tmp_path_factory):
     return synthesize_domain(tmp_path_factory.mktemp("drawn"), "target", seed=10, sizes=sizes, processes=1)
 
 
-def test_a_sound_set(sound):
+def test_a_sound_data_set(sound):
     code, text = command(sound)
     assert code == 0 and "verdict: sound" in text
     code, text = command(sound, "--json")
-    found = json.loads(text)
+    report = json.loads(text)
     assert code == 0
-    assert list(found) == ["path", "layout", "images", "identities", "cameras", "splits", "sizes", "findings", "verdict"]
-    assert (found["layout"], found["images"], found["verdict"]) == ("market1501", 54, "sound")
-    assert found["splits"] == {"train": 24, "query": 6, "gallery": 24}
-    assert found["identities"] == 7 and found["cameras"] >= 2
-    assert set(found["sizes"]) == {"width", "height", "bytes"}
-    assert all(spread["min"] <= spread["median"] <= spread["max"] for spread in found["sizes"].values())
-    assert not [finding for finding in found["findings"] if finding["severity"] != "info"]
+    assert list(report) == ["path", "layout", "images", "identities", "cameras", "splits", "sizes", "findings", "verdict"]
+    assert (report["layout"], report["images"], report["verdict"]) == ("market1501", 54, "sound")
+    assert report["splits"] == {"train": 24, "query": 6, "gallery": 24}
+    assert report["identities"] == 7 and report["cameras"] >= 2
+    assert set(report["sizes"]) == {"width", "height", "bytes"}
+    assert all(spread["min"] <= spread["median"] <= spread["max"] for spread in report["sizes"].values())
+    assert not [finding for finding in report["findings"] if finding["severity"] != "info"]
 
 
 @pytest.fixture
 def broken(tmp_path, draw, monkeypatch):
-    """A folder with a good crop and one of everything that can be wrong with a file, named by the finding."""
+    """A folder with good crops and one file for each kind of problem, named after the code of its finding."""
     monkeypatch.setattr("tasks.data.quality.MAX_PIXELS", 9_000)
     root = tmp_path / "broken"
     root.mkdir()
@@ -93,10 +94,10 @@ def broken(tmp_path, draw, monkeypatch):
 
 @pytest.mark.fault("corrupt, truncated, empty, CMYK, 16-bit, animated, oversized images", "a finding each, with what to do")
 def test_each_kind_of_broken_file_is_found_once_and_named(broken):
-    found = findings(broken)
+    findings = findings_by_code(broken)
     expected = {*FILE_ADVICE, *MODE_ADVICE, "animated", "blank", "duplicates"}
-    assert set(found) == expected
-    for code, finding in found.items():
+    assert set(findings) == expected
+    for code, finding in findings.items():
         assert finding.count == 1 and len(finding.examples) == 1 and code in finding.examples[0]
         assert finding.severity == ("info" if code == "blank" else "warning")
         assert finding.advice
@@ -117,36 +118,36 @@ def test_only_broken_files_are_unusable(tmp_path):
     (tmp_path / "a.jpg").touch()
     (tmp_path / "b.jpg").write_text("no image")
     code, text = command(tmp_path, "--json")
-    found = json.loads(text)
-    assert code == 2 and found["verdict"] == "unusable" and found["sizes"]["bytes"]["max"] == 8
-    assert [finding["code"] for finding in found["findings"] if finding["severity"] == "error"] == ["no_training_images"]
+    report = json.loads(text)
+    assert code == 2 and report["verdict"] == "unusable" and report["sizes"]["bytes"]["max"] == 8
+    assert [finding["code"] for finding in report["findings"] if finding["severity"] == "error"] == ["no_training_images"]
 
 
 @pytest.mark.parametrize("name", ["empty", "nowhere"])
-def test_what_is_no_data_set_is_unusable_and_says_so(tmp_path, name):
+def test_an_empty_or_missing_folder_is_unusable(tmp_path, name):
     (tmp_path / "empty").mkdir()
     code, text = command(tmp_path / name, "--json")
-    found = json.loads(text)
-    assert code == 2 and found["images"] == 0
-    assert [finding["code"] for finding in found["findings"]] == ["not_a_data_set"]
-    assert str(tmp_path / name) in found["findings"][0]["advice"]
+    report = json.loads(text)
+    assert code == 2 and report["images"] == 0
+    assert [finding["code"] for finding in report["findings"]] == ["not_a_data_set"]
+    assert str(tmp_path / name) in report["findings"][0]["advice"]
     code, text = command(tmp_path / name)
     assert code == 2 and "verdict: unusable" in text
 
 
-def test_the_examples_are_few(tmp_path):
+def test_the_number_of_examples_is_limited(tmp_path):
     for number in range(EXAMPLES + 4):
         (tmp_path / f"{number}.jpg").touch()
-    found = findings(tmp_path)["zero_bytes"]
-    assert (found.count, len(found.examples)) == (EXAMPLES + 4, EXAMPLES)
+    finding = findings_by_code(tmp_path)["zero_bytes"]
+    assert (finding.count, len(finding.examples)) == (EXAMPLES + 4, EXAMPLES)
 
 
 @pytest.fixture
 def shots(tmp_path, draw):
-    """Write crops of people in the Market-1501 layout, each another picture: (folder, identity, camera)."""
+    """A function that writes crops (folder, identity, camera) in the Market-1501 layout, each with different pixels."""
 
-    def write(*wanted):
-        for shot, (folder, pid, camid) in enumerate(wanted):
+    def write(*crops):
+        for shot, (folder, pid, camid) in enumerate(crops):
             path = tmp_path / "set" / folder / f"{pid:04d}_c{camid}s1_{shot:06d}_00.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draw(max(pid, 0), camid, shot)).save(path)
@@ -160,7 +161,7 @@ GOOD = [(TRAIN, pid, camid) for pid in (1, 2, 3) for camid in (1, 2)]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "code", "count", "examples"),
+    ("crops", "code", "count", "examples"),
     [
         ([*GOOD, (TRAIN, 4, 1)], "single_image_identities", 1, ["4"]),
         ([*GOOD, (TRAIN, 4, 1), (TRAIN, 4, 1), (TRAIN, 5, 2), (TRAIN, 5, 2)], "single_camera_identities", 2, ["4", "5"]),
@@ -177,39 +178,39 @@ GOOD = [(TRAIN, pid, camid) for pid in (1, 2, 3) for camid in (1, 2)]
         ([*GOOD, (GALLERY, 7, 1)], "no_query", 1, []),
     ],
 )
-def test_what_is_odd_about_people(shots, wanted, code, count, examples):
-    root = shots(*wanted)
-    found = findings(root)
-    assert set(found) == {code}
-    assert (found[code].severity, found[code].count, found[code].examples) == ("warning", count, examples)
+def test_findings_about_identities_and_splits(shots, crops, code, count, examples):
+    root = shots(*crops)
+    findings = findings_by_code(root)
+    assert set(findings) == {code}
+    assert (findings[code].severity, findings[code].count, findings[code].examples) == ("warning", count, examples)
     assert command(root)[0] == 1
 
 
-def test_junk_and_distractors_are_nobody(shots):
+def test_junk_and_distractors_are_not_identities(shots):
     root = shots(*GOOD, (QUERY, 7, 1), (GALLERY, 7, 2), (GALLERY, 0, 1), (GALLERY, -1, 1), (TRAIN, 0, 1), (TRAIN, -1, 1))
     report, _ = check_path(str(root))
     assert report.findings == [] and report.identities == 4 and report.verdict == "sound"
 
 
-def test_a_test_image_in_training_is_named(shots):
+def test_a_test_image_in_training_is_a_finding(shots):
     root = shots(*GOOD, (QUERY, 7, 1), (GALLERY, 7, 2))
     (leaked,) = (root / QUERY).iterdir()
     shutil.copy(leaked, root / TRAIN / "0003_c2s1_000099_00.png")
-    found = findings(root)
-    assert set(found) == {"duplicates", "test_images_in_train"}
-    assert found["test_images_in_train"].examples == [f"query/{leaked.name}"]
+    findings = findings_by_code(root)
+    assert set(findings) == {"duplicates", "test_images_in_train"}
+    assert findings["test_images_in_train"].examples == [f"query/{leaked.name}"]
 
 
-def test_a_set_that_can_only_be_scored_is_usable(shots):
+def test_a_data_set_that_can_only_be_scored_is_usable(shots):
     root = shots((QUERY, 7, 1), (GALLERY, 7, 2))
     (root / TRAIN).mkdir()
-    found = findings(root)
-    assert [(code, finding.severity) for code, finding in found.items()] == [("no_training_images", "warning")]
+    findings = findings_by_code(root)
+    assert [(code, finding.severity) for code, finding in findings.items()] == [("no_training_images", "warning")]
     shutil.rmtree(root / GALLERY)
-    assert findings(root)["no_training_images"].severity == "error"
+    assert findings_by_code(root)["no_training_images"].severity == "error"
 
 
-def test_an_unknown_identity_is_no_identity(shots):
+def test_an_unknown_identity_is_not_counted(shots):
     _, images = check_path(str(shots(*GOOD)))
     labels = read_table(images.labels).to_pandas()
     labels.loc[labels["pid"] == 3, ["pid", "identity"]] = (-1, None)
@@ -233,18 +234,18 @@ people = st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 2)), max_size=8)
 @settings(max_examples=60, deadline=None)
 @given(people, people)
 def test_a_query_is_answerable_exactly_if_it_is_scored(query, gallery):
-    """Against the evaluator where it can be asked (cameras known, a gallery that is not all junk), and against a loop everywhere."""
-    asked, wanted = (np.array(side, np.int64).reshape(-1, 2).T for side in (query, gallery))
-    found = answerable(*asked, *wanted)
-    slow = [pid > 0 and any(other == pid and (camid != seen or seen == -1) for other, seen in gallery) for pid, camid in query]
-    assert found.tolist() == slow
-    if query and (wanted[0] >= 0).any() and min(camid for _, camid in query + gallery) >= 0:
-        features = [np.ones((len(side), 2), np.float32) for side in (query, gallery)]
-        scores = score_queries(features[0], *asked, features[1], *wanted)
-        assert found.tolist() == (scores.num_positives > 0).tolist()
+    """Compared with a loop, and with the evaluator where it applies (known cameras, a gallery that is not all junk)."""
+    query_ids, gallery_ids = (np.array(pairs, np.int64).reshape(-1, 2).T for pairs in (query, gallery))
+    result = answerable(*query_ids, *gallery_ids)
+    expected = [pid > 0 and any(other == pid and (camid != seen or seen == -1) for other, seen in gallery) for pid, camid in query]
+    assert result.tolist() == expected
+    if query and (gallery_ids[0] >= 0).any() and min(camid for _, camid in query + gallery) >= 0:
+        features = [np.ones((len(pairs), 2), np.float32) for pairs in (query, gallery)]
+        scores = score_queries(features[0], *query_ids, features[1], *gallery_ids)
+        assert result.tolist() == (scores.num_positives > 0).tolist()
 
 
-def test_the_contact_sheet_has_a_row_a_camera_and_only_on_demand(broken, shots, tmp_path):
+def test_the_contact_sheet_has_a_row_per_camera_and_is_written_only_on_request(broken, shots, tmp_path):
     sheet = tmp_path / "sheet.png"
     root = shots(*GOOD)
     assert command(root)[0] == 0 and not sheet.exists()
@@ -259,17 +260,17 @@ def test_the_contact_sheet_has_a_row_a_camera_and_only_on_demand(broken, shots, 
     assert code == 2 and not (tmp_path / "sheet.txt").exists()
 
 
-def checked(source, target, caplog, **plan):
-    """Return the log lines of the check that the flow makes, by level."""
+def checked(source, target, caplog, **parameters):
+    """Run the check of the flow and return its log lines with their levels."""
     sources = [index.fn(str(source), "source")] if source else []
     unlabelled = index.fn(str(target), "target")
     caplog.clear()
     with caplog.at_level(logging.INFO, "pul"):
-        check_sets(sources, unlabelled, **plan)
+        check_sets(sources, unlabelled, resolve_plan({"target": "x"} | parameters))
     return [(record.levelname, record.getMessage().split(",")[0]) for record in caplog.records]
 
 
-def test_the_flow_warns_and_goes_on(broken, shots, caplog):
+def test_the_flow_warns_and_continues(broken, shots, caplog):
     for name in ("missing", "unreadable"):
         (broken / f"{name}.jpg").unlink()
     lines = checked(shots(*GOOD, (TRAIN, 4, 1)), broken, caplog)
@@ -282,32 +283,32 @@ def test_the_flow_warns_and_goes_on(broken, shots, caplog):
     [
         ([], [], {}, "the source has 0 identities"),
         ([(TRAIN, 1, 1), (TRAIN, 1, 2)], GOOD, {}, "the source has 1 identities"),
-        (GOOD, GOOD[:3], {}, "the target has 3 training images"),
-        (GOOD, GOOD, {"num_clusters": 7}, "num_clusters is 7"),
+        (GOOD, GOOD[:3], {}, "the target has 3 usable training images"),
+        (GOOD, GOOD, {"kmeans": {"num_clusters": 7}}, "num_clusters is 7"),
         (None, GOOD, {}, "--source DIR"),
-        (GOOD, GOOD, {"original_model": "x"}, "not both"),
+        (GOOD, GOOD, {"original_model": "x"}, "leave one of them out"),
     ],
 )
-def test_the_flow_refuses_what_cannot_work(tmp_path, draw, market, caplog, source, target, plan, message):
+def test_the_flow_rejects_unsuitable_data_sets(tmp_path, draw, market, caplog, source, target, plan, message):
     roots = []
-    for name, wanted in (("source", source), ("target", target)):
-        for shot, (folder, pid, camid) in enumerate(wanted or []):
+    for name, crops in (("source", source), ("target", target)):
+        for shot, (folder, pid, camid) in enumerate(crops or []):
             path = tmp_path / name / folder / f"{pid:04d}_c{camid}s1_{shot:06d}_00.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draw(pid, camid, shot)).save(path)
-        if wanted == []:
+        if crops == []:
             (tmp_path / name).mkdir()
             for shot in range(5):
                 Image.fromarray(draw(1, 1, shot)).save(tmp_path / name / f"{shot}.png")
-        roots.append(None if wanted is None else tmp_path / name)
+        roots.append(None if crops is None else tmp_path / name)
     with pytest.raises(DataError, match=message):
         checked(*roots, caplog, **plan)
 
 
-def test_images_that_cannot_be_used_do_not_count(shots, caplog):
+def test_unusable_images_are_not_counted(shots, caplog):
     root = shots(*GOOD[:4])
     next((root / TRAIN).iterdir()).write_bytes(b"")
-    with pytest.raises(DataError, match="the target has 3 training images"):
+    with pytest.raises(DataError, match="the target has 3 usable training images"):
         checked(None, root, caplog, original_model="x")
 
 
@@ -319,8 +320,8 @@ def test_a_query_folder_of_broken_files_is_refused_before_anything_is_trained(sh
         checked(None, root, caplog, original_model="x")
 
 
-def test_identities_of_a_target_decide_nothing(shots, caplog):
-    """Whatever they are, even all the same or none that can be found again: no refusal, no warning, the same counts."""
+def test_identities_of_a_target_do_not_affect_the_check(shots, caplog):
+    """Whatever the identities are, even all equal or all different: no error, no warning, the same counts."""
     root = shots(*GOOD, (QUERY, 7, 1), (GALLERY, 7, 2))
     target = index.fn(str(root), "target")
     labels = read_table(target.labels).to_pandas()
@@ -329,7 +330,7 @@ def test_identities_of_a_target_decide_nothing(shots, caplog):
         other = target.model_copy(update={"labels": write_table("labels", pa_table(labels.assign(pid=pids)))})
         caplog.clear()
         with caplog.at_level(logging.INFO, "pul"):
-            check_sets([], other, original_model="x", num_clusters=3)
+            check_sets([], other, resolve_plan({"target": "x", "original_model": "x", "kmeans": {"num_clusters": 3}}))
         levels |= {record.levelname for record in caplog.records}
-        assert preflight._look_at_target(other) == preflight.Counts(splits={"train": 6, "query": 1, "gallery": 1})
+        assert preflight._check_target(other) == preflight.Counts(splits={"train": 6, "query": 1, "gallery": 1})
     assert levels == {"INFO"}

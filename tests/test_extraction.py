@@ -1,8 +1,9 @@
-"""Features of many images: in their order, whatever the batch, and from a model that does not learn on the way."""
+"""Feature extraction: order, batch sizes, unchanged weights, and the fallback from bfloat16 to float32."""
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pul_core.errors import NotFiniteError
 from pul_core.learning.backbone import build_backbone, normalise
@@ -16,44 +17,44 @@ def images():
 
 @pytest.fixture
 def backbone():
-    """A trunk whose BatchNorm statistics are not the initial ones."""
-    trunk = build_backbone("resnet10t", seed=2)
-    trunk.train()
+    """A backbone whose BatchNorm statistics are not the initial ones."""
+    backbone = build_backbone("resnet10t", seed=2)
+    backbone.train()
     with torch.no_grad():
-        trunk(torch.randn(8, 3, 64, 32, generator=torch.Generator().manual_seed(0)))
-    return trunk
+        backbone(torch.randn(8, 3, 64, 32, generator=torch.Generator().manual_seed(0)))
+    return backbone
 
 
 def extract(backbone, images, **options):
     return np.concatenate(list(extract_features(backbone, images, **options)))
 
 
-def test_features_are_those_of_one_image_after_the_other(backbone, images):
-    found = extract(backbone, images, batch_size=4)
-    assert found.shape == (11, 512)
-    assert found.dtype == np.float32
+def test_features_of_a_batch_equal_those_of_single_images(backbone, images):
+    features = extract(backbone, images, batch_size=4)
+    assert features.shape == (11, 512)
+    assert features.dtype == np.float32
     backbone.eval()
-    for image, feature in zip(images, found, strict=True):
+    for image, feature in zip(images, features, strict=True):
         with torch.no_grad():
             alone = backbone(normalise(torch.from_numpy(image.transpose(2, 0, 1)[None].copy())))[0]
         np.testing.assert_allclose(feature, alone.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_different_images_have_different_features(backbone, images):
-    """Without it the test above would pass on a trunk that ignores its input."""
-    found = extract(backbone, images)
-    distances = np.linalg.norm(found[:, None] - found[None], axis=2)
+    """Otherwise the test above would pass with a backbone that ignores its input."""
+    features = extract(backbone, images)
+    distances = np.linalg.norm(features[:, None] - features[None], axis=2)
     assert distances[~np.eye(11, dtype=bool)].min() > 1e-3
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 100])
-def test_the_batch_size_changes_rounding_only(backbone, images, batch_size):
-    blocks = list(extract_features(backbone, images, batch_size=batch_size))
-    assert [len(block) for block in blocks] == [len(images[i : i + batch_size]) for i in range(0, 11, batch_size)]
-    np.testing.assert_allclose(np.concatenate(blocks), extract(backbone, images, batch_size=5), rtol=1e-4, atol=1e-5)
+def test_the_batch_size_affects_rounding_only(backbone, images, batch_size):
+    batches = list(extract_features(backbone, images, batch_size=batch_size))
+    assert [len(features) for features in batches] == [len(images[i : i + batch_size]) for i in range(0, 11, batch_size)]
+    np.testing.assert_allclose(np.concatenate(batches), extract(backbone, images, batch_size=5), rtol=1e-4, atol=1e-5)
 
 
-def test_extraction_leaves_weights_and_statistics_as_they_are(backbone, images):
+def test_extraction_changes_neither_weights_nor_statistics(backbone, images):
     backbone.train()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     extract(backbone, images)
@@ -73,7 +74,7 @@ def test_images_may_be_memory_mapped(backbone, images, tmp_path):
 
 
 def test_images_are_read_a_batch_at_a_time(backbone, images):
-    """A generator that is asked for one block has not touched what follows."""
+    """The first batch of features is yielded before the images of the second one are read."""
     read = []
 
     class Recorder(np.ndarray):
@@ -82,21 +83,21 @@ def test_images_are_read_a_batch_at_a_time(backbone, images):
                 read.append((key.start, key.stop))
             return super().__getitem__(key)
 
-    blocks = extract_features(backbone, images.view(Recorder), batch_size=4)
+    batches = extract_features(backbone, images.view(Recorder), batch_size=4)
     assert read == []
-    next(blocks)
+    next(batches)
     assert read == [(0, 4)]
 
 
-def test_no_images_are_no_blocks(backbone):
+def test_no_images_give_no_batches(backbone):
     assert list(extract_features(backbone, np.zeros((0, 64, 32, 3), np.uint8))) == []
 
 
 def test_bfloat16_is_close_and_returned_as_float32(backbone, images):
-    rough, exact = extract(backbone, images[:3], bf16=True), extract(backbone, images[:3])
-    assert rough.dtype == np.float32
-    assert not np.array_equal(rough, exact)
-    cosine = (rough * exact).sum(1) / np.linalg.norm(rough, axis=1) / np.linalg.norm(exact, axis=1)
+    approximate, exact = extract(backbone, images[:3], bf16=True), extract(backbone, images[:3])
+    assert approximate.dtype == np.float32
+    assert not np.array_equal(approximate, exact)
+    cosine = (approximate * exact).sum(1) / np.linalg.norm(approximate, axis=1) / np.linalg.norm(exact, axis=1)
     assert cosine.min() > 0.99
 
 
@@ -107,3 +108,42 @@ def test_damaged_weights_are_named_with_the_images(backbone, images, damage):
         next(backbone.parameters()).fill_(damage)
     with pytest.raises(NotFiniteError, match="images 0 to 3 are not finite"):
         extract(backbone, images, batch_size=4)
+
+
+class MeanColour(nn.Module):
+    """The mean colour of each image. The first image of the calls listed in ``fail_under_autocast`` is NaN under autocast, as with AMX."""
+
+    def __init__(self, fail_under_autocast=(), *, always_fail=False):
+        super().__init__()
+        self.fail_under_autocast, self.always_fail, self.autocast = fail_under_autocast, always_fail, []
+
+    def forward(self, pixels):
+        features = pixels.mean((2, 3))
+        self.autocast.append(torch.is_autocast_enabled(pixels.device.type))
+        if self.always_fail or (self.autocast[-1] and sum(self.autocast) - 1 in self.fail_under_autocast):
+            features[0, 1] = float("nan")
+        return features
+
+
+def test_a_batch_that_is_not_finite_in_bfloat16_is_computed_again_in_float32(images):
+    backbone, counts = MeanColour(fail_under_autocast=(1, 2)), []
+    features = extract(backbone, images, batch_size=4, bf16=True, on_float32_fallback=counts.append)
+    assert backbone.autocast == [True, True, False, True, False]  # batches 2 and 3 twice
+    assert counts == [4, 3]
+    np.testing.assert_array_equal(features, extract(MeanColour(), images, batch_size=4))
+
+
+def test_the_callback_for_float32_is_optional_and_not_called_for_finite_features(images):
+    counts = []
+    extract(MeanColour(), images, bf16=True, on_float32_fallback=counts.append)
+    assert counts == []
+    assert np.isfinite(extract(MeanColour(fail_under_autocast=(0,)), images, bf16=True)).all()
+
+
+@pytest.mark.parametrize(("bf16", "calls"), [(True, [True, False]), (False, [False])])
+def test_features_that_are_not_finite_in_float32_are_an_error(images, bf16, calls):
+    backbone, counts = MeanColour(always_fail=True), []
+    with pytest.raises(NotFiniteError, match="images 0 to 10 are not finite: the weights are damaged"):
+        extract(backbone, images, bf16=bf16, on_float32_fallback=counts.append)
+    assert backbone.autocast == calls
+    assert counts == []

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_home", "prefect_
 
 
 def run(parameters):
-    """Run the flow; return its name, its final state's data and the states of its tasks by task-run name."""
+    """Run the flow; return its final state, and the state names of its task runs by name."""
     from prefect.client.orchestration import get_client
 
     from flows.pul import pul
@@ -29,6 +29,7 @@ def run(parameters):
 
 
 def models(home, name):
+    """Return the artifact names, which are digests, of the models of all iterations."""
     return [path.resolve().name for path in sorted(Path(home, "runs", name).glob("iteration=*/model.safetensors"))]
 
 
@@ -38,7 +39,7 @@ def parameters(tiny, tiny_pair):
     return tiny | {"source": str(source), "target": str(target)}
 
 
-def test_the_loop_leaves_everything_where_the_documents_say(module_home, parameters):
+def test_a_run_writes_the_documented_files(module_home, parameters):
     state, tasks = run(parameters)
     name = state.result()
     folder = module_home / "runs" / name
@@ -51,45 +52,45 @@ def test_the_loop_leaves_everything_where_the_documents_say(module_home, paramet
         assert (folder / "iteration=1" / f"{kind}.parquet").exists()
 
 
-def test_the_graph_has_the_edges_of_the_loop_and_few_enough_that_prefect_draws_them(module_home, parameters, graph):
-    four = {"max_iterations": 4, "stop_when_stable": False}  # as many as the demo's
-    state, _ = run(parameters | {"stopping": four})
+def test_the_graph_has_the_edges_of_the_loop_and_few_enough_for_prefect_to_draw(module_home, parameters, graph):
+    stopping = {"max_iterations": 4, "stop_when_stable": False}  # as in the demo
+    state, _ = run(parameters | {"stopping": stopping})
     nodes = graph(PREFECT_API_URL.value(), state.state_details.flow_run_id)
     label = {key: node["label"] for key, node in nodes.items()}
     parents = {key: {parent["id"] for parent in node["parents"]} for key, node in nodes.items()}
-    found = {label[key]: sorted(label[parent] for parent in parents[key]) for key in nodes}
-    assert found["extract-features-1-train"] == ["decode-train-64x32", "fine-tune-1"]
-    assert found["cluster-2"] == ["extract-features-1-train", "index-target"]
-    assert found["select-2"] == ["cluster-2"]
-    assert found["fine-tune-2"] == ["decode-train-64x32", "pretrain", "select-2"]
-    assert "evaluate-2" in found["track-iteration-2"]
-    assert found["finish-run"] == [*(f"track-iteration-{t}" for t in range(5)), "track-run"]
+    edges = {label[key]: sorted(label[parent] for parent in parents[key]) for key in nodes}
+    assert edges["extract-features-1-train"] == ["decode-train-64x32", "fine-tune-1"]
+    assert edges["cluster-2"] == ["extract-features-1-train", "index-target"]
+    assert edges["select-2"] == ["cluster-2"]
+    assert edges["fine-tune-2"] == ["decode-train-64x32", "pretrain", "select-2"]
+    assert "evaluate-2" in edges["track-iteration-2"]
+    assert edges["finish-run"] == [*(f"track-iteration-{t}" for t in range(5)), "track-run"]
 
     listed = Counter((key, child["id"]) for key, node in nodes.items() for child in node["children"])
     assert listed == {(parent, child): max(1, len(parents[parent])) for child in nodes for parent in parents[child]}
-    assert listed.total() < 500, "with more of them the page draws none"
+    assert listed.total() < 500, "Prefect's page draws no edges if there are 500 or more"
 
 
-def test_mlflow_has_one_parent_and_a_nested_run_an_iteration_with_its_model(module_home, parameters):
+def test_mlflow_has_one_parent_run_and_one_nested_run_per_iteration_with_its_model(module_home, parameters):
     import mlflow
     from mlflow.tracking import MlflowClient
 
     from tasks.tracking.results import read_results
 
     state, _ = run(parameters)
-    found = read_results(state.result())
-    assert [row["iteration"] for row in found["iterations"]] == [0, 1, 2]
+    results = read_results(state.result())
+    assert [row["iteration"] for row in results["iterations"]] == [0, 1, 2]
     client = MlflowClient()
-    experiment = client.get_experiment_by_name(found["experiment"])
+    experiment = client.get_experiment_by_name(results["experiment"])
     runs = client.search_runs([experiment.experiment_id], f"tags.`pul.flow_run_id` = '{state.state_details.flow_run_id}'")
     parents = [item for item in runs if item.data.tags["pul.kind"] == "run"]
-    children = [item for item in runs if item.data.tags["pul.kind"] == "iteration"]
-    assert (len(parents), len(children)) == (1, 3)
+    nested = [item for item in runs if item.data.tags["pul.kind"] == "iteration"]
+    assert (len(parents), len(nested)) == (1, 3)
     assert {item.info.status for item in runs} == {"FINISHED"}
     assert parents[0].data.params["selection.min_similarity"] == "0.5"
     assert {item.dataset.name for item in parents[0].inputs.dataset_inputs} == {"source", "target"}
     assert [metric.step for metric in client.get_metric_history(parents[0].info.run_id, "mAP")] == [0, 1, 2]
-    last = next(item for item in children if item.data.tags["pul.iteration"] == "2")
+    last = next(item for item in nested if item.data.tags["pul.iteration"] == "2")
     loaded = mlflow.pyfunc.load_model(f"models:/{last.data.tags['pul.model_id']}")
     assert loaded.predict(np.zeros((2, 64, 32, 3), np.uint8)).shape == (2, 512)
     registered = client.search_model_versions(f"run_id = '{last.info.run_id}'")
@@ -108,11 +109,11 @@ def test_an_equal_run_is_served_from_the_cache_and_has_full_curves(module_home, 
     assert rows[0] == rows[1]
 
 
-def test_a_damaged_artifact_is_made_again_and_the_result_is_the_same(module_home, parameters):
+def test_a_damaged_artifact_is_computed_again_and_the_result_is_the_same(module_home, parameters):
     state, _ = run(parameters)
     folder = module_home / "runs" / state.result()
     before = models(module_home, state.result())
-    (folder / "iteration=2" / "clusters.parquet").resolve().write_bytes(b"gone bad")
+    (folder / "iteration=2" / "clusters.parquet").resolve().write_bytes(b"damaged")
     (folder / "iteration=1" / "features.parquet").resolve().unlink()
     again, tasks = run(parameters)
     assert tasks["cluster-2"] == "Completed" and tasks["extract-features-0-train"] == "Completed"
@@ -120,8 +121,8 @@ def test_a_damaged_artifact_is_made_again_and_the_result_is_the_same(module_home
     assert models(module_home, again.result()) == before
 
 
-def test_labels_of_the_target_steer_nothing(module_home, parameters, tiny_pair, monkeypatch):
-    """With the target's identities scrambled: other scores, the same models, byte for byte."""
+def test_labels_of_the_target_do_not_influence_the_models(module_home, parameters, tiny_pair, monkeypatch):
+    """Scrambled identities of the target change the scores, but not a byte of the models."""
     import tasks.index as module
     from tasks.tracking.results import read_results
 
@@ -129,43 +130,42 @@ def test_labels_of_the_target_steer_nothing(module_home, parameters, tiny_pair, 
     rng = np.random.default_rng(3)
     original_read = module.read_layout
 
-    def scrambled(root, *stated):
-        layout, listed = original_read(root, *stated)
+    def scrambled(root, *options):
+        layout, listed = original_read(root, *options)
         if Path(root) != target:
             return layout, listed
         listed = list(listed)
         for split in ("train", "query", "gallery"):
-            chosen = [position for position, image in enumerate(listed) if image.split == split]
-            for position, pid in zip(chosen, rng.permutation([listed[position].pid for position in chosen]), strict=True):
+            positions = [position for position, image in enumerate(listed) if image.split == split]
+            for position, pid in zip(positions, rng.permutation([listed[position].pid for position in positions]), strict=True):
                 listed[position] = listed[position]._replace(pid=int(pid))
         return layout, listed
 
     monkeypatch.setattr(module, "read_layout", scrambled)
-    other, _ = run(parameters | {"seed": 11})
+    with_scrambled, _ = run(parameters | {"seed": 11})
     monkeypatch.setattr(module, "read_layout", original_read)
-    # Nothing may come from the cache: the honest run is the second one, with everything made anew.
+    # The second run, with the true labels, must not use the cache.
     shutil.rmtree(module_home / "artifacts")
-    honest, again = run(parameters | {"seed": 11})
-    assert again["cluster-1"] == "Completed"
-    assert models(module_home, other.result()) == models(module_home, honest.result())
-    assert len(set(models(module_home, honest.result()))) == 3
-    scores = [read_results(state.result())["iterations"][0] for state in (other, honest)]
-    assert scores[0]["mAP"] != scores[1]["mAP"], "the labels were scrambled indeed"
+    with_true, tasks = run(parameters | {"seed": 11})
+    assert tasks["cluster-1"] == "Completed"
+    assert models(module_home, with_scrambled.result()) == models(module_home, with_true.result())
+    assert len(set(models(module_home, with_true.result()))) == 3
+    scores = [read_results(state.result())["iterations"][0] for state in (with_scrambled, with_true)]
+    assert scores[0]["mAP"] != scores[1]["mAP"], "scrambling has an effect on the scores"
 
 
-def test_a_failed_run_is_closed_in_mlflow(module_home, parameters):
-    from mlflow.tracking import MlflowClient
+def test_a_failed_run_is_failed_in_mlflow(module_home, parameters):
+    from tasks.tracking.client import search_all_runs
 
     state, _ = run(parameters | {"selection": {"min_similarity": 1.0}})
     assert state.is_failed()
     assert "lower min_similarity" in state.message
-    client = MlflowClient()
-    experiments = [item.experiment_id for item in client.search_experiments()]
-    runs = client.search_runs(experiments, f"tags.`pul.flow_run_id` = '{state.state_details.flow_run_id}'")
-    assert runs and {item.info.status for item in runs} <= {"FAILED", "FINISHED"}
+    runs = search_all_runs(f"tags.`pul.flow_run_id` = '{state.state_details.flow_run_id}'")
+    statuses = [(run.data.tags["pul.kind"], run.data.tags.get("pul.iteration"), run.info.status) for run in runs]
+    assert sorted(statuses) == [("iteration", "0", "FINISHED"), ("run", None, "FAILED")], "iteration 0 was finished before the failure"
 
 
-def test_crops_without_identities_need_no_labels(module_home, parameters, tiny_pair, tmp_path):
+def test_a_target_without_identities_is_adapted_to_and_not_scored(module_home, parameters, tiny_pair, tmp_path):
     crops = tmp_path / "crops"
     for position, path in enumerate(sorted((tiny_pair[1] / "bounding_box_train").iterdir())):
         copy = crops / f"day {position % 3}" / f"crop-{position}.jpg"
@@ -178,7 +178,7 @@ def test_crops_without_identities_need_no_labels(module_home, parameters, tiny_p
     assert [row["reliable_set_size"] is None for row in read_results(state.result())["iterations"]] == [True, False, False]
 
 
-def test_a_model_of_an_earlier_run_can_be_the_original_model(module_home, parameters):
+def test_the_model_of_an_earlier_run_can_be_the_original_model(module_home, parameters):
     earlier, _ = run(parameters)
     name = earlier.result()
     state, tasks = run(parameters | {"source": None, "original_model": name})
@@ -186,24 +186,24 @@ def test_a_model_of_an_earlier_run_can_be_the_original_model(module_home, parame
     assert models(module_home, state.result())[0] == models(module_home, name)[-1]
 
 
-def test_fine_tuning_starts_from_the_original_and_never_from_the_last_model(module_home, parameters, monkeypatch):
-    """Under a fixed reliable set, other weights of model t-1 change nothing in model t."""
+def test_fine_tuning_starts_from_the_original_model_and_not_from_the_last_one(module_home, parameters, monkeypatch):
+    """With a fixed reliable set, the weights of model t-1 do not influence model t."""
     import flows.pul as module
     from tasks.store.references import Reliable
 
-    fixed: list[Reliable] = []
+    reliable_sets: list[Reliable] = []
     select = module.select
 
-    def same_set(*arguments, **named):
-        fixed.append(select(*arguments, **named))
-        return fixed[0]
+    def first_reliable_set(*args, **kwargs):
+        reliable_sets.append(select(*args, **kwargs))
+        return reliable_sets[0]
 
-    monkeypatch.setattr(module, "select", same_set)
+    monkeypatch.setattr(module, "select", first_reliable_set)
     monkeypatch.setattr(module, "derive_seed", lambda seed, *names: 7)
     state, _ = run(parameters | {"stopping": {"max_iterations": 3, "stop_when_stable": False}, "seed": 5})
     _, one, two, three = models(module_home, state.result())
     assert one == two == three
-    assert fixed[0].reliable.sha256 != fixed[1].reliable.sha256, "other models gave other sets, had they been asked"
+    assert reliable_sets[0].reliable.sha256 != reliable_sets[1].reliable.sha256, "the models would select different sets"
 
 
 def test_few_labels_and_two_sources(module_home, parameters, tmp_path, market):
@@ -211,23 +211,23 @@ def test_few_labels_and_two_sources(module_home, parameters, tmp_path, market):
 
     sources = [parameters["source"], str(market(tmp_path / "other", range(1, 4)))]
     state, _ = run(parameters | {"source": sources, "few_labels": {"identities": 2}})
-    found = read_results(state.result())
-    assert "source + other to target" in found["experiment"]
-    assert found["iterations"][1]["num_labelled_images"] == 12
-    assert found["iterations"][1]["num_clusters"] == 4
+    results = read_results(state.result())
+    assert "source + other to target" in results["experiment"]
+    assert results["iterations"][1]["num_labelled_images"] == 12
+    assert results["iterations"][1]["num_clusters"] == 4
 
 
-def test_a_deletion_request_removes_a_person_and_names_the_models_that_learnt_from_them(module_home, parameters):
+def test_purging_a_person_deletes_their_data_and_names_the_models_trained_on_it(module_home, parameters):
     from tasks.operations.purge import digests_of_identity, purge_images, purge_run
 
     state, _ = run(parameters | {"few_labels": {"identities": 1}})
     name = state.result()
-    digests = digests_of_identity(parameters["target"], "11")  # the one who is labelled, so every iteration learns from them
+    digests = digests_of_identity(parameters["target"], "11")  # the labelled identity, so every iteration is trained on it
     assert len(digests) == 6
     done = purge_images(digests)
     assert {f"{name}/iteration=1", f"{name}/iteration=2"} <= set(done.models)
     assert f"{name}/iteration=0" not in done.models
-    assert done.left == []
+    assert done.remaining == []
     folders = {path.parent.name for path in done.removed}
     assert {"images", "decoded", "features", "centres", "pixels"} <= folders
     for table in module_home.glob("artifacts/**/*.parquet"):
@@ -237,28 +237,29 @@ def test_a_deletion_request_removes_a_person_and_names_the_models_that_learnt_fr
     assert (folder / "iteration=1" / "reliable.parquet").exists() and not (folder / "iteration=1" / "centres.parquet").exists()
 
     models_of_run = set(models(module_home, name))
-    gone = purge_run(name)
-    assert gone.left == [] and not folder.exists()
-    assert models_of_run & {path.name for path in gone.removed}
+    purged = purge_run(name)
+    assert purged.remaining == [] and not folder.exists()
+    assert models_of_run & {path.name for path in purged.removed}
     state, tasks = run(parameters | {"few_labels": {"identities": 1}})
     assert state.is_completed() and tasks["fine-tune-1"] == "Completed"
 
 
-def test_runs_that_create_an_experiment_or_a_model_at_the_same_moment_share_it(module_home, monkeypatch):
-    """Both look and find nothing; one is first."""
+def test_runs_that_create_an_experiment_or_a_registered_model_at_the_same_time_share_it(module_home, monkeypatch):
+    """Both runs look the name up before either has created it."""
     from mlflow.exceptions import MlflowException
 
-    from tasks.tracking import runs as tracking
+    from tasks.tracking import client as module
+    from tasks.tracking.models import _ensure_registered_model
 
-    client = tracking.client()
-    first = tracking._experiment("a to b")
-    look = client.get_experiment_by_name
-    found = iter([None])
-    monkeypatch.setattr(client, "get_experiment_by_name", lambda name: next(found, look(name)))
-    assert tracking._experiment("a to b").experiment_id == first.experiment_id
+    client = module.client()
+    first = module.get_or_create_experiment("a to b")
+    get_experiment_by_name = client.get_experiment_by_name
+    answers = iter([None])
+    monkeypatch.setattr(client, "get_experiment_by_name", lambda name: next(answers, get_experiment_by_name(name)))
+    assert module.get_or_create_experiment("a to b").experiment_id == first.experiment_id
     assert [experiment.name for experiment in client.search_experiments()].count("a to b") == 1
     client.create_registered_model("pul a to b")
     monkeypatch.setattr(client, "search_registered_models", lambda _: [])
-    tracking._make_registered_model("pul a to b")
+    _ensure_registered_model("pul a to b")
     with pytest.raises(MlflowException, match="name"):
-        tracking._make_registered_model("")
+        _ensure_registered_model("")

@@ -1,20 +1,20 @@
-"""How the loop wires its steps, every step replaced by a name: which model goes where."""
+"""The wiring of the loop, with a stub for every step: which model fine-tuning starts from."""
 
 from types import SimpleNamespace
 
 import pytest
 
 import flows.pul as module
-from flows.config import FineTuning, Stopping
+from pul_core.settings import Memory
 
 
 @pytest.fixture
 def loop(monkeypatch):
-    """Run the flow's function and return what each fine-tuning was given."""
-    given = []
+    """A function that runs the flow's function and returns start model and settings of every fine-tuning so far."""
+    calls = []
 
     def fine_tune(start, _pixels, _reliable, *, settings, iteration, **_):
-        given.append((start, settings))
+        calls.append((start, settings))
         return SimpleNamespace(model=f"model {iteration}")
 
     clusters = SimpleNamespace(num_clusters=5, clusters=SimpleNamespace(rows=100))
@@ -22,21 +22,20 @@ def loop(monkeypatch):
         "index": SimpleNamespace(images=None, labels=None, splits=["train"], scorable=False),
         "cluster": clusters,
         "select": SimpleNamespace(size=50),
-        "track_run": SimpleNamespace(name="run"),
+        "track_run": SimpleNamespace(name="run", resources=SimpleNamespace(training=None, inference=None, host=None)),
         "original_model_of": ("original", {}),
     }
-    for name in ("resolve_compute", "check_sets", "reveal", "decode", "extract_features", "track_iteration", "finish_run"):
+    for name in ("check_sets", "reveal", "decode", "extract_features", "track_iteration", "finish_run"):
         steps[name] = None
     for name, result in steps.items():
         monkeypatch.setattr(module, name, lambda *_, result=result, **__: result)
     monkeypatch.setattr(module, "fine_tune", fine_tune)
     monkeypatch.setattr(module, "Iteration", lambda **parts: SimpleNamespace(**({"reliable": None} | parts)))
 
-    def run(**fine_tuning):
-        stopping = Stopping(max_iterations=3, stop_when_stable=False)
-        parameters = {"source": None, "original_model": "model.pth", "recipe": "paper", "seed": 0}
-        module.pul.fn(target="crops", fine_tuning=FineTuning(**fine_tuning), stopping=stopping, **parameters)
-        return given
+    def run(fine_tuning=None, **model):
+        stopping = {"max_iterations": 3, "stop_when_stable": False}
+        module.pul.fn(target="crops", original_model="model.pth", model=model, fine_tuning=fine_tuning, stopping=stopping)
+        return calls
 
     return run
 
@@ -49,13 +48,13 @@ def loop(monkeypatch):
         ({"start_from": "last"}, ["original", "model 1", "model 2"]),
     ],
 )
-def test_fine_tuning_starts_where_it_is_told(loop, parameters, starts):
+def test_fine_tuning_starts_from_the_configured_model(loop, parameters, starts):
     assert [start for start, _ in loop(**parameters)] == starts
 
 
-def test_a_first_iteration_is_the_same_step_wherever_the_next_ones_start(loop):
-    """So a sweep over both finds it in the cache."""
-    loop(start_from="original", loss="cluster_memory")
-    first, _, _, again, _, _ = loop(start_from="last", loss="cluster_memory")
-    assert first == again
-    assert first[1]["loss"] == "cluster_memory"
+def test_the_first_iteration_does_not_depend_on_start_from(loop):
+    """A sweep over ``start_from`` therefore computes it once."""
+    loop({"memory": {"entries": "clusters"}}, start_from="original")
+    first, _, _, first_from_last, _, _ = loop({"memory": {"entries": "clusters"}}, start_from="last")
+    assert first == first_from_last
+    assert first[1].memory == Memory(entries="clusters")

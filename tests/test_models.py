@@ -73,7 +73,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(home, tmp_path, monkeypatch, 
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize(("weights", "message"), [("missing.pth", "no weights file"), ("imagenet-packaged", "mobilenetv2_100")])
+@pytest.mark.parametrize(("weights", "message"), [("missing.pth", "does not exist: give a file"), ("imagenet-packaged", "mobilenetv2_100")])
 def test_weights_that_cannot_be_had(home, weights, message):
     with pytest.raises(DataError, match=message):
         initial_model.fn("resnet10t", weights=weights, height=64, width=32, seed=0)

@@ -8,8 +8,8 @@ from pul_core.clustering.neighbours import jaccard_distances, nearest_neighbours
 from pul_core.scoring.reranking import Reranking, reranked_distances
 
 
-def clustered(seed, n=90, d=6):
-    """Features in loose groups, so that neighbourhoods overlap."""
+def draw_groups(seed, n=90, d=6):
+    """Draw features in loose groups, so that neighbourhoods overlap."""
     rng = np.random.default_rng(seed)
     return (rng.normal(size=(9, d))[rng.integers(9, size=n)] + rng.normal(0, 0.5, (n, d))).astype(np.float32) * rng.uniform(
         0.5, 4, (n, 1)
@@ -22,7 +22,7 @@ def squared_distances(features):
 
 
 def dense_encoding(distance, k1, k2):
-    """The encoding of Zhong et al., set by set: distances (n, n) are scaled already."""
+    """Compute the encoding of Zhong et al. with Python sets, from (n, n) distances that are already scaled."""
     n = len(distance)
     ranking = [sorted(range(n), key=lambda j, i=i: (j != i, distance[i, j])) for i in range(n)]
 
@@ -31,12 +31,12 @@ def dense_encoding(distance, k1, k2):
 
     encoding = np.zeros((n, n))
     for i in range(n):
-        close = reciprocal(i, k1)
-        members = set(close)
-        for j in close:
-            theirs = reciprocal(j, int(np.around(k1 / 2)))
-            if len(theirs & close) > 2 / 3 * len(theirs):
-                members |= theirs
+        wide = reciprocal(i, k1)
+        members = set(wide)
+        for j in wide:
+            narrow = reciprocal(j, int(np.around(k1 / 2)))
+            if len(narrow & wide) > 2 / 3 * len(narrow):
+                members |= narrow
         for j in members:
             encoding[i, j] = np.exp(-distance[i, j])
         encoding[i] /= encoding[i].sum()
@@ -67,25 +67,25 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("k", [1, 7, 40, 200])
-def test_neighbours_equal_a_sorted_row_of_distances(small_blocks, k):
-    features = clustered(1)
+def test_neighbours_equal_a_sorted_distance_matrix(small_blocks, k):
+    features = draw_groups(1)
     distance = squared_distances(features)
-    found = nearest_neighbours(features, k)
-    np.testing.assert_array_equal(found.nearest, np.argsort(distance, axis=1)[:, :k])
-    np.testing.assert_allclose(found.distance, np.sort(distance, axis=1)[:, :k], atol=1e-5)
-    np.testing.assert_allclose(found.farthest, distance.max(1), rtol=1e-5)
+    nearest = nearest_neighbours(features, k)
+    np.testing.assert_array_equal(nearest.nearest, np.argsort(distance, axis=1)[:, :k])
+    np.testing.assert_allclose(nearest.distance, np.sort(distance, axis=1)[:, :k], atol=1e-5)
+    np.testing.assert_allclose(nearest.farthest, distance.max(1), rtol=1e-5)
 
 
-def test_an_image_is_its_own_nearest_even_among_twins():
-    found = nearest_neighbours(np.tile(np.array([[0.3, 0.7]], np.float32), (50, 1)), 3)
-    np.testing.assert_array_equal(found.nearest[:, 0], np.arange(50))
-    encoding = reciprocal_encoding(np.ones((50, 2), np.float32), found, k1=2, k2=2)
+def test_an_image_is_its_own_nearest_neighbour_even_among_duplicates():
+    nearest = nearest_neighbours(np.tile(np.array([[0.3, 0.7]], np.float32), (50, 1)), 3)
+    np.testing.assert_array_equal(nearest.nearest[:, 0], np.arange(50))
+    encoding = reciprocal_encoding(np.ones((50, 2), np.float32), nearest, k1=2, k2=2)
     np.testing.assert_allclose(encoding.sum(1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(20, 6), (9, 1), (5, 3), (30, 8), (200, 6)])
 def test_encoding_and_jaccard_distance_equal_the_sets_of_the_paper(small_blocks, k1, k2):
-    features = clustered(2)
+    features = draw_groups(2)
     distance = squared_distances(features)
     expected = dense_encoding(distance, k1, k2)
     encoding = reciprocal_encoding(features, nearest_neighbours(features, max(k1 + 1, k2)), k1=k1, k2=k2)
@@ -97,21 +97,21 @@ def test_encoding_and_jaccard_distance_equal_the_sets_of_the_paper(small_blocks,
 
 
 def test_too_few_neighbours_are_refused():
-    features = clustered(3)
-    with pytest.raises(ValueError, match="need 21"):
+    features = draw_groups(3)
+    with pytest.raises(ValueError, match="need 21 neighbours of each image, got 20"):
         reciprocal_encoding(features, nearest_neighbours(features, 20), k1=20, k2=6)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("settings", [Reranking(), Reranking(k1=8, k2=1, weight=0), Reranking(k1=7, k2=4, weight=0.6)])
 def test_reranked_distances_equal_a_dense_oracle(small_blocks, seed, settings):
-    features = clustered(seed)
+    features = draw_groups(seed)
     query, gallery = features[:25], features[25:]
     scaled = squared_distances(features)
     scaled /= scaled.max(1, keepdims=True)
     jaccard = dense_jaccard(dense_encoding(scaled, settings.k1, settings.k2))
     expected = ((1 - settings.weight) * jaccard + settings.weight * scaled)[:25, 25:]
-    ask = reranked_distances(query, gallery, settings)
-    np.testing.assert_allclose(ask(np.arange(65))(np.arange(25)).numpy(), expected, atol=1e-5)
-    some, others = np.array([3, 4, 9, 60]), np.array([0, 7, 24])
-    np.testing.assert_allclose(ask(some)(others).numpy(), expected[np.ix_(others, some)], atol=1e-5)
+    distances = reranked_distances(query, gallery, settings)
+    np.testing.assert_allclose(distances(np.arange(65))(np.arange(25)).numpy(), expected, atol=1e-5)
+    columns, rows = np.array([3, 4, 9, 60]), np.array([0, 7, 24])
+    np.testing.assert_allclose(distances(columns)(rows).numpy(), expected[np.ix_(rows, columns)], atol=1e-5)

@@ -1,4 +1,4 @@
-"""docs/operations.md, its commands typed as they stand: a run is backed up while all is at work, restored elsewhere, upgraded."""
+"""The commands of docs/operations.md, executed literally: back up a running installation, restore it elsewhere, upgrade it."""
 
 import json
 import os
@@ -17,20 +17,21 @@ BIN = Path(sys.executable).parent
 
 
 def commands(heading):
-    """Return the shell scripts below a heading of the page."""
+    """Return the shell scripts in a section of the page."""
     section = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
 
 
-def typed(folder, script):
+def run_script(folder, script):
     if not (folder / ".venv").exists():
         (folder / ".venv").symlink_to(BIN.parent)
     clean = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     return subprocess.run(["sh", "-euc", script], cwd=folder, env=clean, capture_output=True, text=True, timeout=900, check=False)
 
 
-def ok(folder, script):
-    done = typed(folder, script)
+def output_of(folder, script):
+    """Run a script, which has to succeed, and return what it prints."""
+    done = run_script(folder, script)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -44,18 +45,18 @@ def flow_runs(folder):
 def test_a_run_survives_backup_restore_and_upgrade(up, tiny, tiny_pair, tmp_path):
     folder, _ = up
     parameters = json.dumps(tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])})
-    ok(folder, f".venv/bin/prefect deployment run pul/iterate --params '{parameters}' --watch")
-    wanted = json.loads(ok(folder, ".venv/bin/pul results --json"))
-    assert wanted["status"] == "finished" and len(wanted["iterations"]) == 3
+    output_of(folder, f".venv/bin/prefect deployment run pul/iterate --params '{parameters}' --watch")
+    results = json.loads(output_of(folder, ".venv/bin/pul results --json"))
+    assert results["status"] == "finished" and len(results["iterations"]) == 3
     backup, restore = commands("Backing up")
-    ok(folder, backup)
+    output_of(folder, backup)
 
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     (folder / "backup").rename(tmp_path / "backup")
-    ok(tmp_path, restore)
-    assert json.loads(ok(tmp_path, ".venv/bin/pul results --json")) == wanted
+    output_of(tmp_path, restore)
+    assert json.loads(output_of(tmp_path, ".venv/bin/pul results --json")) == results
     (upgrade,) = commands("Upgrading")
-    ok(tmp_path, upgrade)
-    assert json.loads(ok(tmp_path, ".venv/bin/pul results --json")) == wanted
+    output_of(tmp_path, upgrade)
+    assert json.loads(output_of(tmp_path, ".venv/bin/pul results --json")) == results
     assert ("COMPLETED" in {state for _, _, state in flow_runs(tmp_path)}) and flow_runs(tmp_path) == flow_runs(folder)
-    assert json.loads(typed(tmp_path, ".venv/bin/pul doctor --json").stdout)["lost"] == []
+    assert json.loads(run_script(tmp_path, ".venv/bin/pul doctor --json").stdout)["lost"] == []

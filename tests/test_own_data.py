@@ -1,4 +1,4 @@
-"""People's own data: folders, patterns and manifests; what is malicious or odd in them is refused or kept as it is."""
+"""Users' own data: folders, patterns and manifests; malicious or invalid input is rejected, and unusual names are kept."""
 
 import csv
 import io
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pul_core.errors import DataError
-from tasks.data.layouts import Listed, read_layout
-from tasks.data.listing import image_files
-from tasks.data.places import name_of
+from tasks.data.layouts import read_layout
+from tasks.data.listing import ListedImage, iter_image_paths
+from tasks.data.locations import dataset_name
 from tasks.decode import decode
 from tasks.index import index
 from tasks.store.artifacts import column, read_table
@@ -44,14 +44,14 @@ def test_the_walk_is_in_the_order_of_the_paths_and_follows_no_folder_link(stub, 
     (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "set" / "link.jpg").symlink_to(tmp_path / "elsewhere" / "x.jpg")
     expected = sorted([*(name for name in names if "/." not in f"/{name}" and not name.endswith("txt")), "link.jpg"])
-    assert list(image_files(tmp_path / "set")) == expected
+    assert list(iter_image_paths(tmp_path / "set")) == expected
 
 
-def test_a_folder_an_identity_only_when_it_is_said(stub, tmp_path):
+def test_folder_per_identity_is_used_only_when_stated(stub, tmp_path):
     stub(tmp_path, "Ana/1.jpg", "Ana/more/2.jpg", "0/3.jpg", "-1/4.jpg", *(name for name in ODD if "/" in name))
     assert {image.pid for image in listed(tmp_path)} == {None}
-    found = {image.path: image.pid for image in listed(tmp_path, "folder-per-identity")}
-    assert found == {
+    pids = {image.path: image.pid for image in listed(tmp_path, "folder-per-identity")}
+    assert pids == {
         "Ana/1.jpg": "Ana",
         "Ana/more/2.jpg": "Ana",
         "0/3.jpg": "0",
@@ -60,11 +60,11 @@ def test_a_folder_an_identity_only_when_it_is_said(stub, tmp_path):
         "ünï/漢字.png": "ünï",
     }
     stub(tmp_path, "loose.jpg")
-    with pytest.raises(DataError, match=r"loose\.jpg lies in no identity's folder"):
+    with pytest.raises(DataError, match=r"loose\.jpg is not in the folder of an identity"):
         listed(tmp_path, "folder-per-identity")
 
 
-def test_a_folder_an_identity_below_splits(stub, tmp_path):
+def test_folder_per_identity_inside_splits(stub, tmp_path):
     stub(tmp_path, "train/Ana/1.jpg", "query/Bo/2.jpg", "gallery/Bo/3.jpg", "gallery/0/4.jpg", "gallery/-1/5.jpg")
     assert [(image.pid, image.split) for image in listed(tmp_path, "folder-per-identity")] == [
         (-1, "gallery"),
@@ -75,13 +75,13 @@ def test_a_folder_an_identity_below_splits(stub, tmp_path):
     ]
 
 
-def test_a_pattern_tells_everything_from_a_name(stub, tmp_path):
+def test_a_pattern_extracts_all_fields_from_a_path(stub, tmp_path):
     stub(tmp_path, "test/north door/Ana-12.5.jpg", "train/x/Bo.jpg")
     pattern = r"(?P<split>train|test)/(?P<camera>[^/]+)/(?P<identity>[^-.]+)(-(?P<timestamp>[\d.]+))?\.jpg"
     assert read_layout(tmp_path, pattern=pattern)[0] == "pattern"
     assert listed(tmp_path, pattern=pattern) == [
-        Listed("test/north door/Ana-12.5.jpg", "Ana", "north door", "gallery", 12.5),
-        Listed("train/x/Bo.jpg", "Bo", "x", "train", None),
+        ListedImage("test/north door/Ana-12.5.jpg", "Ana", "north door", "gallery", 12.5),
+        ListedImage("train/x/Bo.jpg", "Bo", "x", "train", None),
     ]
 
 
@@ -93,28 +93,28 @@ DOCUMENTED = {
 }
 
 
-def test_the_patterns_in_the_docs_explain_the_names_beside_them(stub, tmp_path):
+def test_the_patterns_in_the_docs_match_the_names_beside_them(stub, tmp_path):
     page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
     table = page.split("| names | pattern |")[1].split("\n\n")[0].splitlines()[2:]
     patterns = [line.rstrip("`| ").rpartition("| `")[2].replace("\\|", "|") for line in table]
     for number, ((name, expected), pattern) in enumerate(zip(DOCUMENTED.items(), patterns, strict=True)):
-        ((found,),) = [listed(stub(tmp_path / str(number), name), pattern=pattern)]
-        assert (found.pid, found.camid, found.split) == expected
+        ((image,),) = [listed(stub(tmp_path / str(number), name), pattern=pattern)]
+        assert (image.pid, image.camid, image.split) == expected
 
 
 @pytest.mark.parametrize(
     ("pattern", "layout", "message"),
     [
-        ("(?P<camera>", None, "no regular expression"),
-        (r"\d+", None, "wants named groups"),
-        ("(?P<cam>.)", None, "none but identity"),
+        ("(?P<camera>", None, "not a valid regular expression"),
+        (r"\d+", None, "must have named groups"),
+        ("(?P<cam>.)", None, "only these: identity"),
         ("(?P<camera>c9)", None, r"a1\.jpg does not match"),
-        ("(?P<split>a)", None, "'a' is no split"),
-        ("(?P<timestamp>a)", None, "'a' is no time"),
-        ("(?P<camera>a)", "folder", "for layout pattern"),
+        ("(?P<split>a)", None, "'a' is not a split"),
+        ("(?P<timestamp>a)", None, "'a' is not a time"),
+        ("(?P<camera>a)", "folder", "only be used with layout pattern"),
     ],
 )
-def test_a_pattern_that_cannot_work_is_refused(stub, tmp_path, pattern, layout, message):
+def test_an_invalid_pattern_is_rejected(stub, tmp_path, pattern, layout, message):
     with pytest.raises(DataError, match=message):
         listed(stub(tmp_path, "a1.jpg"), layout, pattern)
 
@@ -124,12 +124,12 @@ WORDS = st.text(string.ascii_letters + string.digits + "äß漢 '\"#%,;", min_si
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(people=st.sets(st.tuples(WORDS, WORDS, st.integers(0, 999)), min_size=1, max_size=8))
-def test_a_pattern_finds_what_the_names_were_made_of(stub, tmp_path_factory, people):
+def test_a_pattern_recovers_the_parts_of_a_name(stub, tmp_path_factory, people):
     root = tmp_path_factory.mktemp("set")
     stub(root, *(f"{camera}/{identity}_{number}.jpg" for identity, camera, number in people))
-    found = listed(root, pattern=r"^(?P<camera>.*)/(?P<identity>.*)_(?P<timestamp>\d+)\.jpg$")
+    images = listed(root, pattern=r"^(?P<camera>.*)/(?P<identity>.*)_(?P<timestamp>\d+)\.jpg$")
     # In a training set every text is an identity, 0 included.
-    assert {(image.pid, image.camid, image.timestamp) for image in found} == {
+    assert {(image.pid, image.camid, image.timestamp) for image in images} == {
         (identity, camera, float(n)) for identity, camera, n in people
     }
 
@@ -141,20 +141,20 @@ CELLS = st.tuples(
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(CELLS, min_size=1, max_size=8))
-def test_csv_and_parquet_manifests_tell_the_same_in_their_order(tmp_path, rows):
+def test_csv_and_parquet_manifests_give_the_same_images_in_the_same_order(tmp_path, rows):
     rows = [(f"sub/{path}.jpg", *rest) for path, *rest in rows]
     names = ["path", "identity", "camera", "timestamp", "split"]
     write_csv(tmp_path / "m.csv", [names, *(["" if cell is None else cell for cell in row] for row in rows)])
     table = pa.table({name: list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)})
     pq.write_table(table.append_column("note", pa.array([1] * len(rows))), tmp_path / "m.parquet")
-    found = listed(tmp_path / "m.csv")
-    assert found == listed(tmp_path / "m.parquet")
-    for image, (path, identity, camera, timestamp, split) in zip(found, rows, strict=True):
+    images = listed(tmp_path / "m.csv")
+    assert images == listed(tmp_path / "m.parquet")
+    for image, (path, identity, camera, timestamp, split) in zip(images, rows, strict=True):
         special = split == "gallery" and identity and not identity.strip("0")
-        assert image == Listed(path, 0 if special else identity or None, camera or None, split or "train", timestamp)
+        assert image == ListedImage(path, 0 if special else identity or None, camera or None, split or "train", timestamp)
 
 
-def test_a_manifest_of_numbers_times_and_nothing(tmp_path):
+def test_a_manifest_with_numbers_times_and_missing_values(tmp_path):
     import pandas as pd
 
     frame = pd.DataFrame(
@@ -166,15 +166,15 @@ def test_a_manifest_of_numbers_times_and_nothing(tmp_path):
     )
     frame.to_parquet(tmp_path / "manifest.parquet")
     assert listed(tmp_path) == [
-        Listed("a.jpg", "7", None, "train", 60.0),
-        Listed("b/c.jpg", None, None, "train", None),
-        Listed("d.jpg", "9", None, "train", 0.5),
+        ListedImage("a.jpg", "7", None, "train", 60.0),
+        ListedImage("b/c.jpg", None, None, "train", None),
+        ListedImage("d.jpg", "9", None, "train", 0.5),
     ]
 
 
-def test_a_spreadsheets_csv_with_its_byte_order_mark(tmp_path):
+def test_a_csv_with_a_byte_order_mark(tmp_path):
     (tmp_path / "m.csv").write_bytes("\ufeffpath,identity\r\nü.jpg,007\r\n".encode())
-    assert listed(tmp_path / "m.csv") == [Listed("ü.jpg", "007", None, "train")]
+    assert listed(tmp_path / "m.csv") == [ListedImage("ü.jpg", "007", None, "train")]
 
 
 EVIL = [
@@ -193,7 +193,7 @@ EVIL = [
 
 @pytest.mark.parametrize("evil", EVIL)
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path, evil, suffix):
+def test_a_manifest_path_cannot_lead_out_of_its_folder(tmp_path, evil, suffix):
     manifest = write_csv(tmp_path / "m.csv", [["path", "note"], ["a.jpg", ""], [evil, "x"]])
     if suffix == "parquet":
         pq.write_table(pyarrow.csv.read_csv(manifest), tmp_path / "m.parquet")
@@ -223,18 +223,18 @@ def test_a_manifest_cannot_lead_out_by_a_link_either(stub, tmp_path):
     [
         (b"", "no column 'path'"),
         (b"image;identity\na.jpg;1\n", "no column 'path'.*image;identity"),
-        (b"path,identity\na.jpg,1,2\n", "line 2: it has more fields"),
-        (b"path,split\na.jpg,val\n", "line 2: 'val' is no split"),
-        (b"path,timestamp\na.jpg,noon\n", "line 2: 'noon' is no time"),
-        (b"path,timestamp\na.jpg,nan\n", "line 2: 'nan' is no time"),
+        (b"path,identity\na.jpg,1,2\n", "line 2 has more fields"),
+        (b"path,split\na.jpg,val\n", "line 2: 'val' is not a split"),
+        (b"path,timestamp\na.jpg,noon\n", "line 2: 'noon' is not a time"),
+        (b"path,timestamp\na.jpg,nan\n", "line 2: 'nan' is not a time"),
         (b"path,split,identity\na.jpg,query,0\n", "a query cannot have identity 0"),
         (b"path,split,identity\na.jpg,query,-1\n", "a query cannot have identity -1"),
-        (b'path\n"a.jpg\n', "no CSV in UTF-8"),
-        (b"path\n\xff\xfe.jpg\n", "no CSV in UTF-8"),
+        (b'path\n"a.jpg\n', "not valid CSV in UTF-8"),
+        (b"path\n\xff\xfe.jpg\n", "not valid CSV in UTF-8"),
         (b"path\n", "holds no images"),
     ],
 )
-def test_a_wrong_manifest_is_refused_in_a_sentence(tmp_path, text, message):
+def test_an_invalid_manifest_is_rejected(tmp_path, text, message):
     (tmp_path / "m.csv").write_bytes(text)
     with pytest.raises(DataError, match=message):
         listed(tmp_path / "m.csv")
@@ -243,14 +243,14 @@ def test_a_wrong_manifest_is_refused_in_a_sentence(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("nonsense://x/m.csv", "is of no protocol that is read"),
+        ("nonsense://x/m.csv", "has an unsupported protocol"),
         ("memory://nowhere/m.csv", "cannot be opened"),
         ("memory://nowhere/folder", "is not a folder"),
-        ("{root}/m.parquet", "no Parquet file"),
+        ("{root}/m.parquet", "not a readable Parquet file"),
         ("{root}/picture.jpg", "is not a folder"),
     ],
 )
-def test_a_place_that_holds_nothing_to_read_is_refused_in_a_sentence(tmp_path, place, message):
+def test_a_location_that_cannot_be_read_is_rejected(tmp_path, place, message):
     (tmp_path / "m.parquet").write_bytes(b"no parquet at all")
     (tmp_path / "picture.jpg").touch()
     with pytest.raises(DataError, match=message):
@@ -271,7 +271,7 @@ def test_a_manifest_at_a_url_is_indexed_and_decoded_without_cameras(home, draw):
     assert rows.tolist() == [0, 1]
 
 
-def test_identities_and_cameras_that_are_strings_become_numbers(home, tmp_path, draw):
+def test_identities_and_cameras_that_are_strings_are_numbered(home, tmp_path, draw):
     for name in ("north/Bo_1.png", "north/Ana_2.png", "south/Ana_3.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(draw(1, 1, len(name))).save(tmp_path / name)
@@ -280,19 +280,19 @@ def test_identities_and_cameras_that_are_strings_become_numbers(home, tmp_path, 
     assert camids[0] == camids[1] != camids[2] and pids[0] == pids[2] != pids[1] and min(pids) > 0
 
 
-def test_a_file_that_a_manifest_names_and_nobody_has_is_marked_missing(home, tmp_path):
+def test_a_listed_file_that_does_not_exist_is_marked_missing(home, tmp_path):
     write_csv(tmp_path / "manifest.csv", [["path"], ["gone.jpg"]])
     table = read_table(index.fn(str(tmp_path), "target").images)
     assert table.select(["path", "problem"]).to_pylist() == [{"path": "gone.jpg", "problem": "missing"}]
 
 
-def test_a_set_is_named_by_its_folder_and_file(stub, tmp_path):
+def test_a_data_set_is_named_after_its_folder_and_file(stub, tmp_path):
     stub(tmp_path / "shop", "a.csv", "manifest.parquet")
-    names = [name_of(str(path)) for path in (tmp_path / "shop", tmp_path / "shop/a.csv", tmp_path / "shop/manifest.parquet")]
+    names = [dataset_name(str(path)) for path in (tmp_path / "shop", tmp_path / "shop/a.csv", tmp_path / "shop/manifest.parquet")]
     assert names == ["shop", "shop-a", "shop"]
 
 
-def test_a_manifest_is_listed_in_the_memory_of_a_batch(tmp_path, monkeypatch):
+def test_listing_a_manifest_needs_the_memory_of_one_batch(tmp_path, monkeypatch):
     import tracemalloc
 
     monkeypatch.setattr("tasks.data.manifests.BATCH", 500)

@@ -1,4 +1,4 @@
-"""Our figures beside those of the PyPI packages torchreid and reid, on the same features (`make peers` installs them apart from ours)."""
+"""Our metrics against those of the PyPI packages torchreid and reid, on the same features (`make peers` installs them separately)."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pul_core.scoring.evaluation import summarise
-from pul_core.scoring.protocols import PROTOCOLS, Protocol, Side, evaluate
+from pul_core.scoring.protocols import PROTOCOLS, FeatureSet, Protocol, score_protocol
 from pul_core.scoring.reranking import Reranking, reranked_distances
 
 ROOT = Path(__file__).parent.parent
@@ -17,62 +17,64 @@ PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="torchreid and reid are not installed: make peers")
 
 
-def sides(*, shots, junk):
-    """People on three cameras with distractors, junk and, in the query, some whom nobody saw twice."""
+def draw_sets(*, shots, junk):
+    """Draw people on three cameras with distractors, junk and, among the queries, some without a correct match."""
     rng = np.random.default_rng(7)
     centres = rng.normal(size=(60, 32))
 
-    def side(pids, camids):
+    def feature_set(pids, camids):
         features = centres[pids] + rng.normal(0, 1.3, (len(pids), 32))
-        return Side(features.astype(np.float32), pids, camids)
+        return FeatureSet(features.astype(np.float32), pids, camids)
 
-    query = side(rng.permutation(np.arange(1, 60)), rng.integers(1, 4, 59))
-    wanted = np.repeat(np.arange(1, 55), shots)
-    gallery = np.concatenate((wanted, np.zeros(80 if junk else 0, np.int64), np.full(40 if junk else 0, -1)))
-    return query, side(gallery, rng.integers(1, 4, len(gallery)) if junk else np.full(len(gallery), 4))
+    query = feature_set(rng.permutation(np.arange(1, 60)), rng.integers(1, 4, 59))
+    matchable = np.repeat(np.arange(1, 55), shots)
+    gallery_pids = np.concatenate((matchable, np.zeros(80 if junk else 0, np.int64), np.full(40 if junk else 0, -1)))
+    return query, feature_set(gallery_pids, rng.integers(1, 4, len(gallery_pids)) if junk else np.full(len(gallery_pids), 4))
 
 
 @pytest.fixture(scope="module")
 def peers(tmp_path_factory):
-    """Ask both packages about both layouts."""
+    """Score both data sets with both packages."""
     folder = tmp_path_factory.mktemp("peers")
-    layouts = {"market": sides(shots=6, junk=True), "single_shot": sides(shots=1, junk=False)}
-    for name, both in layouts.items():
-        arrays = {f"{role}{part}": values for role, side in zip(ROLES, both, strict=True) for part, values in zip(PARTS, side, strict=True)}
+    data_sets = {"market": draw_sets(shots=6, junk=True), "single_shot": draw_sets(shots=1, junk=False)}
+    for name, sets in data_sets.items():
+        arrays = {
+            f"{role}{part}": values for role, images in zip(ROLES, sets, strict=True) for part, values in zip(PARTS, images, strict=True)
+        }
         np.savez(folder / f"{name}.npz", **arrays)
-    command = [PYTHON, ROOT / "tests" / "peers.py", *(folder / f"{name}.npz" for name in layouts)]
+    command = [PYTHON, ROOT / "tests" / "peers.py", *(folder / f"{name}.npz" for name in data_sets)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500, cwd=folder)
     assert done.returncode == 0, done.stderr
-    return {name: (*both, np.load(folder / f"{name}-found.npz")) for name, both in layouts.items()}
+    return {name: (*sets, np.load(folder / f"{name}-results.npz")) for name, sets in data_sets.items()}
 
 
 def test_torchreid_agrees_on_rank_k_and_map(peers):
-    query, gallery, found = peers["market"]
-    ours = summarise(evaluate(PROTOCOLS["market1501"], query, gallery).scores)
-    assert ours.num_unscored > 0 and 0.2 < ours.mean_ap < 0.9, "a layout that can tell a difference"
-    np.testing.assert_allclose(found["torchreid"], np.append(ours.cmc, ours.mean_ap), atol=1e-6)
+    query, gallery, results = peers["market"]
+    ours = summarise(score_protocol(PROTOCOLS["market1501"], query, gallery).scores)
+    assert ours.num_unscored > 0 and 0.2 < ours.mean_ap < 0.9, "data on which different rules give different results"
+    np.testing.assert_allclose(results["torchreid"], np.append(ours.cmc, ours.mean_ap), atol=1e-6)
 
 
 def test_reid_agrees_on_rank_k_map_and_minp(peers):
-    query, gallery, found = peers["market"]
-    ours = summarise(evaluate(PROTOCOLS["market1501"], query, gallery).scores)
+    query, gallery, results = peers["market"]
+    ours = summarise(score_protocol(PROTOCOLS["market1501"], query, gallery).scores)
     expected = 100 * np.array([*ours.cmc[[0, 4, 9]], ours.mean_ap, ours.mean_inp])
-    np.testing.assert_allclose(found["reid"], np.append(expected, ours.num_scored), atol=1e-4, rtol=0)  # percent: 1e-6 of a fraction
+    np.testing.assert_allclose(results["reid"], np.append(expected, ours.num_scored), atol=1e-4, rtol=0)  # percent: 1e-6 of a fraction
 
 
-def test_torchreids_cuhk03_rule_agrees_where_there_is_nothing_to_draw(peers):
-    """It draws a gallery for each query, we one for each split; with one image an identity both have the same."""
-    query, gallery, found = peers["single_shot"]
-    single = Protocol(num_identities=54, single_shot=True)
-    evaluation = evaluate(single, query, gallery)
-    ours = summarise(evaluation.scores, evaluation.split)
-    np.testing.assert_allclose(found["torchreid_cuhk03"], np.append(ours.cmc, ours.mean_ap), atol=1e-6)
+def test_torchreids_cuhk03_rule_agrees_on_a_single_shot_gallery(peers):
+    """torchreid draws a gallery per query, we draw one per split; with one gallery image per identity both are the same."""
+    query, gallery, results = peers["single_shot"]
+    scored = score_protocol(Protocol(num_identities=54, single_shot=True), query, gallery)
+    ours = summarise(scored.scores, scored.split)
+    np.testing.assert_allclose(results["torchreid_cuhk03"], np.append(ours.cmc, ours.mean_ap), atol=1e-6)
 
 
 def test_torchreids_reranking_agrees(peers):
-    query, gallery, found = peers["market"]
-    kept = gallery.pids != -1
-    ask = reranked_distances(query.features, gallery.features[kept])
-    np.testing.assert_allclose(ask(np.arange(kept.sum()))(np.arange(len(query.pids))).numpy(), found["reranked"], atol=1e-5)
-    ours = summarise(evaluate(PROTOCOLS["market1501"], query, gallery, reranking=Reranking()).scores)
-    np.testing.assert_allclose(found["torchreid_reranked"], np.append(ours.cmc, ours.mean_ap), atol=1e-6)
+    query, gallery, results = peers["market"]
+    not_junk = gallery.pids != -1
+    distances = reranked_distances(query.features, gallery.features[not_junk])
+    block = distances(np.arange(not_junk.sum()))(np.arange(len(query.pids))).numpy()
+    np.testing.assert_allclose(block, results["reranked"], atol=1e-5)
+    ours = summarise(score_protocol(PROTOCOLS["market1501"], query, gallery, reranking=Reranking()).scores)
+    np.testing.assert_allclose(results["torchreid_reranked"], np.append(ours.cmc, ours.mean_ap), atol=1e-6)

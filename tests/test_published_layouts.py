@@ -1,4 +1,4 @@
-"""Readers of published sets: the golden counts on stubs named by the authors' lists, the other layouts on small trees made by hand."""
+"""Readers of published data sets: published counts on empty files named as in the authors' lists; other layouts on small folders."""
 
 import os
 import shutil
@@ -16,18 +16,18 @@ LISTS = Path(os.environ.get("PUL_SHARED", Path(__file__).parent.parent.parent / 
 FOLDERS = {"train.list": "bounding_box_train", "query.list": "query", "test.list": "bounding_box_test"}
 
 
-def told(root, layout=None, pattern=None):
-    """Return what stands for each path; listing twice must give the same, in the same order."""
-    name, images = read_layout(root, layout, pattern)
-    listed = list(images)
-    assert list(read_layout(root, layout, pattern)[1]) == listed
-    assert len({image.path for image in listed}) == len(listed)
-    return name, {image.path: (image.pid, image.camid, image.split) for image in listed}
+def labels_by_path(root, layout=None, pattern=None):
+    """Return the layout, and (pid, camid, split) of each path; listing twice must give the same images in the same order."""
+    name, listing = read_layout(root, layout, pattern)
+    images = list(listing)
+    assert list(read_layout(root, layout, pattern)[1]) == images
+    assert len({image.path for image in images}) == len(images)
+    return name, {image.path: (image.pid, image.camid, image.split) for image in images}
 
 
 @pytest.fixture(scope="module", params=["Market", "Duke", "CUHK03"])
 def authors_set(request):
-    """A set of empty files with the names in the authors' lists, and the lists beside them."""
+    """A data set of empty files with the names in the authors' lists, and the lists beside them."""
     if not (LISTS / request.param).is_dir():
         pytest.skip("the authors' lists are not here")
     memory = Path("/dev/shm")
@@ -42,8 +42,8 @@ def authors_set(request):
     shutil.rmtree(root)
 
 
-# Images and identities of a split; queries with a right answer on another camera: mean number of answers, least, queries with one.
-# The lists tell all of it but CUHK03's labelled boxes, which are in no list, and CUHK03's mean to two digits only.
+# Images and identities of each split; matches per query from other cameras: mean, minimum, number of queries with exactly one.
+# All of it follows from the lists, except CUHK03's labelled boxes, which are in no list, and CUHK03's mean, which has two digits only.
 GOLDEN = {
     "Market": ({"train": (12936, 751), "query": (3368, 750), "gallery": (19732, 752)}, (14.74, 1, 18)),
     "Duke": ({"train": (16522, 702), "query": (2228, 702), "gallery": (17661, 1110)}, (15.18, 1, 2)),
@@ -51,7 +51,7 @@ GOLDEN = {
 }
 
 
-def test_golden_counts(authors_set):
+def test_published_counts(authors_set):
     name, root = authors_set
     layout, images = read_layout(root)
     assert layout == "market1501"
@@ -63,16 +63,16 @@ def test_golden_counts(authors_set):
             gallery[image.pid] += 1
         elif image.split == "query":
             queries.append((image.pid, image.camid))
-    counts, answers = GOLDEN[name]
-    assert {split: (len(found), len(set(found))) for split, found in pids.items()} == counts
-    right = np.array([gallery[pid] - gallery[pid, camid] for pid, camid in queries])
-    assert (round(right.mean(), 2), right.min(), (right == 1).sum()) == answers
+    counts, matches_per_query = GOLDEN[name]
+    assert {split: (len(split_pids), len(set(split_pids))) for split, split_pids in pids.items()} == counts
+    matches = np.array([gallery[pid] - gallery[pid, camid] for pid, camid in queries])
+    assert (round(matches.mean(), 2), matches.min(), (matches == 1).sum()) == matches_per_query
     if name == "Market":
-        found = Counter(min(pid, 1) for pid in pids["gallery"])
-        assert found == {1: 13115, 0: 2798, -1: 3819}
+        kinds = Counter(min(pid, 1) for pid in pids["gallery"])
+        assert kinds == {1: 13115, 0: 2798, -1: 3819}
 
 
-def test_the_authors_lists_tell_the_same_as_the_names(authors_set):
+def test_the_authors_lists_agree_with_the_file_names(authors_set):
     _, root = authors_set
     by_names = {image.path: image for image in read_layout(root)[1]}
     assert {image.path: image for image in read_layout(root, "lists")[1]} == by_names
@@ -82,10 +82,10 @@ def test_the_authors_lists_tell_the_same_as_the_names(authors_set):
     assert len({image.pid for image in labelled}) == 25 and all(by_names[image.path] == image for image in labelled)
 
 
-def test_lists_of_other_names_take_the_label_for_identity(tmp_path):
+def test_lists_of_other_names_use_the_label_as_identity(tmp_path):
     (tmp_path / "train.list").write_text("shop 1/a b.jpg 0\nc.jpg -1\n\nshop 1/ü.jpg 12\n", encoding="utf-8")
     (tmp_path / "test.list").write_text("d.jpg\n0007_c2_f1.jpg\n")
-    assert told(tmp_path) == (
+    assert labels_by_path(tmp_path) == (
         "lists",
         {
             "shop 1/a b.jpg": ("0", None, "train"),
@@ -99,13 +99,13 @@ def test_lists_of_other_names_take_the_label_for_identity(tmp_path):
 
 def test_duke_and_both_boxes_of_cuhk03_np_are_named_like_market(stub, tmp_path):
     stub(tmp_path, "detected/bounding_box_train/0001_c2_f0046182.jpg", "labeled/bounding_box_train/0001_c1_1.png")
-    assert told(tmp_path / "detected") == ("market1501", {"bounding_box_train/0001_c2_f0046182.jpg": (1, 2, "train")})
-    assert told(tmp_path / "labeled") == ("market1501", {"bounding_box_train/0001_c1_1.png": (1, 1, "train")})
+    assert labels_by_path(tmp_path / "detected") == ("market1501", {"bounding_box_train/0001_c2_f0046182.jpg": (1, 2, "train")})
+    assert labels_by_path(tmp_path / "labeled") == ("market1501", {"bounding_box_train/0001_c1_1.png": (1, 1, "train")})
     with pytest.raises(DataError, match=r"two kinds of boxes: give \S+/detected or \S+/labeled"):
         read_layout(tmp_path)
 
 
-def test_msmt17_has_two_digits_of_camera_and_people_from_0_on_both_sides(stub, tmp_path):
+def test_msmt17_has_two_digit_cameras_and_identities_from_0_in_train_and_test(stub, tmp_path):
     train, test = tmp_path / "mask_train_v2", tmp_path / "mask_test_v2"
     stub(train, "0000/0000_000_01_0303morning_0015_0.jpg", "0000/0000_001_14_0303noon_0008_0.jpg")
     stub(test, "0000/0000_000_15_0302afternoon_0001_1.jpg", "0000/0000_001_09_0302afternoon_0001_1.jpg")
@@ -113,7 +113,7 @@ def test_msmt17_has_two_digits_of_camera_and_people_from_0_on_both_sides(stub, t
     (tmp_path / "list_val.txt").write_text("0000/0000_001_14_0303noon_0008_0.jpg 0\n")
     (tmp_path / "list_query.txt").write_text("0000/0000_000_15_0302afternoon_0001_1.jpg 0\n")
     (tmp_path / "list_gallery.txt").write_text("0000/0000_001_09_0302afternoon_0001_1.jpg 0\n")
-    assert told(tmp_path) == (
+    assert labels_by_path(tmp_path) == (
         "msmt17",
         {
             "mask_train_v2/0000/0000_000_01_0303morning_0015_0.jpg": ("train/0", 1, "train"),
@@ -130,9 +130,9 @@ def test_msmt17_has_two_digits_of_camera_and_people_from_0_on_both_sides(stub, t
         list(read_layout(tmp_path)[1])
 
 
-def test_cuhk01_pairs_images_to_cameras_and_splits_its_people_in_half(stub, tmp_path):
+def test_cuhk01_maps_images_to_cameras_and_splits_its_identities_in_half(stub, tmp_path):
     stub(tmp_path, *(f"campus/{pid:04d}{image:03d}.png" for pid in (1, 2, 971) for image in range(1, 5)))
-    layout, listed = told(tmp_path)
+    layout, listed = labels_by_path(tmp_path)
     assert layout == "cuhk01"
     assert listed["campus/0001002.png"] == (1, 1, "train") and listed["campus/0001003.png"] == (1, 2, "train")
     assert listed["campus/0002001.png"] == (2, 1, "query") and listed["campus/0971004.png"] == (971, 2, "gallery")
@@ -142,10 +142,11 @@ def test_cuhk01_pairs_images_to_cameras_and_splits_its_people_in_half(stub, tmp_
 def test_viper_whole_and_in_ten_halves(stub, tmp_path):
     people = [f"{pid:03d}" for pid in range(0, 40, 2)]
     stub(tmp_path, *(f"cam_a/{pid}_45.bmp" for pid in people), *(f"cam_b/{pid}_90.bmp" for pid in people))
-    layout, whole = told(tmp_path)
+    layout, whole = labels_by_path(tmp_path)
     assert layout == "viper" and set(whole.values()) == {(pid, c, s) for pid in people for c, s in ((1, "query"), (2, "gallery"))}
     halves = [
-        frozenset(path for path, (_, _, split) in told(tmp_path, f"viper-{half}")[1].items() if split == "train") for half in range(1, 11)
+        frozenset(path for path, (_, _, split) in labels_by_path(tmp_path, f"viper-{half}")[1].items() if split == "train")
+        for half in range(1, 11)
     ]
     assert {len(half) for half in halves} == {20} and len(set(halves)) == 10
     for half in halves:
@@ -173,13 +174,13 @@ def test_cuhk03_np_extracted(stub, tmp_path):
         "images_detected/5_049_1_01.png": (1467, 1, "query"),
         "images_detected/5_049_2_10.png": (1467, 2, "gallery"),
     }
-    assert told(tmp_path) == ("cuhk03-np-detected", expected)
+    assert labels_by_path(tmp_path) == ("cuhk03-np-detected", expected)
     (tmp_path / "images_labeled").mkdir()
     with pytest.raises(DataError, match="state the layout, cuhk03-np-detected or cuhk03-np-labelled"):
         read_layout(tmp_path)
-    assert told(tmp_path, "cuhk03-np-detected")[1] == expected
+    assert labels_by_path(tmp_path, "cuhk03-np-detected")[1] == expected
     (tmp_path / "cuhk03_new_protocol_config_detected.mat").write_bytes(b"no MATLAB")
-    with pytest.raises(DataError, match="not the file of CUHK03's new protocol"):
+    with pytest.raises(DataError, match="not the configuration of CUHK03's new protocol"):
         read_layout(tmp_path, "cuhk03-np-detected")
 
 
@@ -194,17 +195,17 @@ def test_cuhk03_np_extracted(stub, tmp_path):
         ("a.jpg", "market1501", "holds no images"),
         ("a.jpg", "lists", "holds no images"),
         ("a.jpg", "manifest", "0 manifests"),
-        ("a.jpg", "pattern", "wants a pattern"),
-        ("a.jpg", "cuhk3", "no layout 'cuhk3'"),
+        ("a.jpg", "pattern", "requires a pattern"),
+        ("a.jpg", "cuhk3", "unknown layout 'cuhk3'"),
         ("cuhk-03.mat", None, "pul data extract"),
     ],
 )
-def test_a_layout_that_does_not_fit_is_refused_in_a_sentence(stub, tmp_path, name, layout, message):
+def test_a_layout_that_does_not_fit_is_rejected(stub, tmp_path, name, layout, message):
     stub(tmp_path, name)
     with pytest.raises(DataError, match=message):
         list(read_layout(tmp_path, layout)[1])
 
 
-def test_folders_that_only_sound_like_a_published_set_are_plain_ones(stub, tmp_path):
+def test_folders_named_like_a_published_data_set_are_plain_folders(stub, tmp_path):
     stub(tmp_path, "campus/monday.jpg", "cam_a/monday.jpg", "cam_b/monday.jpg", "query/a.jpg")
     assert read_layout(tmp_path)[0] == "folder"

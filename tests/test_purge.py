@@ -1,9 +1,10 @@
-"""A deletion request finds what was made from a person's images, and nothing of another set."""
+"""Deletion on request removes all data derived from a person's images, and nothing from another data set."""
 
 import hashlib
 
 import pytest
 
+from pul_core.settings import FewLabels
 from tasks.few_labels import reveal
 from tasks.index import index
 from tasks.operations import purge
@@ -11,27 +12,27 @@ from tasks.store.artifacts import locate
 
 
 @pytest.fixture
-def nothing_runs(monkeypatch):
+def no_open_runs(monkeypatch):
     for name in ("lost_runs", "open_runs"):
         monkeypatch.setattr(purge, name, list)
 
 
-def test_labels_go_with_their_own_images_only(home, tmp_path, market, nothing_runs):
+def test_labels_are_deleted_with_their_own_images_only(home, tmp_path, market, no_open_runs):
     sets = [index.fn(str(market(tmp_path / name, pids)), name) for name, pids in (("ours", range(1, 7)), ("theirs", range(11, 17)))]
-    labelled = [reveal.fn(images, settings={"identities": 2}).labelled for images in sets]
-    assert sets[0].labels.rows == sets[1].labels.rows, "nothing but what they were made from tells them apart"
+    labelled = [reveal.fn(images, settings=FewLabels(identities=2)).labelled for images in sets]
+    assert sets[0].labels.rows == sets[1].labels.rows, "the labels of the two sets differ in their provenance only"
     paths = [[locate(artifact) for artifact in (images.images, images.labels, few)] for images, few in zip(sets, labelled, strict=True)]
     image = next((tmp_path / "ours").rglob("*.jpg"))
     done = purge.purge_images({hashlib.sha256(image.read_bytes()).hexdigest()})
     assert {str(path) for path in done.removed} >= set(paths[0])
     assert not {str(path) for path in done.removed} & set(paths[1])
-    assert done.left == []
+    assert done.remaining == []
 
 
-def test_equal_labels_of_different_images_are_two_files(home, tmp_path, market):
+def test_equal_labels_of_different_images_are_different_artifacts(home, tmp_path, market):
     first = index.fn(str(market(tmp_path / "first", range(1, 4))), "first")
     second = index.fn(str(market(tmp_path / "second", range(1, 4), shots=3)), "second")
-    assert first.labels == second.labels, "the same set, elsewhere"
+    assert first.labels == second.labels, "an equal data set in another folder"
     image = next((tmp_path / "second").rglob("*.jpg"))
     image.write_bytes(image.read_bytes() + b"\0")
     assert index.fn(str(tmp_path / "second"), "second").labels != first.labels

@@ -1,159 +1,185 @@
-"""Recipes fill exactly what the core takes, and a run's saved config repeats it."""
+"""Settings, recipes and plans: one definition per setting, from which the forms, the config and the documents follow."""
 
-import inspect
 import json
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 from yaml import safe_load
 
 from deployments.servers import PREFECT_FILE
-from flows.config import FineTuning, Training
-from flows.preflight import plan_of
-from flows.pretrain import pretrain
+from flows.pretrain import pretrain_original
 from flows.pul import pul
-from flows.recipes import RECIPES
 from flows.sweep import sweep
-from pul_core.clustering.density import cluster_by_density
-from pul_core.clustering.kmeans import cluster
-from pul_core.learning.training import begin_training, train
-from pul_core.selection import select_reliable
-from pul_core.stopping import reason_to_stop
-from tasks.training import BEGIN
+from pul_core.errors import UserError
+from pul_core.recipes import MODERN, PAPER, RECIPES, RELEASED_CODE
+from pul_core.settings import Dbscan, KMeans, Recipe, Training, read_settings
+from tasks.store.config import Parameters, Plan, describe, flatten, parameter_names, parameters_of, resolve_plan, set_parameter
 
-CORE = {
-    "pretraining": (begin_training, train),
-    "fine_tuning": (begin_training, train),
-    "clustering": (cluster, cluster_by_density),
-    "selection": (select_reliable,),
-    "stopping": (reason_to_stop,),
-}
-CHOICES = {  # which of the functions, on which values; which of the models
-    "clustering": {"algorithm", "whitening", "shrinkage", "camera_aware"},
-    "fine_tuning": {"start_from"},
-}
-ONLY_FINE_TUNING = set(FineTuning.model_fields) - set(Training.model_fields)
-FROM_THE_RUN = {"seed", "device", "bf16", "on_batch", "num_classes", "classes", "num_images"}
+ROOT = Path(__file__).parent.parent
+OPTIONAL = {f"{data}.{name}" for data in ("source_data", "target_data") for name in ("layout", "pattern")}
+OPTIONAL |= {"original_model", "few_labels.identities", "few_labels.share", "few_labels.file", "machine.device", "machine.threads"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("section", CORE)
-def test_every_parameter_of_the_core_is_in_the_form_and_nothing_else(recipe, section):
-    takes = set()
-    for function in CORE[section]:
-        takes |= {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    takes |= CHOICES.get(section, set())
-    takes -= FROM_THE_RUN | {"stopping": {"num_clusters"}, "pretraining": ONLY_FINE_TUNING}.get(section, set())
-    assert set(RECIPES[recipe][section].model_dump()) == takes
+def test_a_recipe_leaves_no_setting_of_the_method_open(recipe):
+    plan = parameters_of(resolve_plan({"recipe": recipe, "target": "x"}))
+    assert {name for name, value in flatten(plan).items() if value is None} == OPTIONAL
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_leaves_nothing_open_but_the_number_of_clusters(recipe):
-    plan = plan_of({"recipe": recipe, "target": "x"})
-    left = {f"{name}.{key}" for name in RECIPES[recipe] for key, value in getattr(plan, name).model_dump().items() if value is None}
-    assert left == {"clustering.num_clusters"}
+def test_a_plan_without_changes_is_its_recipe(recipe):
+    plan = resolve_plan({"recipe": recipe, "target": "x"})
+    assert all(getattr(plan, section.name) == getattr(RECIPES[recipe], section.name) for section in fields(Recipe))
 
 
-def test_paper_fine_tunes_slower_than_it_trains_the_source_and_modern_as_fast():
-    rates = {"backbone_learning_rate", "classifier_learning_rate"}
-    paper, modern = RECIPES["paper"], RECIPES["modern"]
-    assert paper["fine_tuning"].model_dump(include=rates) == dict.fromkeys(rates, 0.0002)
-    assert (
-        paper["pretraining"].model_dump(include=rates) == modern["fine_tuning"].model_dump(include=rates) == dict.fromkeys(rates, 0.00035)
-    )
+def test_every_setting_has_a_description_and_every_parameter_is_in_the_form():
+    hints = get_type_hints(Training, include_extras=True)
+    assert describe(hints["batch_size"]) == "Images per step. Unit: images."
+    properties = Parameters.model_json_schema()
+    descriptions = [
+        setting["description"]
+        for section in properties["$defs"].values()
+        for setting in section["properties"].values()
+        if "description" in setting
+    ]
+    leaves = [setting for section in properties["$defs"].values() for setting in section["properties"].values() if "anyOf" in setting]
+    assert len(descriptions) >= len(leaves) > 50
+    form = set(flatten(Parameters().model_dump()))
+    assert form == set(parameter_names())
 
 
-def test_no_description_has_what_the_form_takes_for_a_tag():
-    """Prefect's page draws descriptions as Markdown, HTML included: `(?P<camera>)` lost its name there."""
-    for flow in (pul, pretrain, sweep):
-        drawn = json.dumps(flow.parameters.model_dump())
-        assert '"description"' in drawn and "<" not in drawn, flow.name
+def test_the_sections_of_the_form_are_those_of_the_plan():
+    assert set(Parameters.model_fields) == {part.name for part in fields(Plan)}
+    parameters = set(pul.parameters.properties)
+    assert parameters == set(Parameters.model_fields)
 
 
-def test_a_saved_config_repeats_itself():
-    plan = plan_of({"recipe": "released-code", "target": "x", "fine_tuning": {"epochs": 3}, "seed": 7})
-    assert plan_of(plan.model_dump()) == plan
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_plan_repeats_itself_through_json(recipe):
+    plan = resolve_plan({"recipe": recipe, "target": "x", "source": ["a", "b"], "fine_tuning": {"epochs": 3}, "seed": 7})
+    assert resolve_plan(json.loads(json.dumps(parameters_of(plan)))) == plan
 
 
-def test_begin_and_train_share_no_name():
-    assert set(BEGIN) <= set(inspect.signature(begin_training).parameters)
-    assert not set(BEGIN) & set(inspect.signature(train).parameters)
+@given(st.sampled_from(sorted(set(parameter_names()) - {"recipe", "target", "source", "original_model", "seed"})))
+def test_a_parameter_can_be_set_by_its_name(name):
+    known = flatten(parameters_of(resolve_plan({"target": "x"})))[name]
+    parameters = {"target": "x"}
+    set_parameter(parameters, name, known)
+    assert resolve_plan(parameters) == resolve_plan({"target": "x"})
+    *_, leaf = name.split(".")
+    set_parameter(parameters, name.removesuffix(leaf) + leaf + "_misspelled", known)
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        resolve_plan(parameters)
+
+
+def test_a_nested_setting_changes_nothing_else():
+    plan = resolve_plan({"recipe": "modern", "target": "x", "fine_tuning": {"augmentation": {"flip_probability": 0.25}}})
+    changed = {
+        name
+        for name, value in flatten(parameters_of(plan)).items()
+        if value != flatten(parameters_of(resolve_plan({"recipe": "modern", "target": "x"})))[name]
+    }
+    assert changed == {"fine_tuning.augmentation.flip_probability"}
+
+
+def test_settings_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        PAPER.selection.min_similarity = 0.5
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [("paper", KMeans), ("modern", Dbscan), ("released-code", KMeans)])
+def test_a_step_receives_the_settings_of_its_algorithm_only(recipe, kind):
+    assert isinstance(RECIPES[recipe].algorithm, kind)
+
+
+def test_settings_that_the_choices_leave_unread_are_not_yielded():
+    names = {name for name, _ in read_settings(PAPER.fine_tuning.optimisation)}
+    assert {"momentum", "nesterov"} & names == set()
+    assert {"momentum", "nesterov"} <= {name for name, _ in read_settings(RELEASED_CODE.fine_tuning.optimisation)}
+
+
+def test_paper_fine_tunes_more_slowly_than_it_trains_the_source_and_modern_equally_fast():
+    def rates(training):
+        return training.optimisation.backbone_learning_rate, training.optimisation.classifier_learning_rate
+
+    assert rates(PAPER.fine_tuning) == (0.0002, 0.0002)
+    assert rates(PAPER.pretraining) == rates(MODERN.fine_tuning) == rates(MODERN.pretraining) == (0.00035, 0.00035)
+
+
+def test_the_published_numbers_of_the_released_code():
+    recipe = RELEASED_CODE
+    assert (recipe.selection.min_similarity, recipe.stopping.max_iterations, recipe.kmeans.num_restarts) == (0.85, 25, 10)
+    assert (recipe.fine_tuning.epochs, recipe.pretraining.epochs, recipe.fine_tuning.batch_size) == (20, 40, 16)
+    assert (recipe.fine_tuning.optimisation.backbone_learning_rate, recipe.fine_tuning.dropout) == (0.001, 0.5)
+    assert recipe.fine_tuning.augmentation.flip_probability == 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_no_recipe_uses_the_switches_of_other_methods(recipe):
+    assert (recipe.model.start_from, recipe.fine_tuning.memory.entries) == ("original", "none")
+    assert (recipe.fine_tuning.images_per_class, recipe.pretraining.images_per_class) == (0, 0)
+    assert (recipe.dbscan.margin, recipe.selection.keep_unclustered) == (0, False)
+
+
+def test_no_description_contains_what_the_form_renders_as_a_tag():
+    """Prefect's page renders descriptions as Markdown with HTML: `(?P<camera>)` lost its name there."""
+    for flow in (pul, pretrain_original, sweep):
+        schema = json.dumps(flow.parameters.model_dump())
+        assert '"description"' in schema and "<" not in schema, flow.name
 
 
 @pytest.mark.parametrize(
-    ("parameters", "message"),
+    ("parameters", "error", "message"),
     [
-        ({"recipe": "best"}, "no recipe 'best'"),
-        ({"lambda": 1}, "no parameter 'lambda'"),
-        ({"selection": {"min_similarity": 2}}, "less than or equal to 1"),
-        ({"fine_tuning": {"epoch": 2}}, "Extra inputs"),
-        ({"clustering": {"num_clusters": 0}}, "greater than or equal to 1"),
-        ({"fine_tuning": {"start_from": "middle"}}, "'original' or 'last'"),
-        ({"fine_tuning": {"loss": "triplet"}}, "'softmax', 'cluster_memory' or 'image_memory'"),
-        ({"fine_tuning": {"memory_momentum": 1.1}}, "less than or equal to 1"),
-        ({"fine_tuning": {"temperature": 0}}, "greater than 0"),
-        ({"fine_tuning": {"images_per_class": -1}}, "greater than or equal to 0"),
-        ({"fine_tuning": {"images_per_class": 33}}, "a batch of 32 images does not hold 33 of one class"),
-        ({"pretraining": {"images_per_class": 9, "batch_size": 8}}, "a batch of 8 images does not hold 9 of one class"),
-        ({"clustering": {"margin": 0.5}}, "0.45 less and plus the margin"),
-        ({"clustering": {"margin": 0.2, "max_distance": 0.9}}, "0.9 less and plus the margin"),
-        ({"pretraining": {"loss": "softmax"}}, "Extra inputs"),
-        ({"pretraining": {"start_from": "last"}}, "Extra inputs"),
+        ({"recipe": "best"}, UserError, "no recipe 'best'"),
+        ({"lambda": 1}, UserError, "no parameter 'lambda'"),
+        ({"selection": {"min_similarity": 2}}, ValidationError, "less than or equal to 1"),
+        ({"fine_tuning": {"epoch": 2}}, ValidationError, "Extra inputs"),
+        ({"clustering": {"num_clusters": 6}}, ValidationError, "Extra inputs"),
+        ({"kmeans": {"num_clusters": -1}}, ValidationError, "greater than or equal to 0"),
+        ({"seed": -1}, ValidationError, "greater than or equal to 0"),
+        ({"seed": "one"}, ValidationError, "valid integer"),
+        ({"model": {"start_from": "middle"}}, ValidationError, "'original' or 'last'"),
+        ({"fine_tuning": {"memory": {"entries": "triplet"}}}, ValidationError, "'none', 'clusters' or 'images'"),
+        ({"fine_tuning": {"memory": {"momentum": 1.1}}}, ValidationError, "less than or equal to 1"),
+        ({"fine_tuning": {"memory": {"temperature": 0}}}, ValidationError, "greater than 0"),
+        ({"fine_tuning": {"images_per_class": -1}}, ValidationError, "greater than or equal to 0"),
+        ({"fine_tuning": {"images_per_class": 33}}, UserError, r"at most batch_size \(32\), got 33"),
+        ({"pretraining": {"images_per_class": 9, "batch_size": 8}}, UserError, r"at most batch_size \(8\), got 9"),
+        ({"dbscan": {"margin": 0.5}}, UserError, r"max_distance \(0.45\) plus or minus margin \(0.5\)"),
+        ({"dbscan": {"margin": 0.2, "max_distance": 0.9}}, UserError, r"max_distance \(0.9\) plus or minus margin \(0.2\)"),
     ],
 )
-def test_what_does_not_exist_is_refused(parameters, message):
-    with pytest.raises(ValueError, match=message):
-        plan_of({"target": "x"} | parameters)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_no_recipe_throws_the_switches_of_other_methods(recipe):
-    plan = plan_of({"recipe": recipe, "target": "x"})
-    assert (plan.fine_tuning.start_from, plan.fine_tuning.loss) == ("original", "softmax")
-    assert (plan.fine_tuning.images_per_class, plan.pretraining.images_per_class) == (0, 0)
-    assert (plan.clustering.margin, plan.selection.keep_unclustered) == (0, False)
+def test_invalid_parameters_are_refused(parameters, error, message):
+    with pytest.raises(error, match=message):
+        resolve_plan({"target": "x"} | parameters)
 
 
 def test_the_switches_of_other_methods_are_in_the_documents_with_their_sources():
-    page = Path(__file__).parent.parent.joinpath("docs", "method.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     table = [line for line in page.splitlines() if line.startswith("| `")]
-    for name in sorted(ONLY_FINE_TUNING | {"images_per_class", "margin", "independent_share", "keep_unclustered"}):
+    switches = ("start_from", "memory.entries", "memory.momentum", "memory.temperature", "images_per_class")
+    for name in (*switches, "margin", "independent_share", "keep_unclustered"):
         (row,) = [line for line in table if line.startswith(f"| `{name}`")]
         assert "20" in row.split("|")[-2], f"{name} has no source"
 
 
-def test_a_run_of_before_the_switches_is_repeated_with_what_it_did():
-    saved = plan_of({"target": "x"}).model_dump()
-    later = {
-        "pretraining": {"images_per_class"},
-        "fine_tuning": {"images_per_class"} | ONLY_FINE_TUNING,
-        "clustering": {"margin", "independent_share"},
-        "selection": {"keep_unclustered"},
-    }
-    old = saved | {
-        section: {name: value for name, value in saved[section].items() if name not in names} for section, names in later.items()
-    }
-    assert plan_of(old).model_dump() == saved
+def test_the_page_of_parameters_is_generated_from_the_settings():
+    namespace = {"__name__": "parameter_tables"}
+    exec((ROOT / "tests" / "parameter_tables.py").read_text(encoding="utf-8"), namespace)
+    assert (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8") == namespace["page"](), (
+        "run: python tests/parameter_tables.py > docs/parameters.md"
+    )
 
 
-def test_a_run_of_before_whitening_is_repeated_without_it():
-    old = plan_of({"target": "x", "selection": {"min_similarity": 0.92}}).model_dump()
-    for name in ("whitening", "shrinkage", "camera_aware", "margin", "independent_share"):
-        del old["clustering"][name]
-    plan = plan_of(old)
-    assert (plan.clustering.whitening, plan.selection.min_similarity) == (0, 0.92)
-    assert plan_of({"target": "x", "clustering": {"num_restarts": 3}}).clustering.whitening > 0
-
-
-def test_the_stored_sweep_looks_around_the_recipes_lambda():
-    """Lambda means something else in every space: an example of another one would leave nothing reliable."""
-    (stored,) = [found["parameters"] for found in safe_load(PREFECT_FILE.read_text())["deployments"] if "grid" in found["parameters"]]
-    least = RECIPES[stored["base"]["recipe"]]["selection"].min_similarity
-    assert all(abs(value - least) <= 0.11 for value in stored["grid"]["selection.min_similarity"])
-
-
-def test_the_published_numbers_of_the_released_code():
-    plan = plan_of({"recipe": "released-code", "target": "x"})
-    assert (plan.selection.min_similarity, plan.stopping.max_iterations, plan.clustering.num_restarts) == (0.85, 25, 10)
-    assert (plan.fine_tuning.epochs, plan.pretraining.epochs, plan.fine_tuning.batch_size) == (20, 40, 16)
-    assert (plan.fine_tuning.backbone_learning_rate, plan.fine_tuning.dropout, plan.fine_tuning.flip_probability) == (0.001, 0.5, 0)
+def test_the_stored_sweep_varies_lambda_around_the_recipes_value():
+    """Lambda has another meaning in every space: an example of another one would leave nothing reliable."""
+    deployments = safe_load(PREFECT_FILE.read_text())["deployments"]
+    (stored,) = [deployment["parameters"] for deployment in deployments if "grid" in deployment["parameters"]]
+    value = RECIPES[stored["base"]["recipe"]].selection.min_similarity
+    assert all(abs(other - value) <= 0.11 for other in stored["grid"]["selection.min_similarity"])

@@ -1,4 +1,4 @@
-"""Derived seeds: repeatable, in range, and different for whatever differs."""
+"""Derived seeds: repeatable, in range, and different for different names."""
 
 from itertools import product
 
@@ -12,24 +12,24 @@ NAMES = st.lists(st.one_of(st.integers(-5, 10**6), st.text("abcxyz_", min_size=1
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**63), NAMES)
-def test_a_seed_is_repeatable_and_one_that_every_generator_takes(run_seed, names):
+def test_a_seed_is_repeatable_and_in_the_range_of_every_generator(run_seed, names):
     seed = derive_seed(run_seed, *names)
     assert seed == derive_seed(run_seed, *names)
     assert 0 <= seed < 2**31
 
 
-def test_neighbouring_runs_iterations_and_steps_share_no_seed():
+def test_successive_runs_iterations_and_steps_have_different_seeds():
     uses = list(product(range(20), range(1, 26), ("cluster", "train", "classifier")))
     assert len({derive_seed(run, iteration, step) for run, iteration, step in uses}) == len(uses)
 
 
 def test_the_bits_of_consecutive_seeds_are_balanced():
-    """A counter passed through, or a digest cut too short, leaves bits that hardly ever change."""
+    """A plain counter, or a digest that is too short, would have bits that rarely change."""
     seeds = [derive_seed(0, epoch) for epoch in range(2000)]
     for bit in range(31):
         assert 0.44 < sum(seed >> bit & 1 for seed in seeds) / len(seeds) < 0.56
 
 
-def test_names_are_kept_apart():
+def test_adjacent_names_are_separated():
     assert derive_seed(1, 2, 3) != derive_seed(1, 23) != derive_seed(12, 3)
     assert derive_seed(0) != derive_seed(0, "") != derive_seed(0, "", "")

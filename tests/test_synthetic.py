@@ -1,20 +1,21 @@
-"""The synthetic domains: repeatable, disjoint, laid out and shaped like Market-1501, with cameras that differ."""
+"""Tests of the synthetic domains: deterministic, disjoint, with the layout and statistics of Market-1501, and with cameras that differ."""
 
 import json
 import re
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pul_core.errors import DataError, UserError
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID
+from pul_core.synthetic.camera import capture, crop_backdrop, smooth_noise
+from pul_core.synthetic.figure import Pose, draw_person
 from pul_core.synthetic.people import (
-    DISTRACTOR_PID,
-    JUNK_PID,
+    FIRST_STRANGER,
     SIZES,
-    STRANGERS,
     PlannedImage,
     Sizes,
     draw_image,
@@ -22,11 +23,11 @@ from pul_core.synthetic.people import (
     make_person,
     plan_domain,
 )
-from tasks.data.synthesize import synthesize_domain, synthesize_pair
+from tasks.data.synthesize import synthesize_domain
 
 SEED = 10
 SMALL = Sizes(train_identities=4, train_images=24, test_identities=3, queries=5, gallery_images=30)
-NAME = re.compile(r"(?:(\d{4})|-1)_c([1-9])s1_\d{6}_00\.jpg")
+FILE_NAME = re.compile(r"(?:(\d{4})|-1)_c([1-9])s1_\d{6}_00\.jpg")
 DOMAINS = ("source", "target")
 
 
@@ -39,12 +40,12 @@ def in_folder(plan, folder):
     return [image for image in plan if image.folder == folder]
 
 
-def files(root):
+def file_contents(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_counts_are_those_asked_for(plans, domain):
+def test_counts_match_the_sizes(plans, domain):
     sizes, plan = SIZES[domain], plans[domain]
     train, gallery = in_folder(plan, "bounding_box_train"), in_folder(plan, "bounding_box_test")
     pids = Counter(image.pid for image in gallery)
@@ -57,46 +58,46 @@ def test_counts_are_those_asked_for(plans, domain):
 
 
 def test_identities_are_disjoint_between_splits_and_domains(plans):
-    people = []
+    pids = []
     for plan in plans.values():
         known = [image for image in plan if image.pid > 0]
         assert all(image.person == image.pid for image in known)
-        people.append({image.pid for image in known if image.folder == "bounding_box_train"})
-        people.append({image.pid for image in known if image.folder != "bounding_box_train"})
-    assert len(set.union(*people)) == sum(len(group) for group in people)
+        pids.append({image.pid for image in known if image.folder == "bounding_box_train"})
+        pids.append({image.pid for image in known if image.folder != "bounding_box_train"})
+    assert len(set.union(*pids)) == sum(len(group) for group in pids)
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_a_query_is_one_image_of_an_identity_and_camera_with_an_answer_elsewhere(plans, domain):
+def test_each_identity_and_camera_has_at_most_one_query_and_a_match_on_another_camera(plans, domain):
     query, gallery = in_folder(plans[domain], "query"), in_folder(plans[domain], "bounding_box_test")
-    passes = Counter((image.pid, image.camid) for image in query)
-    assert max(passes.values()) == 1
-    seen_by = {pid: {image.camid for image in gallery if image.pid == pid} for pid in {image.pid for image in query}}
-    assert all(seen_by[image.pid] - {image.camid} for image in query)
-    assert set(seen_by) == {image.pid for image in gallery if image.pid > 0}
+    tracks = Counter((image.pid, image.camid) for image in query)
+    assert max(tracks.values()) == 1
+    gallery_camids = {pid: {image.camid for image in gallery if image.pid == pid} for pid in {image.pid for image in query}}
+    assert all(gallery_camids[image.pid] - {image.camid} for image in query)
+    assert set(gallery_camids) == {image.pid for image in gallery if image.pid > 0}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_distractors_and_junk_show_strangers_and_junk_is_never_whole(plans, domain):
+def test_distractors_and_junk_show_strangers_and_junk_is_always_a_bad_box(plans, domain):
     strangers = [image for image in plans[domain] if image.pid in (DISTRACTOR_PID, JUNK_PID)]
-    assert all(image.person >= STRANGERS and image.folder == "bounding_box_test" for image in strangers)
-    assert not any(image.is_whole for image in strangers if image.pid == JUNK_PID)
-    assert any(image.is_whole for image in strangers)
-    assert all(image.is_whole for image in plans[domain] if image.pid > 0)
+    assert all(image.person >= FIRST_STRANGER and image.folder == "bounding_box_test" for image in strangers)
+    assert not any(image.is_good_box for image in strangers if image.pid == JUNK_PID)
+    assert any(image.is_good_box for image in strangers)
+    assert all(image.is_good_box for image in plans[domain] if image.pid > 0)
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_names_are_market_names_and_unique(plans, domain):
-    names = [(image.folder, image.name) for image in plans[domain]]
+def test_file_names_follow_market1501_and_are_unique(plans, domain):
+    names = [(image.folder, image.file_name) for image in plans[domain]]
     assert len(set(names)) == len(names)
     for image in plans[domain]:
-        match = NAME.fullmatch(image.name)
+        match = FILE_NAME.fullmatch(image.file_name)
         assert match is not None
         assert (int(match[1] or -1), int(match[2])) == (image.pid, image.camid)
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_images_and_cameras_an_identity_are_spread_as_in_market(plans, domain):
+def test_images_and_cameras_per_identity_are_distributed_as_in_market1501(plans, domain):
     train = in_folder(plans[domain], "bounding_box_train")
     images = Counter(image.pid for image in train)
     cameras = Counter(pid for pid, _ in {(image.pid, image.camid) for image in train})
@@ -105,75 +106,77 @@ def test_images_and_cameras_an_identity_are_spread_as_in_market(plans, domain):
     assert max(images.values()) > 2 * np.mean(list(images.values()))
 
 
-def test_an_image_does_not_depend_on_how_many_others_there_are():
+def test_an_image_does_not_depend_on_the_number_of_other_images():
     small, default = plan_domain("target", SEED, SMALL)[0], plan_domain("target", SEED)[0]
     assert replace(small, camid=default.camid, frame=default.frame) == default
-    picture = draw_image("target", SEED, default)
-    np.testing.assert_array_equal(picture, draw_image("target", SEED, replace(small, camid=default.camid)))
+    pixels = draw_image("target", SEED, default)
+    np.testing.assert_array_equal(pixels, draw_image("target", SEED, replace(small, camid=default.camid)))
 
 
-def test_pictures_are_repeatable_arrays_and_seeds_differ():
+def test_images_are_deterministic_and_differ_between_seeds_and_domains():
     image = PlannedImage("query", pid=1, camid=3, frame=7, person=1, shot=2)
-    picture = draw_image("source", SEED, image)
-    assert (picture.shape, picture.dtype) == ((128, 64, 3), np.uint8)
+    pixels = draw_image("source", SEED, image)
+    assert (pixels.shape, pixels.dtype) == ((128, 64, 3), np.uint8)
     make_person.cache_clear()
     make_camera.cache_clear()
-    np.testing.assert_array_equal(picture, draw_image("source", SEED, image))
-    assert not np.array_equal(picture, draw_image("source", SEED + 1, image))
-    assert not np.array_equal(picture, draw_image("target", SEED, image))
+    np.testing.assert_array_equal(pixels, draw_image("source", SEED, image))
+    assert not np.array_equal(pixels, draw_image("source", SEED + 1, image))
+    assert not np.array_equal(pixels, draw_image("target", SEED, image))
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_cameras_differ_more_than_the_pictures_of_one(domain):
+def test_colours_differ_more_between_cameras_than_within_one(domain):
     def mean_colours(camid):
         images = [PlannedImage("query", pid, camid, 0, pid, shot) for pid in range(1, 13) for shot in range(2)]
         return np.array([draw_image(domain, SEED, image).mean(axis=(0, 1)) for image in images])
 
-    colours = np.stack([mean_colours(camid) for camid in range(1, 7)])  # cameras, pictures, RGB
+    colours = np.stack([mean_colours(camid) for camid in range(1, 7)])  # (cameras, images, RGB)
     between, within = colours.mean(axis=1).std(axis=0).mean(), colours.std(axis=1).mean()
     assert between > within > 1
 
 
-def test_pictures_of_one_pass_are_closer_than_those_of_another_camera():
-    def picture(pid, camid, shot):
+def test_images_of_one_track_are_more_similar_than_images_from_two_cameras():
+    def draw(pid, camid, shot):
         return draw_image("target", SEED, PlannedImage("query", pid, camid, 0, pid, shot)).astype(float)
 
-    same = [np.abs(picture(pid, 1, 0) - picture(pid, 1, 1)).mean() for pid in range(5001, 5021)]
-    other = [np.abs(picture(pid, 1, 0) - picture(pid, camid, 0)).mean() for pid in range(5001, 5021) for camid in (4, 5)]
-    assert np.mean(same) < 0.8 * np.mean(other)
+    within = [np.abs(draw(pid, 1, 0) - draw(pid, 1, 1)).mean() for pid in range(5001, 5021)]
+    between = [np.abs(draw(pid, 1, 0) - draw(pid, camid, 0)).mean() for pid in range(5001, 5021) for camid in (4, 5)]
+    assert np.mean(within) < 0.8 * np.mean(between)
 
 
-def test_a_folder_has_markets_layout_and_the_same_bytes_with_one_process_or_two(tmp_path):
-    seen = []
-    one = synthesize_domain(tmp_path / "a", "target", seed=SEED, sizes=SMALL, processes=1, on_progress=lambda *now: seen.append(now))
+def test_a_folder_has_the_market1501_layout_and_the_same_bytes_with_one_process_or_two(tmp_path):
+    reports = []
+    one = synthesize_domain(
+        tmp_path / "a", "target", seed=SEED, sizes=SMALL, processes=1, on_progress=lambda *report: reports.append(report)
+    )
     two = synthesize_domain(tmp_path / "b", "target", seed=SEED, sizes=replace(SMALL), processes=2)
-    assert files(one) == files(two)
+    assert file_contents(one) == file_contents(two)
     assert sorted(path.name for path in one.iterdir()) == ["bounding_box_test", "bounding_box_train", "query", "synthetic.json"]
     for folder, count in {"bounding_box_train": 24, "query": 5, "bounding_box_test": 30}.items():
         paths = list((one / folder).iterdir())
         assert len(paths) == count
-        assert all(NAME.fullmatch(path.name) for path in paths)
+        assert all(FILE_NAME.fullmatch(path.name) for path in paths)
     with Image.open(paths[0]) as image:
         assert (image.size, image.mode, image.format) == ((64, 128), "RGB", "JPEG")
     assert json.loads((one / "synthetic.json").read_text())["seed"] == SEED
-    assert seen[-1] == (59, 59)
+    assert reports[-1] == (59, 59)
 
 
-def test_a_whole_folder_is_used_again_and_another_one_is_refused(tmp_path):
-    calls = []
+def test_a_complete_folder_is_reused_and_any_other_folder_is_refused(tmp_path):
+    reports = []
     folder = synthesize_domain(tmp_path, "source", seed=SEED, sizes=SMALL)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert synthesize_domain(tmp_path, "source", seed=SEED, sizes=SMALL, on_progress=lambda *now: calls.append(now)) == folder
+    assert synthesize_domain(tmp_path, "source", seed=SEED, sizes=SMALL, on_progress=lambda *report: reports.append(report)) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    assert not calls
-    with pytest.raises(FileExistsError, match="something else"):
+    assert not reports
+    with pytest.raises(DataError, match="does not contain exactly these images"):
         synthesize_domain(tmp_path, "source", seed=SEED + 1, sizes=SMALL)
     next(folder.glob("query/*.jpg")).unlink()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(DataError, match="does not contain exactly these images"):
         synthesize_domain(tmp_path, "source", seed=SEED, sizes=SMALL)
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path):
+def test_a_failure_leaves_no_files_behind(tmp_path):
     def fail(done, total):
         raise RuntimeError("stop")
 
@@ -182,27 +185,35 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pair_reports_its_progress_together(tmp_path):
-    seen = []
-    pair = synthesize_pair(
-        tmp_path, seed=SEED, source_sizes=SMALL, target_sizes=SMALL, processes=1, on_progress=lambda *now: seen.append(now)
-    )
-    assert [folder.name for folder in pair] == ["source", "target"]
-    assert seen[-1] == (118, 118)
-    assert all(before[0] < after[0] for before, after in pairwise(seen))
-
-
 @pytest.mark.parametrize(
-    "wrong",
+    ("changes", "message"),
     [
-        {"cameras": 1},
-        {"train_images": 7},
-        {"gallery_images": 6},
-        {"queries": 2},
-        {"queries": 500},
-        {"train_identities": 0},
+        ({"cameras": 1}, "cameras must be between 2 and 9, got 1"),
+        ({"train_images": 7}, r"train_images must be at least 2 per train identity \(8\), got 7"),
+        ({"gallery_images": 6}, r"gallery_images .* at least 2 per test identity \(6\), got 4"),
+        ({"queries": 2}, r"queries must be at least 1 per test identity \(3\), got 2"),
+        ({"queries": 500}, "queries must be at most .* got 500"),
+        ({"train_identities": 0}, "train_identities and test_identities must be at least 1, got 0 and 3"),
+        ({"train_identities": 4997, "train_images": 9994}, "must be at most 4,999, got 5,000"),
     ],
 )
-def test_sizes_that_contradict_each_other_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"give|cameras|must be"):
-        plan_domain("source", SEED, replace(SMALL, **wrong))
+def test_inconsistent_sizes_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        plan_domain("source", SEED, replace(SMALL, **changes))
+
+
+def test_invalid_arguments_are_programming_errors(tmp_path):
+    rng, camera, person = np.random.default_rng(0), make_camera("source", SEED, 1), make_person("source", SEED, 1)
+    pose = Pose(view=0, phase=0, stride=0.4, elevation=0, x=64, y=245, height=230)
+    calls = {
+        "cell must be at least 1 pixel, got 0": lambda: smooth_noise(rng, (4, 4), 0, 0.1),
+        "position must be between 0 and 1, got 2": lambda: crop_backdrop(camera, 2, rng, (256, 128)),
+        "even number of rows and columns, got 255 x 128": lambda: capture(camera, np.zeros((255, 128, 3), np.float32), 1.0, rng),
+        r"shape of the canvas, \(256, 128\), got \(1, 1\)": lambda: draw_person(person, pose, (256, 128), 0.0, np.ones((1, 1), np.float32)),
+        "camid must be at least 1, got 0": lambda: make_camera("source", SEED, 0),
+        "processes must be at least 1, got 0": lambda: synthesize_domain(tmp_path, "source", seed=SEED, processes=0),
+    }
+    for message, call in calls.items():
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        assert not isinstance(error.value, UserError)

@@ -1,13 +1,15 @@
 """Steps through ``.fn``: what they read, what they write, and that nothing but their inputs decides it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows.preflight import plan_of
 from pul_core.clustering.whitening import whiten
 from pul_core.scoring.evaluation import Scores
 from pul_core.selection import UnreliableError
+from pul_core.settings import Clustering, Dbscan, Selection
 from tasks.cluster import cluster, select
 from tasks.decode import decode
 from tasks.evaluate import evaluate
@@ -17,16 +19,11 @@ from tasks.models import initial_model
 from tasks.store.artifacts import column, read_table, vectors, write_table
 from tasks.store.readers import open_pixels, read_selected
 from tasks.store.references import Compute, Reliable
-from tasks.store.scores import read_summary, report
-from tasks.tracking.metrics import oracle_diagnostics, what_changed
+from tasks.store.scores import read_metrics_and_cmc, read_summary
+from tasks.tracking.metrics import oracle_diagnostics, reliable_set_changes
 from tasks.training import fine_tune, pretrain
 
-COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)
-
-
-@pytest.fixture
-def plan(tiny):
-    return plan_of(tiny | {"target": "x"}).model_dump()
+COMPUTE = Compute(device="cpu", threads=1, dtype="float32")
 
 
 @pytest.fixture
@@ -40,18 +37,20 @@ def blobs(home):
 
 def clusters_of(features, plan, camids=None, centre_cameras=False, **changes):
     images = write_table("images", pa.table({"camid": pa.array([None] * 200 if camids is None else camids, pa.int64())}))
-    settings = plan["clustering"] | {"num_clusters": 4, "whitening": 0} | changes
-    return cluster.fn(features, images, settings=settings, centre_cameras=centre_cameras, seed=0, compute=COMPUTE, iteration=1)
+    clustering = Clustering(**{"whitening": 0} | {name: changes.pop(name) for name in ("whitening", "shrinkage") if name in changes})
+    algorithm = changes.pop("algorithm", replace(plan.kmeans, num_clusters=4))
+    options = {"clustering": clustering, "algorithm": replace(algorithm, **changes), "centre_cameras": centre_cameras}
+    return cluster.fn(features, images, **options, seed=0, compute=COMPUTE, iteration=1)
 
 
 def test_density_leaves_images_out_and_selection_takes_the_others(blobs, plan):
-    found = clusters_of(blobs, plan, algorithm="dbscan", num_neighbours=4, max_distance=0.6)
+    found = clusters_of(blobs, plan, algorithm=Dbscan(num_neighbours=4, max_distance=0.6))
     table = read_table(found.clusters)
     inside = column(table, "cluster") >= 0
     assert inside.sum() > 0
     assert set(column(table, "cluster")[inside]) == set(range(found.num_clusters))
     assert (column(table, "similarity")[~inside] == -1).all()
-    chosen = read_table(select.fn(found, settings=plan["selection"] | {"min_similarity": -1.0}, iteration=1).reliable)
+    chosen = read_table(select.fn(found, settings=Selection(min_similarity=-1.0), iteration=1).reliable)
     assert column(chosen, "row").tolist() == column(table, "row")[inside].tolist()
 
 
@@ -60,8 +59,8 @@ def test_a_margin_reaches_the_clusters(plan, home):
     rng = np.random.default_rng(3)
     values = np.repeat(rng.normal(size=(12, 6)), 6, axis=0) + rng.normal(0, 0.55, (72, 6))
     features = write_table("features", pa.table({"row": np.arange(72), "feature": vectors(values.astype(np.float32))}))
-    options = {"algorithm": "dbscan", "num_neighbours": 5, "num_averaged": 2, "max_distance": 0.6, "min_samples": 2}
-    everything, agreed = (clusters_of(features, plan, **options, margin=margin) for margin in (0, 0.1))
+    dbscan = Dbscan(num_neighbours=5, num_averaged=2, max_distance=0.6, min_samples=2)
+    everything, agreed = (clusters_of(features, plan, algorithm=dbscan, margin=margin) for margin in (0, 0.1))
     inside = [int((column(read_table(found.clusters), "cluster") >= 0).sum()) for found in (everything, agreed)]
     assert 0 < inside[1] < inside[0]
 
@@ -71,13 +70,13 @@ def test_images_of_no_cluster_are_learnt_and_do_not_count(blobs, plan):
     values = np.stack(column(features, "feature"))
     values[[4, 31]] = np.random.default_rng(0).normal(size=(2, 8))
     alone = write_table("features", pa.table({"row": column(features, "row"), "feature": vectors(values)}))
-    options = {"algorithm": "dbscan", "num_neighbours": 6, "num_averaged": 2, "max_distance": 0.4, "min_samples": 4}
-    clusters = clusters_of(alone, plan, **options)
+    dbscan = Dbscan(num_neighbours=6, num_averaged=2, max_distance=0.4, min_samples=4)
+    clusters = clusters_of(alone, plan, algorithm=dbscan)
     found = column(read_table(clusters.clusters), "cluster")
     outside = np.flatnonzero(found < 0)
     assert {4, 31} <= set(outside.tolist())
-    settings = plan["selection"] | {"min_similarity": -1}
-    without, beside = (select.fn(clusters, settings=settings | {"keep_unclustered": keep}, iteration=1) for keep in (False, True))
+    settings = Selection(min_similarity=-1)
+    without, beside = (select.fn(clusters, settings=replace(settings, keep_unclustered=keep), iteration=1) for keep in (False, True))
     assert (beside.size, beside.num_unclustered) == (without.size, len(outside))
     assert (beside.reliable.rows, beside.num_classes) == (40, without.num_classes + len(outside))
     assert read_selected(beside).equals(read_selected(without))
@@ -85,11 +84,11 @@ def test_images_of_no_cluster_are_learnt_and_do_not_count(blobs, plan):
     truth[column(features, "row")] = np.arange(40) // 10 + 1
     labels = write_table("labels", pa.table({"row": np.arange(len(truth)), "pid": truth}))
     assert oracle_diagnostics(clusters, beside, labels) == oracle_diagnostics(clusters, without, labels)
-    assert what_changed(without, beside)["reliable_overlap"] == 1
+    assert reliable_set_changes(without, beside)["reliable_overlap"] == 1
 
 
 def test_density_looks_at_cameras_only_when_asked_to(blobs, plan):
-    density = {"algorithm": "dbscan", "num_neighbours": 4, "max_distance": 0.6}
+    density = {"algorithm": Dbscan(num_neighbours=4, max_distance=0.6)}
     camids = np.zeros(200, np.int64)
     camids[5:65:3] = 1  # two directions on each camera, whose nearest on the other one are strangers
 
@@ -140,7 +139,7 @@ def test_clusters_are_keyed_by_row_and_ascending(blobs, plan):
 
 def test_selection_agrees_with_the_table_it_read(blobs, plan):
     found = clusters_of(blobs, plan)
-    chosen = read_table(select.fn(found, settings=plan["selection"] | {"min_similarity": 0.99}, iteration=1).reliable)
+    chosen = read_table(select.fn(found, settings=Selection(min_similarity=0.99), iteration=1).reliable)
     table, centres = read_table(found.clusters), read_table(found.centres)
     wanted = column(table, "row")[column(table, "similarity") > np.float32(0.99)]
     assert set(column(chosen, "row")) == set(wanted) | set(column(centres, "row"))
@@ -159,18 +158,18 @@ def test_what_changed_since_the_last_reliable_set_is_recorded_without_labelled_i
 
     before = reliable([1, 2, 3, 4, 9], [0, 0, 1, 1, 2], [0, 0, 0, 0, 1])
     after = reliable([2, 3, 4, 5, 9], [1, 0, 0, 0, 2], [0, 0, 0, 0, 1])
-    assert what_changed(before, after) == {"reliable_overlap": 3 / 5, "reliable_agreement_ari": 1.0}
+    assert reliable_set_changes(before, after) == {"reliable_overlap": 3 / 5, "reliable_agreement_ari": 1.0}
     alone = reliable([4, 9], [0, 1], [0, 1])
-    assert what_changed(before, alone) == {"reliable_overlap": 1 / 4}
+    assert reliable_set_changes(before, alone) == {"reliable_overlap": 1 / 4}
 
 
 def test_a_set_too_small_to_learn_from_is_refused(blobs, plan):
     with pytest.raises(UnreliableError, match="lower min_similarity"):
-        select.fn(clusters_of(blobs, plan), settings=plan["selection"] | {"min_similarity": 1.0}, iteration=1)
+        select.fn(clusters_of(blobs, plan), settings=Selection(min_similarity=1.0), iteration=1)
 
 
 def test_default_number_of_clusters_is_used_when_none_is_given(blobs, plan):
-    assert clusters_of(blobs, plan, num_clusters=None).num_clusters == 2
+    assert clusters_of(blobs, plan, num_clusters=0).num_clusters == 2
 
 
 @pytest.fixture
@@ -184,7 +183,7 @@ def data(home, tiny_pair, plan):
 @pytest.fixture
 def original(data, plan):
     initial = initial_model.fn("resnet10t", weights="random", height=64, width=32, seed=0)
-    return pretrain.fn(initial, [data[2]], [data[0].labels], settings=plan["pretraining"], seed=1, compute=COMPUTE).model
+    return pretrain.fn(initial, [data[2]], [data[0].labels], settings=plan.pretraining, seed=1, compute=COMPUTE).model
 
 
 def test_features_of_a_split_are_keyed_to_its_rows(data, original):
@@ -199,7 +198,7 @@ def test_training_repeats_to_the_byte_and_follows_the_seed(data, original, plan)
     def train(seed):
         rows = open_pixels(data[3]["train"])[0][:12]
         reliable = write_table("reliable", pa.table({"row": rows, "pseudo_label": np.arange(12) // 6, "similarity": np.ones(12)}))
-        arguments = {"settings": plan["fine_tuning"], "seed": seed, "compute": COMPUTE, "iteration": 1}
+        arguments = {"settings": plan.fine_tuning, "seed": seed, "compute": COMPUTE, "iteration": 1}
         return fine_tune.fn(original, data[3]["train"], Reliable(reliable=reliable, num_classes=2), **arguments).model.sha256
 
     assert train(5) == train(5) != train(6)
@@ -254,7 +253,7 @@ def test_scores_of_any_protocol_are_keyed_to_the_queries(data, original):
     for split in range(10):
         chosen = column(halves, "row")[column(halves, "split") == split]
         assert len(chosen) == 2 and set(chosen) <= set(rows) and (np.diff(chosen) > 0).all()
-    found = report({"plain": scores(), "reranked": scores(rerank=True, ties="expected")}, "zero")
+    found = read_metrics_and_cmc({"plain": scores(), "reranked": scores(rerank=True, ties="expected")}, "zero")
     assert found["plain"]["rank_1"] == found["plain"]["cmc"][0]
     assert found["plain"]["scores"] != found["reranked"]["scores"]
     with pytest.raises(ValueError, match="needs 100 identities"):

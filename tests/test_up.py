@@ -15,11 +15,11 @@ BIN = Path(sys.executable).parent
 
 
 def prefect(folder, *arguments, timeout=540):
-    """Type `prefect ...` in the project's directory with nothing in the environment."""
+    """Run `prefect ...` in the project's directory with an empty environment."""
     return subprocess.run([BIN / "prefect", *arguments], cwd=folder, env={}, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def test_the_deployment_runs_to_its_end(up, tiny, tiny_pair):
+def test_the_deployment_completes(up, tiny, tiny_pair):
     folder, _ = up
     parameters = json.dumps(tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])})
     done = prefect(folder, "deployment", "run", "pul/iterate", "--params", parameters, "--watch")
@@ -29,7 +29,7 @@ def test_the_deployment_runs_to_its_end(up, tiny, tiny_pair):
     assert len(json.loads(results.stdout)["iterations"]) == 3
 
 
-def test_the_sweep_runs_beside_it(up, tiny, tiny_pair):
+def test_the_sweep_completes_beside_it(up, tiny, tiny_pair):
     folder, _ = up
     base = tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1]), "stopping": {"max_iterations": 1}}
     parameters = json.dumps({"base": base, "grid": {"selection.min_similarity": [0.4, 0.6]}, "seeds": [0]})
@@ -40,7 +40,7 @@ def test_the_sweep_runs_beside_it(up, tiny, tiny_pair):
     assert pq.read_table(table)["status"].to_pylist() == ["finished", "finished"]
 
 
-def test_the_stored_parameters_are_the_demos_and_make_a_form(up):
+def test_the_stored_parameters_are_those_of_the_demo_and_every_field_has_a_description(up):
     _, (port, _) = up
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/deployments/name/pul/iterate") as answer:
         deployment = json.load(answer)
@@ -60,7 +60,7 @@ def test_mlflow_shows_the_run(up):
         assert "source to target" in {experiment["name"] for experiment in json.load(answer)["experiments"]}
 
 
-def test_a_second_one_is_refused_in_a_line(up):
+def test_a_second_pul_up_on_the_port_is_rejected_in_one_line(up):
     folder, (port, _) = up
     done = subprocess.run([BIN / "pul", "up", "--prefect-port", str(port)], cwd=folder, env={}, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -1,1 +1,1 @@
-"""Features to clusters: preprocessing, neighbours, k-means, DBSCAN, and the choice of their parameters."""
+"""Clustering of features: preprocessing, neighbours, k-means, DBSCAN, and suggestions for their parameters."""

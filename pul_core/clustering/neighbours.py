@@ -1,96 +1,95 @@
-"""Who is near whom: exact nearest neighbours by blocks, k-reciprocal neighbourhoods as sparse rows, and the Jaccard distance of these.
+"""Exact k-nearest neighbours and the k-reciprocal Jaccard distance, for clustering and for re-ranking.
 
-Memory grows with n x k. It does not know what a query is: re-ranking and clustering both stand on it.
+Everything is computed in blocks and stored as sparse rows: memory grows with n x k.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import sparse
 
-from pul_core.arrays import Ints, unit_rows
-from pul_core.errors import UserError
+from pul_core.arrays import Features, Ints, unit_rows
 
-ROWS, COLUMNS = 1024, 8192  # a block of similarities: 32 MB
-PAIRS = 1 << 13  # pairs of features compared at once
-OVERLAPS = 1 << 21  # pairs of entries of two encodings compared at once
+ROWS, COLUMNS = 1024, 8192  # shape of a block of cosines: 32 MB
+PAIRS = 1 << 13  # pairs of features per block
+OVERLAPS = 1 << 21  # pairs of entries of two encodings per block
 
 
 class Neighbours(NamedTuple):
-    """The nearest of each image, itself first. Distances are squared Euclidean ones of L2-normalised features: 2 - 2 cosine."""
+    """The nearest neighbours of each image, itself first. Distances are squared Euclidean after L2-normalisation: 2 - 2 cosine."""
 
-    nearest: Ints  # (n, k), -1 where there are no more
-    distance: npt.NDArray[np.float32]  # (n, k) ascending, infinite where there are no more
-    farthest: npt.NDArray[np.float32]  # (n,) distance to the image farthest away
+    nearest: Ints  # (n, k) indices, padded with -1
+    distance: Features  # (n, k) ascending, padded with infinity
+    farthest: Features  # (n,) distance to the farthest image
 
 
-def nearest_neighbours(features: npt.NDArray[np.float32], k: int, *, cameras: Ints | None = None, same_camera: bool = True) -> Neighbours:
-    """Find the k nearest images of every image, itself included, without an n x n matrix.
+def nearest_neighbours(features: Features, k: int, *, camids: Ints | None = None, same_camera: bool = True) -> Neighbours:
+    """Find the k nearest neighbours of every image, itself included, without an n x n matrix.
 
     Args:
         features: (n, d), may be memory-mapped.
-        k: how many; all of them if there are fewer images.
-        cameras: (n,) of the images: then only neighbours on an image's own camera count.
-        same_camera: False for neighbours on other cameras instead, of which it is none itself.
+        k: number of neighbours; at most n are returned.
+        camids: (n,) camera of each image, to search each image's own camera only; None to search all images.
+        same_camera: False searches all other cameras instead, and the image itself is not among the neighbours.
 
     Returns:
-        (n, min(k, n)) neighbours.
+        Neighbours with min(k, n) columns.
 
     Raises:
-        UserError: a zero vector or a value that is not finite.
+        UserError: a feature is not finite or a zero vector.
 
     Example:
-        >>> found = nearest_neighbours(np.array([[1, 0], [0, 1], [1, 0.1]], np.float32), 2)
-        >>> found.nearest.tolist(), found.farthest[:2].tolist()
+        >>> neighbours = nearest_neighbours(np.array([[1, 0], [0, 1], [1, 0.1]], np.float32), 2)
+        >>> neighbours.nearest.tolist(), neighbours.farthest[:2].tolist()
         ([[0, 2], [1, 2], [2, 0]], [2.0, 2.0])
     """
     n, k = len(features), min(k, len(features))
-    index, cosine = torch.empty((n, k), dtype=torch.int64), torch.full((n, k), -torch.inf)
-    least = torch.full((n,), torch.inf)
-    for first in range(0, n, COLUMNS):
-        columns = np.arange(first, min(first + COLUMNS, n))
-        wanted = unit_rows(features, columns, "target").T
-        for start in range(0, n, ROWS):
-            rows = np.arange(start, min(start + ROWS, n))
-            part = slice(start, rows[-1] + 1)
-            block = unit_rows(features, rows, "target") @ wanted
-            least[part] = torch.minimum(least[part], block.min(1).values)
-            own = np.intersect1d(rows, columns)
-            block[own - start, own - first] = torch.inf  # before its twins
-            if cameras is not None:
-                block[torch.from_numpy((cameras[rows][:, None] == cameras[columns]) != same_camera)] = -torch.inf
+    nearest, cosine = torch.empty((n, k), dtype=torch.int64), torch.full((n, k), -torch.inf)
+    smallest_cosine = torch.full((n,), torch.inf)
+    for first_column in range(0, n, COLUMNS):
+        columns = np.arange(first_column, min(first_column + COLUMNS, n))
+        candidates = unit_rows(features, columns, "target").T
+        for first_row in range(0, n, ROWS):
+            rows = np.arange(first_row, min(first_row + ROWS, n))
+            block_rows = slice(first_row, rows[-1] + 1)
+            block = unit_rows(features, rows, "target") @ candidates
+            smallest_cosine[block_rows] = torch.minimum(smallest_cosine[block_rows], block.min(1).values)
+            diagonal = np.intersect1d(rows, columns)
+            block[diagonal - first_row, diagonal - first_column] = torch.inf  # the image itself comes before its duplicates
+            if camids is not None:
+                block[torch.from_numpy((camids[rows][:, None] == camids[columns]) != same_camera)] = -torch.inf
             top = block.topk(min(k, block.shape[1]), dim=1)
-            merged = torch.cat((cosine[part], top.values), 1).topk(k, dim=1)
-            index[part] = torch.cat((index[part], top.indices + first), 1).gather(1, merged.indices)
-            cosine[part] = merged.values
-    index[cosine == -torch.inf] = -1
+            merged = torch.cat((cosine[block_rows], top.values), 1).topk(k, dim=1)
+            nearest[block_rows] = torch.cat((nearest[block_rows], top.indices + first_column), 1).gather(1, merged.indices)
+            cosine[block_rows] = merged.values
+    nearest[cosine == -torch.inf] = -1
     distance = (2 - 2 * cosine).clamp_(min=0)
-    return Neighbours(index.numpy(), distance.numpy(), (2 - 2 * least).clamp_(min=0).numpy())
+    return Neighbours(nearest.numpy(), distance.numpy(), (2 - 2 * smallest_cosine).clamp_(min=0).numpy())
 
 
 def reciprocal_encoding(
-    features: npt.NDArray[np.float32], neighbours: Neighbours, *, k1: int, k2: int, scale: npt.NDArray[np.float32] | None = None
+    features: Features, neighbours: Neighbours, *, k1: int, k2: int, scale: Features | None = None
 ) -> sparse.csr_matrix:
-    """Encode each image by its k-reciprocal neighbours, weighted by exp(-distance) and averaged over its nearest ones.
+    """Encode each image by its k-reciprocal neighbours, weighted by exp(-distance) and averaged over its nearest images.
 
-    R(i, k) are the images among the k + 1 nearest of i (itself included) that have i among theirs. R(i, k1) is joined by R(j, k1 / 2) for
-    each j in it if more than two thirds of R(j, k1 / 2) are in R(i, k1). The weights of a row sum to 1; k2 rows are averaged.
+    R(i, k) are the images j with j among the k + 1 nearest of i (itself included) and i among those of j. R(i, k1) is extended by
+    R(j, k1 / 2) for each j in it if more than two thirds of R(j, k1 / 2) are in R(i, k1). The weights of a row sum to 1; then the rows of
+    the k2 nearest images are averaged.
 
     Args:
         features: (n, d), may be memory-mapped.
-        neighbours: at least k1 + 1 (and k2) of each image, unless there are fewer images.
-        k1: size of the neighbourhood.
-        k2: how many nearest images, itself included, an encoding is averaged over; 1 for none.
-        scale: (n,) divides an image's distances; None for 1.
+        neighbours: at least max(k1 + 1, k2) of each image, unless there are fewer images.
+        k1: size of the neighbourhoods.
+        k2: number of nearest images, the image itself included, over which an encoding is averaged; 1: no averaging.
+        scale: (n,) divisor of each image's distances; None for 1.
 
     Returns:
-        (n, n) sparse float32, rows that sum to 1.
+        (n, n) sparse float32 whose rows sum to 1.
 
     Raises:
-        UserError: too few neighbours were searched for.
+        ValueError: there are too few neighbours.
 
     Source: Zhong et al. 2017, sections 3.2 to 3.4.
 
@@ -99,39 +98,41 @@ def reciprocal_encoding(
         >>> reciprocal_encoding(features, nearest_neighbours(features, 2), k1=1, k2=1).toarray().round(2)[0].tolist()
         [0.5, 0.5, 0.0, 0.0]
     """
-    n, found = neighbours.nearest.shape
-    if found < min(max(k1 + 1, k2), n):
-        raise UserError(f"{found} neighbours of each image were searched for, but k1 = {k1} and k2 = {k2} need {max(k1 + 1, k2)}")
-    wide, narrow = reciprocal(neighbours.nearest[:, : k1 + 1]), reciprocal(neighbours.nearest[:, : round(k1 / 2) + 1])
-    return encode(features, wide, narrow, neighbours.nearest[:, :k2], scale=scale)
+    n, num_neighbours = neighbours.nearest.shape
+    if num_neighbours < min(max(k1 + 1, k2), n):
+        raise ValueError(f"k1 = {k1} and k2 = {k2} need {max(k1 + 1, k2)} neighbours of each image, got {num_neighbours}")
+    wide = reciprocal_neighbours(neighbours.nearest[:, : k1 + 1])
+    narrow = reciprocal_neighbours(neighbours.nearest[:, : round(k1 / 2) + 1])
+    return encode_neighbourhoods(features, wide, narrow, neighbours.nearest[:, :k2], scale=scale)
 
 
-def encode(
-    features: npt.NDArray[np.float32],
+def encode_neighbourhoods(
+    features: Features,
     wide: sparse.csr_matrix,
     narrow: sparse.csr_matrix,
     averaged: Ints,
     *,
-    scale: npt.NDArray[np.float32] | None = None,
+    scale: Features | None = None,
 ) -> sparse.csr_matrix:
-    """Weight each image's neighbourhood by exp(-distance), rows summing to 1, and average the rows of its nearest ones.
+    """Extend each image's neighbourhood, weight it by exp(-distance) so that rows sum to 1, and average the rows of its nearest images.
 
     Args:
         features: (n, d), may be memory-mapped.
-        wide: (n, n) ones, who is in whose neighbourhood, symmetric and with the diagonal.
-        narrow: (n, n) the same, smaller: j's joins i's if j is in i's and more than two thirds of it are there already.
-        averaged: (n, k2) whose rows are averaged, itself included; -1 for nobody.
-        scale: (n,) divides an image's distances; None for 1.
+        wide: (n, n), 1 where two images are neighbours; symmetric and with the diagonal.
+        narrow: (n, n), the same with smaller neighbourhoods. That of j extends the wide one of i if j is in the wide one of i and more than
+            two thirds of the narrow one of j are, too.
+        averaged: (n, k2) images whose rows are averaged, the image itself included; padded with -1.
+        scale: (n,) divisor of each image's distances; None for 1.
 
     Returns:
-        (n, n) sparse float32, rows that sum to 1.
+        (n, n) sparse float32 whose rows sum to 1.
     """
     n = len(features)
-    # shared[i, j]: how many images of j's narrow neighbourhood are in i's wide one, for the j that are in it too
+    # shared[i, j]: size of the intersection of j's narrow neighbourhood and i's wide one, for the j in the latter
     shared = (wide @ narrow.T).multiply(wide).tocoo()
-    joins = shared.data > 2 / 3 * np.diff(narrow.indptr)[shared.col]
-    joining = sparse.csr_matrix((np.ones(joins.sum(), np.float32), (shared.row[joins], shared.col[joins])), shape=(n, n))
-    members = (wide + joining @ narrow).tocsr()
+    extends = shared.data > 2 / 3 * np.diff(narrow.indptr)[shared.col]
+    extensions = sparse.csr_matrix((np.ones(extends.sum(), np.float32), (shared.row[extends], shared.col[extends])), shape=(n, n))
+    members = (wide + extensions @ narrow).tocsr()
     members.sort_indices()
     row = np.repeat(np.arange(n), np.diff(members.indptr))
     distance = _pair_distances(features, row, members.indices)
@@ -139,52 +140,54 @@ def encode(
     total = np.bincount(row, weight, n)
     encoding = sparse.csr_matrix(((weight / total[row]).astype(np.float32), members.indices, members.indptr), shape=(n, n))
     if averaged.shape[1] > 1:
-        mean = _ones_at(averaged)
+        mean = _indicator_rows(averaged)
         mean.data /= np.repeat(np.diff(mean.indptr), np.diff(mean.indptr))
         encoding = (mean @ encoding).tocsr()
     encoding.sort_indices()
     return encoding
 
 
-def reciprocal(index: Ints) -> sparse.csr_matrix:
-    """Return (n, n) ones where two images are among each other's nearest, (n, k) with -1 for nobody."""
-    forward = _ones_at(index)
+def reciprocal_neighbours(nearest: Ints) -> sparse.csr_matrix:
+    """Return an (n, n) matrix that is 1 where two images are among each other's nearest, which are (n, k) and padded with -1."""
+    forward = _indicator_rows(nearest)
     return forward.multiply(forward.T).tocsr()
 
 
-def _ones_at(index: Ints) -> sparse.csr_matrix:
-    there = index >= 0
-    ends = np.concatenate(([0], np.cumsum(there.sum(1))))
-    return sparse.csr_matrix((np.ones(ends[-1], np.float32), index[there], ends), shape=(len(index), len(index)))
+def _indicator_rows(indices: Ints) -> sparse.csr_matrix:
+    """Return an (n, n) matrix whose row i is 1 at the columns ``indices[i]``; -1 is padding."""
+    valid = indices >= 0
+    indptr = np.concatenate(([0], np.cumsum(valid.sum(1))))
+    return sparse.csr_matrix((np.ones(indptr[-1], np.float32), indices[valid], indptr), shape=(len(indices), len(indices)))
 
 
-def _pair_distances(features: npt.NDArray[np.float32], left: Ints, right: Ints) -> npt.NDArray[np.float32]:
-    """Return squared distances of pairs of images whose left ones ascend."""
+def _pair_distances(features: Features, left: Ints, right: Ints) -> Features:
+    """Return the squared distances of pairs of images, given by ascending left and any right indices."""
     distance = np.empty(len(left), np.float32)
     for start in range(0, len(left), PAIRS):
-        part = slice(start, start + PAIRS)
-        first, at_first = np.unique(left[part], return_inverse=True)
-        second, at_second = np.unique(right[part], return_inverse=True)
-        a, b = unit_rows(features, first, "target"), unit_rows(features, second, "target")
-        cosine = torch.cat([(a[i] * b[j]).sum(1) for i, j in zip(*(np.array_split(x, 8) for x in (at_first, at_second)), strict=True)])
-        distance[part] = (2 - 2 * cosine).clamp_(min=0).numpy()
+        pairs = slice(start, start + PAIRS)
+        left_images, left_position = np.unique(left[pairs], return_inverse=True)
+        right_images, right_position = np.unique(right[pairs], return_inverse=True)
+        a, b = unit_rows(features, left_images, "target"), unit_rows(features, right_images, "target")
+        parts = zip(np.array_split(left_position, 8), np.array_split(right_position, 8), strict=True)
+        cosine = torch.cat([(a[i] * b[j]).sum(1) for i, j in parts])
+        distance[pairs] = (2 - 2 * cosine).clamp_(min=0).numpy()
     distance[left == right] = 0
     return distance
 
 
 def jaccard_distances(encoding: sparse.csr_matrix, rows: Ints, *, to: Ints | None = None) -> Iterator[sparse.csr_matrix]:
-    """Yield Jaccard distances of some images to all, a few rows at a time, where they are below 1.
+    """Yield the Jaccard distances below 1 of the images at ``rows`` to all images, a few rows at a time.
 
-    With s the sum over all columns of the smaller weight of the two: ``1 - s / (2 - s)``. What a yielded row does not hold is 1, and what
-    it holds may be 0: read ``indices`` and ``data``, not a dense copy.
+    ``1 - s / (2 - s)``, with s the sum over all columns of the smaller of the two weights. A distance that is not stored is 1, and a stored
+    one may be 0: read ``indices`` and ``data``, not a dense copy.
 
     Args:
         encoding: (n, n) from ``reciprocal_encoding``.
-        rows: positions of the images, in the order in which they are yielded.
-        to: positions the distances lead to; None for all, (n,). They number the yielded columns.
+        rows: (m,) indices of images, in the order in which they are yielded.
+        to: (t,) indices of the images to measure the distances to, which are the columns that are yielded; None for all images.
 
     Yields:
-        (some, len(to)) sparse float32, rows in order.
+        Blocks of sparse float32 rows with t columns, m rows in all.
 
     Source: Zhong et al. 2017, equation 10.
 
@@ -196,24 +199,24 @@ def jaccard_distances(encoding: sparse.csr_matrix, rows: Ints, *, to: Ints | Non
         ([0, 1, 0, 1, 2, 3, 2, 3], True)
     """
     targets = (encoding if to is None else encoding[to]).tocsc()
-    overlaps = np.diff(targets.indptr)  # how many images share each column
-    work = np.concatenate(([0], np.cumsum(overlaps[encoding.indices])))[encoding.indptr]  # pairs of entries before each row
+    column_sizes = np.diff(targets.indptr)  # number of target images with an entry in each column
+    overlaps = np.concatenate(([0], np.cumsum(column_sizes[encoding.indices])))[encoding.indptr]  # pairs of entries before each row
     start = 0
     while start < len(rows):
-        size = np.cumsum(work[rows[start:] + 1] - work[rows[start:]])
-        stop = start + max(1, int(np.searchsorted(size, OVERLAPS, side="right")))
-        part = encoding[rows[start:stop]]
-        yield _jaccard(part, targets, overlaps)
+        work = np.cumsum(overlaps[rows[start:] + 1] - overlaps[rows[start:]])
+        stop = start + max(1, int(np.searchsorted(work, OVERLAPS, side="right")))
+        yield _jaccard_block(encoding[rows[start:stop]], targets, column_sizes)
         start = stop
 
 
-def _jaccard(part: sparse.csr_matrix, targets: sparse.csc_matrix, overlaps: Ints) -> sparse.csr_matrix:
-    count = overlaps[part.indices]
-    ends = np.cumsum(count)
-    entry = np.arange(ends[-1] if len(ends) else 0) + np.repeat(targets.indptr[part.indices] - ends + count, count)
-    smaller = np.minimum(np.repeat(part.data, count), targets.data[entry])
-    row = np.repeat(np.repeat(np.arange(part.shape[0]), np.diff(part.indptr)), count)
-    shared = sparse.coo_matrix((smaller, (row, targets.indices[entry])), shape=(part.shape[0], targets.shape[0])).tocsr()
+def _jaccard_block(block: sparse.csr_matrix, targets: sparse.csc_matrix, column_sizes: Ints) -> sparse.csr_matrix:
+    """Pair each entry of the block with all target entries in its column, and add the smaller weights up by pair of images."""
+    counts = column_sizes[block.indices]
+    ends = np.cumsum(counts)
+    entries = np.arange(ends[-1] if len(ends) else 0) + np.repeat(targets.indptr[block.indices] - ends + counts, counts)
+    smaller = np.minimum(np.repeat(block.data, counts), targets.data[entries])
+    rows = np.repeat(np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)), counts)
+    shared = sparse.coo_matrix((smaller, (rows, targets.indices[entries])), shape=(block.shape[0], targets.shape[0])).tocsr()
     shared.sort_indices()
     shared.data = 1 - shared.data / (2 - shared.data)
     return shared

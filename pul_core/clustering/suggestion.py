@@ -1,67 +1,67 @@
-"""How many people there may be, read off without a label: clusters at a row of distances, and two rules that read the curve.
+"""Suggestions for K of k-means and epsilon of DBSCAN, read from the number of clusters at several values of epsilon.
 
-It suggests K of k-means and epsilon of DBSCAN. It steers nothing, and does not know what the two are used for.
+They use no labels, and nothing in the method uses them.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from pul_core.arrays import Ints
+from pul_core.arrays import Features, Floats, Ints
 from pul_core.clustering.density import dbscan, jaccard_distances_below
+from pul_core.errors import UserError
 
 MAX_DISTANCES = tuple(percent / 100 for percent in range(20, 75, 5))  # 0.2, 0.25, ... 0.7
-MIN_IMAGES = 10  # fewer are no crowd to read a curve from
-ALIKE = 1e-5  # features that differ by less than this share of the largest value are the same but for rounding
+MIN_IMAGES = 10  # the curve of fewer images has no meaning
+IDENTICAL_WITHIN = 1e-5  # rounding error of identical features, relative to the largest value
 
 
-class NothingToSuggestError(ValueError):
-    """The images tell no number of people."""
+class NothingToSuggestError(UserError):
+    """The features do not show how many people there are."""
 
 
 class Curve(NamedTuple):
-    """What DBSCAN finds at each distance."""
+    """The clusters of DBSCAN as a function of epsilon."""
 
-    max_distance: npt.NDArray[np.float64]  # (m,) ascending
-    num_clusters: Ints  # (m,) of two images at least
-    clustered: npt.NDArray[np.float64]  # (m,) share of the images that are in one
-    largest: Ints  # (m,) images in the largest
+    max_distance: Floats  # (m,) epsilon, ascending
+    num_clusters: Ints  # (m,) number of clusters with at least two images
+    clustered: Floats  # (m,) share of the images in these clusters
+    largest: Ints  # (m,) size of the largest cluster
 
 
 class Suggestion(NamedTuple):
-    """What to try for epsilon and for K."""
+    """Suggested values of epsilon and K."""
 
     max_distance: float  # epsilon
     num_clusters: int  # K
-    num_clusters_at: float  # the distance K was read at: beyond it clusters merge
+    num_clusters_at: float  # the distance at which K was read, beyond which clusters merge
 
 
 def clusters_by_distance(
-    features: npt.NDArray[np.float32],
-    cameras: Ints,
+    features: Features,
+    camids: Ints,
     *,
     num_neighbours: int,
     num_averaged: int,
     min_samples: int,
     max_distances: tuple[float, ...] = MAX_DISTANCES,
 ) -> Curve:
-    """Cluster features by DBSCAN at each of some distances; the distances of pairs are computed once. Memory grows with n x k.
+    """Cluster features by DBSCAN at several values of epsilon. The distances are computed once; memory grows with n x k.
 
     Args:
-        features: (n, d), one an image.
-        cameras: (n,), -1 where nobody knows.
-        num_neighbours: as `density.cluster_by_density` takes it, like the others.
-        num_averaged: as there.
-        min_samples: as there.
-        max_distances: (m,) ascending, each in (0, 1).
+        features: (n, d), one row per image.
+        camids: (n,) camera of each image; unknown cameras (-1) count as one camera.
+        num_neighbours: as in ``settings.Dbscan``.
+        num_averaged: as in ``settings.Dbscan``.
+        min_samples: as in ``settings.Dbscan``.
+        max_distances: (m,) values of epsilon, ascending, each in (0, 1).
 
     Returns:
         The curve.
 
     Raises:
-        NothingToSuggestError: fewer than ten images, or all of them alike.
-        UserError: features that are not finite, or a zero vector.
+        NothingToSuggestError: there are fewer than ten images, or all features are identical.
+        UserError: a feature is not finite or a zero vector.
 
     Example:
         >>> angles = np.repeat([0.0, 1.0, 2.0], 4) + np.tile([0.0, 0.01, 0.02, 0.03], 3)
@@ -71,15 +71,19 @@ def clusters_by_distance(
         ([3, 3, 3], [1.0, 1.0, 1.0], [4, 4, 4])
     """
     if len(features) < MIN_IMAGES:
-        raise NothingToSuggestError(f"there is nothing to suggest from {len(features)} images: {MIN_IMAGES} are the least")
-    if np.ptp(features, axis=0).max() <= ALIKE * np.abs(features).max():  # who is whose neighbour would be chance
-        raise NothingToSuggestError("there is nothing to suggest: to this model the images are all alike, or each is alone on its camera")
-    reach = max(max_distances)
-    linked = jaccard_distances_below(features, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=reach)
+        raise NothingToSuggestError(f"there is nothing to suggest from {len(features)} images: at least {MIN_IMAGES} are needed")
+    if np.ptp(features, axis=0).max() <= IDENTICAL_WITHIN * np.abs(features).max():  # the nearest neighbours would be random
+        raise NothingToSuggestError(
+            "there is nothing to suggest: all features are identical, because the model does not distinguish the images or because each "
+            "camera has one image"
+        )
+    distances = jaccard_distances_below(
+        features, camids, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=max(max_distances)
+    )
     sizes = []
-    for limit in max_distances:
-        found = dbscan(linked, max_distance=limit, min_samples=min_samples)
-        counts = np.bincount(found[found >= 0])
+    for max_distance in max_distances:
+        assignments = dbscan(distances, max_distance=max_distance, min_samples=min_samples)
+        counts = np.bincount(assignments[assignments >= 0])
         sizes.append(counts[counts >= 2])
     return Curve(
         max_distance=np.array(max_distances, np.float64),
@@ -90,21 +94,21 @@ def clusters_by_distance(
 
 
 def read_curve(curve: Curve) -> Suggestion:
-    """Read epsilon and K off a curve.
+    """Read epsilon and K from a curve.
 
-    Below some distance people are still in pieces or in no cluster, so clusters become more; beyond another one clusters merge, so they
-    become fewer. Epsilon is the smallest distance with 95 % of the largest number of clusters. K is the number of clusters at the last
-    distance, from the first with the largest number on, before that number falls by more than a fifth from one distance to the next;
-    if it never does, at the last one of the curve.
+    At small distances the images of a person are in several clusters or in none, and the number of clusters grows with the distance; at
+    large distances clusters merge, and it falls. Epsilon is the smallest distance with at least 95 % of the largest number of clusters. K
+    is the number of clusters at the last distance before that number first falls by more than a fifth in one step, starting from the first
+    distance with the largest number; if it never does, K is read at the last distance of the curve.
 
     Args:
         curve: at least one distance; the rules were chosen with steps of 0.05.
 
     Returns:
-        The suggestion; K is two at least.
+        The suggestion; K is at least 2.
 
     Raises:
-        NothingToSuggestError: nowhere are there two clusters.
+        NothingToSuggestError: there are never two clusters.
 
     Source: ours, chosen on held-out people of a source and on drawn people (docs/method.md).
 
@@ -121,10 +125,11 @@ def read_curve(curve: Curve) -> Suggestion:
         )
     if most == 1:
         raise NothingToSuggestError(
-            "there is nothing to suggest: at no distance are there two clusters; the images are too few, or alike to this model"
+            "there is nothing to suggest: there are not two clusters at any distance; there are too few images, or the model does not "
+            "distinguish them"
         )
-    early = int(np.argmax(100 * counts >= 95 * most))
+    first = int(np.argmax(100 * counts >= 95 * most))
     peak = int(counts.argmax())
-    falls = np.flatnonzero(5 * (counts[peak:-1] - counts[peak + 1 :]) > counts[peak:-1])  # whole numbers: no rounding decides
-    late = peak + int(falls[0]) if len(falls) else len(counts) - 1
-    return Suggestion(float(curve.max_distance[early]), int(counts[late]), float(curve.max_distance[late]))
+    falls = np.flatnonzero(5 * (counts[peak:-1] - counts[peak + 1 :]) > counts[peak:-1])  # in integers, without rounding
+    last = peak + int(falls[0]) if len(falls) else len(counts) - 1
+    return Suggestion(float(curve.max_distance[first]), int(counts[last]), float(curve.max_distance[last]))

@@ -1,38 +1,38 @@
-"""Features in which no few directions drown the others: what light, pose and cameras do to everybody weighs less, and people more."""
+"""Partial PCA whitening of features."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from pul_core.arrays import unit_rows
+from pul_core.arrays import Features, unit_rows
 from pul_core.errors import UserError
 
-ROWS = 4096  # features looked at at once
+ROWS = 4096  # features per block
 
 
-def whiten(features: npt.NDArray[np.float32], *, power: float, shrinkage: float) -> npt.NDArray[np.float32]:
-    """L2-normalise features, take their mean away and divide each principal direction by a power of its standard deviation.
+def whiten(features: Features, *, power: float, shrinkage: float) -> Features:
+    """L2-normalise features, subtract their mean, and divide each principal direction by a power of its standard deviation.
 
-    With v the variance along a direction and m the mean variance, that direction is divided by ``(v + shrinkage * m) ** (power / 2)``.
+    A direction with variance v is divided by ``(v + shrinkage * m) ** (power / 2)``, with m the mean variance of all directions. What all
+    images share, such as light, pose and cameras, dominates a few directions and weighs less afterwards.
 
     Args:
-        features: (n, d), none of them zero, may be memory-mapped.
-        power: 0 only takes the mean away, 1 makes all directions alike.
-        shrinkage: a ridge, as a share of m: keeps directions without variance from being blown up. With 0, and fewer images than
-            dimensions, noise is all that is left.
+        features: (n, d), without zero vectors, may be memory-mapped.
+        power: 0 subtracts the mean only; 1 gives all directions the same variance.
+        shrinkage: regularisation as a share of m, which limits the amplification of directions with little variance. With 0, and fewer
+            images than dimensions, the result is mostly noise.
 
     Returns:
-        (n, d) float32, in the axes of the features; their lengths mean nothing.
+        (n, d) float32, in the coordinates of the features; not normalised.
 
     Raises:
-        UserError: a zero vector, a value that is not finite, or features that are all alike.
+        UserError: a feature is not finite or a zero vector, or all features are identical.
 
-    Source: PCA whitening as image retrieval uses it (Jegou and Chum 2012); the power and the shrinkage are ours (docs/log.md).
+    Source: PCA whitening in image retrieval (Jegou and Chum 2012); the power and the shrinkage are ours (docs/log.md).
 
     Example:
         >>> features = np.array([[1, 0.1], [1, -0.1], [0.1, 1], [-0.1, 1]], np.float32)
-        >>> found = whiten(features, power=1, shrinkage=0)
-        >>> bool(np.allclose(found.T @ found / 4, np.eye(2), atol=0.001))
+        >>> whitened = whiten(features, power=1, shrinkage=0)
+        >>> bool(np.allclose(whitened.T @ whitened / 4, np.eye(2), atol=0.001))
         True
     """
     n, d = features.shape
@@ -42,12 +42,12 @@ def whiten(features: npt.NDArray[np.float32], *, power: float, shrinkage: float)
         mean += unit_rows(features, rows, "target").double().sum(0) / n
     covariance = torch.zeros((d, d), dtype=torch.float64)
     for rows in blocks:
-        moved = unit_rows(features, rows, "target").double() - mean
-        covariance += moved.T @ moved / n
+        centred = unit_rows(features, rows, "target").double() - mean
+        covariance += centred.T @ centred / n
     variance, directions = torch.linalg.eigh(covariance)
     variance = variance.clamp(min=0)
-    if float(variance.sum()) < 1e-12:  # unit vectors: what is left is rounding
-        raise UserError("the features of all images are alike: the model tells nobody apart")
+    if float(variance.sum()) < 1e-12:  # rounding errors of unit vectors
+        raise UserError("the features of all images are identical: the model does not distinguish people, use another one")
     variance += shrinkage * variance.mean()
     scale = torch.where(variance > 0, variance, 1) ** (-power / 2)
     transform = (directions * scale) @ directions.T

@@ -1,1 +1,1 @@
-"""How a backbone learns: backbone, augmentation, batches, memories, training, feature extraction."""
+"""Training of the backbone and feature extraction: backbone, augmentation, batches, memories, training, extraction, precision."""

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device, with a random draw for each image. Not a pipeline of per-image transforms."""
+"""Random augmentation of training images, as batches on the device; every image gets its own random parameters."""
 
 import math
 
@@ -6,17 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-# ImageNet's mean colour, what an erased patch is filled with so that it becomes zero after normalisation.
+from pul_core.settings import Augmentation
+
+# ImageNet's mean colour: an erased rectangle is filled with it, so that it is zero after normalisation.
 MEAN_PIXEL = (124, 116, 104)
 
 
 def flip(images: Tensor, probability: float, generator: Generator) -> Tensor:
-    """Mirror each image left to right with a probability.
+    """Mirror each image left to right with the given probability.
 
     Args:
         images: (b, 3, h, w) uint8.
-        probability: in [0, 1], of each image.
-        generator: on the CPU, whatever device the images are on.
+        probability: in [0, 1], per image; 0 changes nothing.
+        generator: on the CPU, even if the images are on a GPU.
 
     Returns:
         (b, 3, h, w) uint8.
@@ -25,16 +27,18 @@ def flip(images: Tensor, probability: float, generator: Generator) -> Tensor:
         >>> flip(torch.arange(3, dtype=torch.uint8).view(1, 1, 1, 3), 1.0, Generator()).flatten().tolist()
         [2, 1, 0]
     """
+    if probability == 0:
+        return images
     mirrored = torch.rand(len(images), generator=generator) < probability
     return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def pad_crop(images: Tensor, share: float, generator: Generator) -> Tensor:
-    """Pad each image by black pixels on all sides and cut its old size out again at a random place.
+    """Pad each image with black pixels on all sides and crop it to its original size at a random position.
 
     Args:
         images: (b, 3, h, w) uint8.
-        share: padding on each side, as a share of the width; 0 changes nothing.
+        share: padding on each side, as a share of the image width; 0 changes nothing.
         generator: on the CPU.
 
     Returns:
@@ -57,25 +61,29 @@ def pad_crop(images: Tensor, share: float, generator: Generator) -> Tensor:
 
 
 def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
-    """Paint one rectangle of each image in the mean colour with a probability: 2 % to 40 % of its area, aspect ratio 0.3 to 3.3.
+    """Random erasing: fill a rectangle of each image with the mean colour, with the given probability.
+
+    The rectangle covers 2 % to 40 % of the image, with an aspect ratio of 0.3 to 3.3.
 
     Args:
         images: (b, 3, h, w) uint8.
-        probability: in [0, 1], of each image.
+        probability: in [0, 1], per image; 0 changes nothing.
         generator: on the CPU.
 
     Returns:
         (b, 3, h, w) uint8.
 
-    Source: Zhong et al. 2020, Random Erasing; a rectangle larger than the image is clipped instead of drawn again.
+    Source: Zhong et al. 2020, Random Erasing; a rectangle that does not fit in the image is clipped, not drawn again.
 
     Example:
         >>> erased = erase(torch.zeros(1, 3, 16, 8, dtype=torch.uint8), 1.0, Generator().manual_seed(0))
         >>> bool((erased[0, 0] == MEAN_PIXEL[0]).any())
         True
     """
+    if probability == 0:
+        return images
     b, _, h, w = images.shape
-    chosen, size, shape, top, left = torch.rand(5, b, generator=generator).to(images.device)
+    draw, size, shape, top, left = torch.rand(5, b, generator=generator).to(images.device)
     area = (0.02 + 0.38 * size) * h * w
     aspect = torch.exp(math.log(0.3) + shape * (math.log(1 / 0.3) - math.log(0.3)))
     patch_h = (area * aspect).sqrt().clamp(1, h).floor()
@@ -85,18 +93,18 @@ def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
     row, column = torch.arange(h, device=images.device), torch.arange(w, device=images.device)
     in_rows = (row >= first_row[:, None]) & (row < (first_row + patch_h)[:, None])  # (b, h)
     in_columns = (column >= first_column[:, None]) & (column < (first_column + patch_w)[:, None])  # (b, w)
-    mask = in_rows[:, None, :, None] & in_columns[:, None, None, :] & (chosen < probability)[:, None, None, None]
+    mask = in_rows[:, None, :, None] & in_columns[:, None, None, :] & (draw < probability)[:, None, None, None]
     mean = torch.tensor(MEAN_PIXEL, dtype=torch.uint8, device=images.device).view(1, 3, 1, 1)
     return torch.where(mask, mean, images)
 
 
 def rotate_shift(images: Tensor, degrees: float, share: float, generator: Generator) -> Tensor:
-    """Rotate each image about its centre and shift it, both uniformly at random, edge pixels filling what becomes empty.
+    """Rotate each image about its centre and shift it, both uniformly at random; the border is filled by repeating the edge pixels.
 
     Args:
         images: (b, 3, h, w) uint8.
-        degrees: largest rotation either way.
-        share: largest shift, as a share of the height and of the width.
+        degrees: largest rotation in either direction.
+        share: largest shift in either direction, as a share of the height and of the width; with both 0 nothing changes.
         generator: on the CPU.
 
     Returns:
@@ -115,7 +123,7 @@ def rotate_shift(images: Tensor, degrees: float, share: float, generator: Genera
     angle, down, right = (2 * torch.rand(3, b, generator=generator) - 1).to(images.device)
     angle = angle * math.radians(degrees)
     cos, sin = angle.cos(), angle.sin()
-    # Coordinates run from -1 to 1 along both axes, so a rotation in pixels carries the aspect ratio.
+    # Coordinates run from -1 to 1 along both axes, so a rotation in pixels has to include the aspect ratio.
     theta = torch.stack((torch.stack((cos, -sin * h / w, 2 * share * right), 1), torch.stack((sin * w / h, cos, 2 * share * down), 1)), 1)
     grid = F.affine_grid(theta, [b, 3, h, w], align_corners=False)
     moved = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -123,9 +131,10 @@ def rotate_shift(images: Tensor, degrees: float, share: float, generator: Genera
 
 
 def colour_jitter(images: Tensor, share: float, generator: Generator) -> Tensor:
-    """Show each image as another camera might: other exposure, white balance and contrast, each drawn uniformly.
+    """Colour jitter: change the exposure, white balance and contrast of each image, uniformly at random, as a different camera would.
 
-    ``jittered_c = ((1 + contrast) * (image_c - mean) + mean) * (1 + exposure + balance_c)``, each of the five within +- share.
+    ``jittered_c = ((1 + contrast) * (image_c - mean) + mean) * (1 + exposure + balance_c)``, where the contrast,
+    the exposure and the balance of the three channels are drawn from [-share, share].
 
     Args:
         images: (b, 3, h, w) uint8.
@@ -135,7 +144,7 @@ def colour_jitter(images: Tensor, share: float, generator: Generator) -> Tensor:
     Returns:
         (b, 3, h, w) uint8, channels_last.
 
-    Source: colour jitter as in Howard 2013; the form, a camera's gains, is ours.
+    Source: colour jitter is from Howard 2013; this formula, which models the gains of a camera, is ours.
 
     Example:
         >>> grey = torch.full((1, 3, 2, 2), 100, dtype=torch.uint8)
@@ -153,33 +162,25 @@ def colour_jitter(images: Tensor, share: float, generator: Generator) -> Tensor:
     return jittered.clamp_(0, 255).round_().to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
-def augment(
-    images: Tensor,
-    *,
-    flip_probability: float,
-    crop_share: float,
-    erase_probability: float,
-    rotation_degrees: float,
-    shift_share: float,
-    colour_share: float,
-    generator: Generator,
-) -> Tensor:
-    """Apply what is switched on, in the order rotate and shift, colour jitter, flip, pad-crop, erase.
+def augment(images: Tensor, settings: Augmentation, generator: Generator) -> Tensor:
+    """Apply all augmentations of the settings, in the order: rotate and shift, colour jitter, flip, pad and crop, erase.
 
-    Args and units as in the functions above.
+    Args:
+        images: (b, 3, h, w) uint8.
+        settings: probabilities and ranges; an augmentation whose setting is 0 is skipped and draws no random numbers.
+        generator: on the CPU.
 
     Returns:
         (b, 3, h, w) uint8.
 
     Example:
         >>> images = torch.zeros(2, 3, 16, 8, dtype=torch.uint8)
-        >>> off = dict(flip_probability=0, crop_share=0, erase_probability=0, rotation_degrees=0, shift_share=0, colour_share=0)
-        >>> bool((augment(images, **off, generator=Generator()) == images).all())
+        >>> settings = Augmentation(flip_probability=0.5, crop_share=0, erase_probability=0)
+        >>> bool((augment(images, settings, Generator()) == images).all())
         True
     """
-    images = rotate_shift(images, rotation_degrees, shift_share, generator)
-    images = colour_jitter(images, colour_share, generator)
-    if flip_probability > 0:
-        images = flip(images, flip_probability, generator)
-    images = pad_crop(images, crop_share, generator)
-    return erase(images, erase_probability, generator) if erase_probability > 0 else images
+    images = rotate_shift(images, settings.rotation_degrees, settings.shift_share, generator)
+    images = colour_jitter(images, settings.colour_share, generator)
+    images = flip(images, settings.flip_probability, generator)
+    images = pad_crop(images, settings.crop_share, generator)
+    return erase(images, settings.erase_probability, generator)

@@ -1,4 +1,4 @@
-"""What turns an image into a feature: a convolutional trunk and its average pool. Not the classifier, which only training has."""
+"""The backbone: a convolutional network that ends in global average pooling and maps an image to a feature. It has no classifier."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -7,27 +7,27 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pul_core.errors import UserError
+from pul_core.errors import DataError, UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# What other projects put before a trunk's tensor names; the longest possible chain is stripped.
+# Prefixes of tensor names in the checkpoints of other projects; any sequence of them is stripped.
 PREFIXES = ("module.", "model.", "backbone.", "base.", "encoder.", "features.")
 
 
 def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.Module:
-    """Build a trunk with global average pooling that maps normalised images (b, 3, h, w) to features (b, d).
+    """Build a backbone that maps normalised images (b, 3, h, w) to features (b, d) by global average pooling.
 
     Args:
         name: a timm model name, e.g. ``resnet50`` (torchvision's architecture and tensor names) or ``mobilenetv2_100``.
-        pretrained: fetch ImageNet weights from timm's hub; for ``resnet50`` these are torchvision's.
-        seed: of the random initialisation.
+        pretrained: download ImageNet weights from timm's hub; for ``resnet50`` these are torchvision's.
+        seed: seed of the random initialisation.
 
     Returns:
         A module in channels_last memory format; its attribute ``num_features`` is d.
 
     Raises:
-        UserError: timm knows no such model, or it puts layers between its pool and its classifier.
+        UserError: timm has no model of this name, or the model has layers between its pooling and its classifier.
 
     Source: Fan et al. 2018, section 4 (ResNet-50, average pool, 2048-d); the library is timm.
 
@@ -43,24 +43,23 @@ def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.
         backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="avg")
     except RuntimeError as error:
         if not timm.is_model(name):
-            close = get_close_matches(name, timm.list_models(), 5) or ["resnet50", "mobilenetv2_100"]
-            raise UserError(f"no backbone is called {name!r}; timm has, for example: {', '.join(close)}") from error
+            close_matches = get_close_matches(name, timm.list_models(), 5) or ["resnet50", "mobilenetv2_100"]
+            raise UserError(f"timm has no backbone {name!r}: choose another, e.g. {', '.join(close_matches)}") from error
         raise
-    # MobileNets keep a wide convolution behind the pool as part of the head; the feature of this method is the pooled map itself.
+    # Some MobileNets apply a wide convolution after the pooling, as a part of the head; this method uses the pooled feature map itself.
     if hasattr(backbone, "conv_head") and getattr(backbone, "head_hidden_size", backbone.num_features) != backbone.num_features:
-        raise UserError(f"{name} puts layers between its pool and its classifier; choose a trunk that ends in its average pool")
+        raise UserError(f"backbone {name} has layers between its pooling and its classifier: choose one that ends in average pooling")
     return backbone.to(memory_format=torch.channels_last)
 
 
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Map pixels to what an ImageNet trunk expects: ``(x / 255 - mean) / std`` by colour.
+def normalise(images: Tensor) -> Tensor:
+    """Normalise pixels as ImageNet models expect them: ``(x / 255 - mean) / std`` per channel.
 
     Args:
         images: (b, 3, h, w) uint8, RGB.
-        dtype: of the result.
 
     Returns:
-        (b, 3, h, w) in ``dtype``, of the same memory format.
+        (b, 3, h, w) float32, in the same memory format.
 
     Example:
         >>> round(float(normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))[0, 0]), 3)
@@ -68,21 +67,21 @@ def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     scale = torch.tensor([1 / (255 * s) for s in IMAGENET_STD], device=images.device).view(1, 3, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], device=images.device).view(1, 3, 1, 1)
-    return images.float().mul_(scale).sub_(shift).to(dtype)
+    return images.float().mul_(scale).sub_(shift)
 
 
 def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> int:
-    """Fill a trunk from somebody else's state dict (torchvision, timm, torchreid), whatever its tensors' prefix; classifiers are left out.
+    """Load a state dict of another project (torchvision, timm, torchreid) into a backbone; prefixes of names and classifiers are ignored.
 
     Args:
         backbone: changed in place.
-        state: tensor by name.
+        state: tensors by name.
 
     Returns:
-        How many tensors were taken.
+        The number of tensors loaded.
 
     Raises:
-        UserError: a tensor has another shape than the trunk's or is missing (another architecture), or the file holds two models.
+        DataError: a tensor is missing or has another shape than the backbone's (another architecture), or the file holds two models.
 
     Example:
         >>> backbone = build_backbone("resnet10t")
@@ -90,28 +89,34 @@ def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> int:
         >>> load_foreign_state(backbone, foreign) == len(foreign)
         True
     """
-    own = backbone.state_dict()
-    found: dict[str, Tensor] = {}
+    expected = backbone.state_dict()
+    matched: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        if (name := _own_name(key, own)) in found:
-            raise UserError(f"there are two tensors {name}: the file holds more than one model")
+        name = _strip_prefixes(key, expected)
+        if name in matched:
+            raise DataError(f"tensor {name} occurs twice: the file holds more than one model, export only the backbone")
         if name is not None:
-            found[name] = tensor
-    missing = [name for name in own if name not in found and not name.endswith("num_batches_tracked")]
+            matched[name] = tensor
+    missing = [name for name in expected if name not in matched and not name.endswith("num_batches_tracked")]
     if missing:
-        raise UserError(f"{len(missing)} of the backbone's {len(own)} tensors are missing, e.g. {missing[0]}: another architecture?")
-    for name, tensor in found.items():
-        if tensor.shape != own[name].shape:
-            raise UserError(
-                f"tensor {name} is {tuple(tensor.shape)} here and {tuple(own[name].shape)} in the backbone: another architecture?"
+        raise DataError(
+            f"{len(missing)} of the backbone's {len(expected)} tensors are missing, e.g. {missing[0]}: "
+            "the weights are of another architecture, choose the backbone they belong to"
+        )
+    for name, tensor in matched.items():
+        if tensor.shape != expected[name].shape:
+            raise DataError(
+                f"tensor {name} has shape {tuple(tensor.shape)} in the file and {tuple(expected[name].shape)} in the backbone: "
+                "the weights are of another architecture, choose the backbone they belong to"
             )
-    backbone.load_state_dict(found, strict=False)
-    return len(found)
+    backbone.load_state_dict(matched, strict=False)
+    return len(matched)
 
 
-def _own_name(key: str, own: Mapping[str, Tensor]) -> str | None:
-    while key not in own:
-        prefix = next((p for p in PREFIXES if key.startswith(p)), None)
+def _strip_prefixes(key: str, expected: Mapping[str, Tensor]) -> str | None:
+    """Return the backbone's name of a tensor, or None if the backbone has no such tensor."""
+    while key not in expected:
+        prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
         if prefix is None:
             return None
         key = key.removeprefix(prefix)

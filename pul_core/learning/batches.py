@@ -1,19 +1,19 @@
-"""Which images stand together in the steps of an epoch: all of them shuffled, or so many images of each of so many classes (P x K).
+"""Batch sampling for an epoch: all images shuffled, or P classes with K images each (P x K).
 
-It knows positions and classes; pixels and models are `training`'s.
+Batches are arrays of positions; this module loads no pixels.
 """
 
 import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from pul_core.arrays import Ints
 from pul_core.errors import UserError
 
 
 def num_steps(num_images: int, batch_size: int) -> int:
-    """Return how many steps an epoch has, whatever its batches are made of; a last batch of one image joins the one before.
+    """Return the number of steps of an epoch, for both kinds of batches; a last batch of one image is merged into the one before.
 
     Example:
         >>> num_steps(10, 4), num_steps(9, 4)
@@ -22,30 +22,29 @@ def num_steps(num_images: int, batch_size: int) -> int:
     return max(1, math.ceil(num_images / batch_size) - (num_images % batch_size == 1))
 
 
-def epoch_batches(
-    classes: npt.NDArray[np.int64], *, batch_size: int, images_per_class: int, generator: torch.Generator
-) -> list[npt.NDArray[np.int64]]:
-    """Deal the images of an epoch out to its steps.
+def epoch_batches(classes: Ints, *, batch_size: int, images_per_class: int, generator: torch.Generator) -> list[Ints]:
+    """Return the batches of an epoch.
 
-    With ``images_per_class`` 0 every image stands in one batch. Otherwise each batch holds P = ``batch_size // images_per_class`` classes
-    (all of them, if there are fewer) with K = ``images_per_class`` images each, class by class. Classes, and the images of a class, are
-    dealt like cards: from a shuffled deck, which is shuffled anew when it has less than a hand left. So no class stands twice in a batch,
-    all come up about equally often, and no image stands twice in a batch unless its class has fewer than K: then each of them is shown
-    ``K // size`` times, some once more. An epoch has as many steps as a shuffled one; large classes' images may be left out of it.
+    With ``images_per_class`` 0 every image is in exactly one batch. Otherwise each batch holds P = ``batch_size // images_per_class``
+    classes (all classes, if there are fewer) with K = ``images_per_class`` images each, grouped by class. Classes, and the images of a
+    class, are drawn without replacement; when too few are left for a batch, drawing starts again with all of them. So a class is at most
+    once in a batch, and all classes are drawn about equally often. An image is at most once in a batch, unless its class has fewer than K
+    images: then each is repeated ``K // size`` times, and some once more. An epoch has as many steps as with shuffled images, so it may
+    omit images of large classes.
 
     Args:
-        classes: (m,) class of each image; numbers may have gaps.
-        batch_size: images a step at most; of P x K batches P K, which may be less.
-        images_per_class: K, at most ``batch_size``; 0 shuffles.
-        generator: of everything drawn here.
+        classes: (m,) class of each image; the numbers may have gaps.
+        batch_size: largest number of images per step; a P x K batch has P K images, which may be fewer.
+        images_per_class: K, at most ``batch_size``; 0 shuffles all images.
+        generator: source of all randomness.
 
     Returns:
-        Positions in ``classes``, an array a step.
+        Positions in ``classes``, one array per step.
 
     Raises:
-        UserError: K below 0 or above ``batch_size``, or batches of a single image (one class with K = 1).
+        UserError: K is below 0 or above ``batch_size``, or batches would hold a single image (one class with K = 1).
 
-    Source: P x K batches are Hermans et al. 2017; that none comes up before the others were is ours.
+    Source: P x K batches are from Hermans et al. 2017; drawing classes and images without replacement is ours.
 
     Example:
         >>> classes = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
@@ -58,23 +57,28 @@ def epoch_batches(
         order = torch.randperm(len(classes), generator=generator).numpy()
         return [order[step * batch_size : None if step == steps - 1 else (step + 1) * batch_size] for step in range(steps)]
     if not 0 < images_per_class <= batch_size:
-        raise UserError(f"images_per_class must be between 0 and batch_size ({batch_size}), not {images_per_class}")
+        raise UserError(f"images_per_class must be between 0 and batch_size ({batch_size}), got {images_per_class}")
     present, sizes = np.unique(classes, return_counts=True)
     p = min(batch_size // images_per_class, len(present))
     if p * images_per_class < 2:
-        raise UserError("one class with one image is no batch to learn from: raise images_per_class")
-    drawn = _deal(len(present), p, steps, generator).ravel()  # (steps * p,) which class, by its place in `present`
+        raise UserError("training on one class needs at least 2 images per batch, got images_per_class 1: raise images_per_class")
+    drawn_classes = _draw_groups(len(present), p, steps, generator).ravel()  # (steps * p,) indices into `present`
     members = np.split(np.argsort(classes, kind="stable"), np.cumsum(sizes)[:-1])
-    places = np.split(np.argsort(drawn, kind="stable"), np.cumsum(np.bincount(drawn, minlength=len(present)))[:-1])
-    batches = np.empty((len(drawn), images_per_class), np.int64)
-    for images, wanted in zip(members, places, strict=True):
-        batches[wanted] = images[_deal(len(images), images_per_class, len(wanted), generator)]
+    slots = np.split(np.argsort(drawn_classes, kind="stable"), np.cumsum(np.bincount(drawn_classes, minlength=len(present)))[:-1])
+    batches = np.empty((len(drawn_classes), images_per_class), np.int64)
+    for images, class_slots in zip(members, slots, strict=True):
+        batches[class_slots] = images[_draw_groups(len(images), images_per_class, len(class_slots), generator)]
     return list(batches.reshape(steps, -1))
 
 
-def _deal(size: int, hand: int, count: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
-    """Deal (count, hand) numbers below ``size`` from shuffled decks; a deck smaller than a hand goes round."""
-    a_deck = max(1, size // hand)
-    decks = torch.rand(math.ceil(count / a_deck), size, generator=generator, dtype=torch.float64).argsort(1)
-    dealt: npt.NDArray[np.int64] = decks[:, torch.arange(a_deck * hand) % size].reshape(-1, hand)[:count].numpy()
-    return dealt
+def _draw_groups(size: int, group_size: int, num_groups: int, generator: torch.Generator) -> Ints:
+    """Draw (num_groups, group_size) numbers below ``size``.
+
+    The groups are consecutive parts of random permutations, without a remainder; a permutation shorter than a group is repeated.
+    """
+    groups_per_permutation = max(1, size // group_size)
+    num_permutations = math.ceil(num_groups / groups_per_permutation)
+    permutations = torch.rand(num_permutations, size, generator=generator, dtype=torch.float64).argsort(1)
+    positions = torch.arange(groups_per_permutation * group_size) % size
+    groups: Ints = permutations[:, positions].reshape(-1, group_size)[:num_groups].numpy()
+    return groups

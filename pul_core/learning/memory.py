@@ -1,6 +1,7 @@
-"""Memories that stand where a classifier's weights would: one unit vector a class (Cluster Contrast) or an image (SpCL).
+"""Feature memories that replace the weights of a classifier: one unit vector per class (Cluster Contrast) or per image (SpCL).
 
-No gradient reaches the vectors: they begin as features, or as the means of their classes, and follow the features that training sees.
+The vectors receive no gradient. They are initialised with features, or with the mean feature of each class, and updated with the features
+of each training step.
 """
 
 import torch
@@ -9,17 +10,17 @@ from torch import Tensor, nn
 
 
 def class_means(features: Tensor, classes: Tensor, *, num_classes: int) -> Tensor:
-    """Return the unit vector of each class: ``normalise(mean of f / |f| over the images of the class)``.
+    """Return the mean direction of each class: ``normalise(mean of f / |f| over the images of the class)``.
 
     Args:
-        features: (n, d), any length.
+        features: (n, d), of any length.
         classes: (n,) in [0, num_classes).
         num_classes: k.
 
     Returns:
-        (k, d) of length 1; zeros for a class without an image, or whose images cancel out.
+        (k, d), rows of length 1; a row is zero if its class has no image, or if the features of its images cancel out.
 
-    Source: Dai et al. 2021 (Cluster Contrast), section 3; a class without an image is ours.
+    Source: Dai et al. 2021 (Cluster Contrast), section 3; the zero row of a class without an image is ours.
 
     Example:
         >>> class_means(torch.tensor([[3.0, 0], [0, 2], [0, 5]]), torch.tensor([0, 0, 2]), num_classes=3)
@@ -28,19 +29,19 @@ def class_means(features: Tensor, classes: Tensor, *, num_classes: int) -> Tenso
                 [0.0000, 1.0000]])
     """
     sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, classes, F.normalize(features))
-    return F.normalize(sums)  # a mean's direction is its sum's
+    return F.normalize(sums)  # the sum has the direction of the mean
 
 
-def update_memory(memory: Tensor, features: Tensor, classes: Tensor, *, momentum: float) -> None:
-    """Let the vectors follow a batch: ``memory[c] <- normalise(momentum * memory[c] + (1 - momentum) * f / |f|)``, image after image.
+def update_memory(memory: Tensor, features: Tensor, entries: Tensor, *, momentum: float) -> None:
+    """Update the vectors with a batch: ``memory[e] <- normalise(momentum * memory[e] + (1 - momentum) * f / |f|)``, image by image.
 
-    Classes do not meet, so only the order within a class matters, which is the batch's: all classes' first images are taken at once, then
-    all second ones. P x K batches take K turns.
+    Different entries do not affect each other, so only the order of the images of one entry matters. Therefore the first images of all
+    entries are processed at once, then the second ones, and so on: K passes for a P x K batch.
 
     Args:
-        memory: (k, d) of length 1, changed in place.
-        features: (b, d), any length.
-        classes: (b,) in [0, k).
+        memory: (k, d), rows of length 1, changed in place.
+        features: (b, d), of any length.
+        entries: (b,) the row of ``memory`` that each image updates.
         momentum: share of the old vector, in [0, 1].
 
     Source: Dai et al. 2021, section 3 (momentum update by every query instance).
@@ -53,30 +54,29 @@ def update_memory(memory: Tensor, features: Tensor, classes: Tensor, *, momentum
                 [0.0000, 1.0000]])
     """
     features = F.normalize(features)
-    turn = (classes[:, None] == classes).tril(-1).sum(1)  # (b,) how many of the same class stand before
-    for number in range(int(turn.max()) + 1):
-        now = turn == number
-        moved = classes[now]
-        memory[moved] = F.normalize(momentum * memory[moved] + (1 - momentum) * features[now])
+    occurrence = (entries[:, None] == entries).tril(-1).sum(1)  # (b,) number of earlier images of the same entry
+    for number in range(int(occurrence.max()) + 1):
+        batch = occurrence == number
+        memory[entries[batch]] = F.normalize(momentum * memory[entries[batch]] + (1 - momentum) * features[batch])
 
 
 class ClusterMemory(nn.Module):
-    """Maps features (b, d) to logits (b, k): cosines to the k vectors, divided by the temperature.
+    """Map features (b, d) to logits (b, k): cosines to one vector per class, divided by the temperature.
 
-    The vectors are a buffer, so they are part of a training's state. They are zero until `begin`. A class that had no image then keeps
-    the logit 0 until a batch brings one.
+    The vectors are a buffer, so they are part of the state dict. They are zero until `initialize` is called. A class without an image keeps
+    the logit 0 until a batch contains one.
 
     Args:
         num_classes: k.
         num_features: d.
         momentum: see `update_memory`.
-        temperature: above 0; the smaller, the sharper.
+        temperature: above 0; a smaller temperature gives a sharper softmax.
 
     Source: Dai et al. 2021, momentum 0.1, temperature 0.05.
 
     Example:
         >>> memory = ClusterMemory(2, 3, momentum=0.1, temperature=0.5)
-        >>> memory.begin(torch.tensor([[1.0, 0, 0], [0, 1, 0]]), torch.tensor([0, 1]))
+        >>> memory.initialize(torch.tensor([[1.0, 0, 0], [0, 1, 0]]), torch.tensor([0, 1]))
         >>> memory(torch.tensor([[7.0, 0, 0]]))
         tensor([[2., 0.]])
     """
@@ -89,42 +89,47 @@ class ClusterMemory(nn.Module):
         self.register_buffer("vectors", torch.zeros(num_classes, num_features))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the logits, in float32 whatever is autocast: divided by the temperature, bfloat16's rounding would be large."""
+        """Return the logits, computed in float32 even under autocast: the temperature would amplify bfloat16's rounding errors."""
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(features.float()) @ self.class_vectors().T / self.temperature
 
     def class_vectors(self) -> Tensor:
-        """Return what features are compared with (k, d)."""
+        """Return the vector of each class (k, d)."""
         return self.vectors
 
     @torch.no_grad()
-    def begin(self, features: Tensor, entries: Tensor) -> None:
-        """Set each vector to the mean of its features; entries (m,) say whose each is: here, that of its class."""
+    def initialize(self, features: Tensor, entries: Tensor) -> None:
+        """Set each vector to the mean direction of its features.
+
+        Args:
+            features: (m, d), of any length.
+            entries: (m,) the vector that each feature belongs to: that of the image's class, or of the image in an `ImageMemory`.
+        """
         self.vectors.copy_(class_means(features, entries, num_classes=len(self.vectors)))
 
     @torch.no_grad()
-    def follow(self, features: Tensor, entries: Tensor) -> None:
-        """Take up the features of a step."""
+    def update(self, features: Tensor, entries: Tensor) -> None:
+        """Update the vectors with the features (b, d) of a training step; entries (b,) as in `initialize`."""
         update_memory(self.vectors, features.float(), entries, momentum=self.momentum)
 
 
 class ImageMemory(ClusterMemory):
-    """The same with a vector an image, entry i being image i's. A class is compared with as the plain mean of its images' vectors.
+    """A memory with one vector per image; a class is represented by the plain mean of the vectors of its images.
 
-    That mean is shorter than 1 where a class is spread, so its logits are smaller than those of a class of one image.
+    The mean is shorter than 1 if the images of a class differ, so such a class has smaller logits than a class of one image.
 
     Args:
-        classes: (m,) class of each image, in [0, num_classes).
+        classes: (m,) class of each image, in [0, num_classes); entry i belongs to image i.
         num_classes: k; a class without an image has the logit 0.
         num_features: d.
         momentum: see `update_memory`.
-        temperature: above 0; the smaller, the sharper.
+        temperature: above 0; a smaller temperature gives a sharper softmax.
 
-    Source: Ge et al. 2020 (SpCL), section 3.1, momentum 0.2, temperature 0.05; without its source, whose classes it would hold as well.
+    Source: Ge et al. 2020 (SpCL), section 3.1, momentum 0.2, temperature 0.05; SpCL also includes the classes of the source domain.
 
     Example:
         >>> memory = ImageMemory(torch.tensor([0, 0, 1]), 2, 2, momentum=0.2, temperature=1.0)
-        >>> memory.begin(torch.tensor([[1.0, 0], [0, 3], [-2, 0]]), torch.arange(3))
+        >>> memory.initialize(torch.tensor([[1.0, 0], [0, 3], [-2, 0]]), torch.arange(3))
         >>> memory(torch.tensor([[5.0, 0]]))
         tensor([[ 0.5000, -1.0000]])
     """

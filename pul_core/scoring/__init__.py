@@ -1,1 +1,1 @@
-"""Evaluation: ranks, scores, protocols, re-ranking, and the summary of a run."""
+"""Evaluation: ranks of correct matches, metrics, protocols, re-ranking, and the summary of a run."""

@@ -1,4 +1,4 @@
-"""What a run of the loop came to: where it stopped, beside direct transfer and the best iteration, which only test labels know."""
+"""One-row summary of a run: its last iteration beside direct transfer and beside the best iteration, which only test labels reveal."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,37 +6,47 @@ from pul_core.errors import UserError
 
 Metrics = Mapping[str, float | None]
 
-KEPT = ("rank_1", "mAP", "reliable_set_size", "num_clusters", "reliable_overlap", "reliable_agreement_ari", "oracle_reliable_purity")
+LAST_ITERATION_METRICS = (
+    "rank_1",
+    "mAP",
+    "reliable_set_size",
+    "num_clusters",
+    "reliable_overlap",
+    "reliable_agreement_ari",
+    "oracle_reliable_purity",
+)
 
 
-def judge(iterations: Sequence[Metrics]) -> dict[str, float | None]:
-    """Sum a run up in one row.
+def summarise_run(iterations: Sequence[Metrics]) -> dict[str, float | None]:
+    """Summarise a run in one row.
 
-    The loop is judged by the iteration it stopped at. The best iteration is the one of the highest mAP on the test set, the earliest of
-    equals, iteration 0 included: an oracle, for nobody without test labels could have stopped there.
+    The result of a run is its last iteration. The best iteration is the one with the highest mAP on the test set, the earliest if several
+    are equal, iteration 0 included. It is an oracle: without test labels it is not known where to stop.
 
     Args:
-        iterations: metrics of iteration 0 (direct transfer), 1, 2, ... by the names they are recorded under; scores as fractions.
+        iterations: metrics of iteration 0 (direct transfer), 1, 2, ... under their recorded names; scores are fractions.
 
     Returns:
-        ``stop_iteration``; at it the metrics of `KEPT`; ``direct_*``, ``gain_*`` and ``oracle_best_*`` of rank_1 and mAP, with
-        ``oracle_best_iteration``; ``num_images_seen``, images of the target in training, counted once an epoch; ``seconds`` of all steps
-        after the original model. What cannot be told is None.
+        ``stop_iteration`` and that iteration's `LAST_ITERATION_METRICS`; ``direct_*``, ``gain_*`` and ``oracle_best_*`` of rank_1 and mAP,
+        with ``oracle_best_iteration``; ``num_images_seen``, the target images used in training, counted once per epoch; ``seconds`` of all
+        steps after the original model. A value that is not known is None.
 
     Raises:
-        UserError: no iteration is given.
+        UserError: ``iterations`` is empty.
+
+    Source: ours.
 
     Example:
-        >>> row = judge([{"rank_1": 0.5, "mAP": 0.4}, {"rank_1": 0.7, "mAP": 0.6}, {"rank_1": 0.6, "mAP": 0.5}])
+        >>> row = summarise_run([{"rank_1": 0.5, "mAP": 0.4}, {"rank_1": 0.7, "mAP": 0.6}, {"rank_1": 0.6, "mAP": 0.5}])
         >>> row["stop_iteration"], row["mAP"], round(row["gain_mAP"], 3), row["oracle_best_iteration"], row["oracle_best_mAP"]
         (2, 0.5, 0.1, 1, 0.6)
     """
     if not iterations:
-        raise UserError("a run without iterations cannot be judged")
+        raise UserError("a run without iterations cannot be summarised: wait until iteration 0 is scored")
     first, last = iterations[0], iterations[-1]
     scored = [(metrics["mAP"], -number) for number, metrics in enumerate(iterations) if metrics.get("mAP") is not None]
     best = -max(scored)[1] if scored else None
-    row: dict[str, float | None] = {"stop_iteration": len(iterations) - 1} | {name: last.get(name) for name in KEPT}
+    row: dict[str, float | None] = {"stop_iteration": len(iterations) - 1} | {name: last.get(name) for name in LAST_ITERATION_METRICS}
     for name in ("rank_1", "mAP"):
         before, after = first.get(name), last.get(name)
         row[f"direct_{name}"] = before

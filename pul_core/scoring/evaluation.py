@@ -1,38 +1,45 @@
-"""How well features find a person again: average precision, CMC and mINP from the ranks of the right answers.
+"""Re-ID metrics of query and gallery features: average precision, CMC and mINP, from the ranks of each query's correct matches.
 
-It does not know what a training set is, and nothing of a training may look at what it returns.
+The module knows nothing about training, and training never reads its results.
 """
 
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import gammaln
 
-from pul_core.arrays import Ints, Mask
+from pul_core.arrays import Features, Floats, Ints, Mask
 from pul_core.errors import UserError
 from pul_core.identities import JUNK_PID, NO_CAMERA
-from pul_core.scoring.ranks import TIE, Distances, Hits, LeftOut, Ties, cosine_distances, count_wrong, find_hits
+from pul_core.scoring.ranks import (
+    TIE_TOLERANCE,
+    DistanceFunction,
+    IgnoredPairs,
+    Matches,
+    Ties,
+    cosine_distances,
+    count_closer_negatives,
+    find_matches,
+)
 
 MAX_RANK = 50
 
-OwnCamera = Literal["same_identity", "everyone"]
+SameCamera = Literal["ignore_same_identity", "ignore_all"]
 Unscored = Literal["left_out", "zero"]
-Floats = npt.NDArray[np.float64]
 
 
 class Scores(NamedTuple):
-    """One entry a query, in the queries' order; a query with no right answer has num_positives 0 and NaN in the first four columns.
+    """One entry per query, in the order of the queries. A query without a correct match has num_positives 0 and NaN in the first 4.
 
-    With expected ties the first four are expectations over the orders of equally near answers, and the last two say how many right and
-    wrong answers are as near as the first hit. Otherwise those are 1 and 0.
+    With expected ties, the first 4 are expectations over all orders of equally distant gallery images, and the last 2 count the correct
+    matches and the negatives that are as close as the first match. With other policies, the last 2 are 1 and 0.
     """
 
     ap: Floats  # (q,) plain average precision
-    ap_trapezoidal: Floats  # (q,) the Oxford rule of the authors' and of the official MATLAB code
-    inp: Floats  # (q,) inverse negative penalty: positives over the rank of the last one
-    first_hit: Floats  # (q,) rank of the first right answer, from 1
-    num_positives: Ints  # (q,)
+    ap_trapezoidal: Floats  # (q,) average precision by the Oxford rule, as in the authors' and the official MATLAB code
+    inp: Floats  # (q,) inverse negative penalty: number of correct matches / rank of the last one
+    first_hit: Floats  # (q,) rank of the first correct match, from 1
+    num_positives: Ints  # (q,) number of correct matches
     first_tied_right: Ints  # (q,)
     first_tied_wrong: Ints  # (q,)
 
@@ -40,7 +47,7 @@ class Scores(NamedTuple):
 class Summary(NamedTuple):
     """Means over the queries, as fractions."""
 
-    cmc: Floats  # (max_rank,) cmc[k-1]: share of queries with a right answer among the first k
+    cmc: Floats  # (max_rank,) cmc[k-1]: share of queries with a correct match among the first k
     mean_ap: float
     mean_ap_trapezoidal: float
     mean_inp: float
@@ -49,39 +56,40 @@ class Summary(NamedTuple):
 
 
 def score_queries(
-    query: npt.NDArray[np.float32],
+    query: Features,
     query_pids: Ints,
     query_camids: Ints | None,
-    gallery: npt.NDArray[np.float32],
+    gallery: Features,
     gallery_pids: Ints,
     gallery_camids: Ints | None,
     *,
-    own_camera: OwnCamera = "same_identity",
+    same_camera: SameCamera = "ignore_same_identity",
     ties: Ties = "pessimistic",
-    distances: Distances | None = None,
+    distances: DistanceFunction | None = None,
 ) -> Scores:
     """Score each query, by default under the Market-1501 protocol.
 
-    A query's gallery leaves out junk and what ``own_camera`` says. A positive's rank counts the wrong answers that are nearer; of those at
-    the same distance (within 1e-6) ``ties`` counts all, none, or takes the mean over every order. With ranks r_1 < ... < r_m of the m
-    positives: ``AP = mean(j / r_j)``, trapezoidal ``mean((j / r_j + (j - 1) / (r_j - 1)) / 2)`` with 1 for r_j = 1, ``INP = m / r_m``.
+    Junk and the gallery images selected by ``same_camera`` are ignored. The rank of a correct match is one more than the number of correct
+    matches and negatives that are closer. Of the negatives at the same distance (within 1e-6), ``ties`` counts all, counts none, or
+    averages over all orders. With ranks r_1 < ... < r_m of the m correct matches: ``AP = mean(j / r_j)``, trapezoidal
+    ``mean((j / r_j + (j - 1) / (r_j - 1)) / 2)`` whose second term is 1 for r_j = 1, ``INP = m / r_m``.
 
     Args:
         query: (q, d) features, may be memory-mapped.
-        query_pids: (q,) identities; a distractor or junk asks for nobody.
-        query_camids: (q,) cameras; -1, or None for all, is unknown, and then nothing is left out for camera reasons.
-        gallery: (g, d) features, may be memory-mapped; it is read once, a block at a time.
-        gallery_pids: (g,) identities; 0 is a distractor, -1 junk.
-        gallery_camids: (g,) cameras.
-        own_camera: what of the query's own camera is left out: images of the same identity, or everyone's.
+        query_pids: (q,) identities; a distractor or junk query has no correct match.
+        query_camids: (q,) cameras; -1 is unknown, None means all are. No image is ignored because of an unknown camera.
+        gallery: (g, d) features, may be memory-mapped; read once, block by block.
+        gallery_pids: (g,) identities; 0 is a distractor, -1 is junk.
+        gallery_camids: (g,) cameras, as for the queries.
+        same_camera: which gallery images of the query's camera are ignored: those of the query's identity, or all.
         ties: pessimistic, optimistic or expected.
-        distances: of query and gallery positions, if it is not 1 - cosine.
+        distances: from query to gallery positions; None for 1 - cosine.
 
     Returns:
-        A score for each query.
+        The scores of each query.
 
     Raises:
-        UserError: a zero vector or a value that is not finite, or a policy that does not exist.
+        UserError: a feature is a zero vector or not finite, or a policy does not exist.
 
     Source: Zheng et al. 2015 (Market-1501); INP: Ye et al. 2021; expected ties: McSherry and Najork 2008; pessimistic ties are ours.
 
@@ -92,99 +100,103 @@ def score_queries(
         >>> scores.first_hit.tolist(), scores.num_positives.tolist(), round(float(scores.ap[0]), 3)
         ([1.0], [2], 0.833)
     """
-    margins: dict[str, tuple[float, ...]] = {"pessimistic": (TIE,), "optimistic": (-TIE,), "expected": (TIE, -TIE)}
-    if ties not in margins or own_camera not in ("same_identity", "everyone"):
-        raise UserError(f"ties is {ties!r} and own_camera {own_camera!r}: choose of {', '.join(margins)} and of same_identity, everyone")
-    left_out = _left_out(query_pids, cameras(query_camids, len(query)), gallery_pids, cameras(gallery_camids, len(gallery)), own_camera)
+    margins: dict[str, tuple[float, ...]] = {
+        "pessimistic": (TIE_TOLERANCE,),
+        "optimistic": (-TIE_TOLERANCE,),
+        "expected": (TIE_TOLERANCE, -TIE_TOLERANCE),
+    }
+    if ties not in margins:
+        raise UserError(f"ties must be one of {', '.join(margins)}, got {ties!r}")
+    if same_camera not in ("ignore_same_identity", "ignore_all"):
+        raise UserError(f"same_camera must be one of ignore_same_identity, ignore_all, got {same_camera!r}")
+    query_camids, gallery_camids = camids_or_unknown(query_camids, len(query)), camids_or_unknown(gallery_camids, len(gallery))
+    ignored = _ignored_pairs(query_pids, query_camids, gallery_pids, gallery_camids, same_camera)
     distances = distances or cosine_distances(query, gallery)
-    hits = find_hits(distances, query_pids, gallery_pids, left_out)
-    searched = np.flatnonzero(gallery_pids != JUNK_PID)
-    counts = count_wrong(distances, hits, query_pids, gallery_pids, searched, left_out, margins[ties])
-    return _scores(hits, counts[0], len(query)) if len(counts) == 1 else _expected_scores(hits, counts[0], counts[1], len(query))
+    matches = find_matches(distances, query_pids, gallery_pids, ignored)
+    gallery_idx = np.flatnonzero(gallery_pids != JUNK_PID)
+    counts = count_closer_negatives(distances, matches, query_pids, gallery_pids, gallery_idx, ignored, margins[ties])
+    return _scores(matches, counts[0], len(query)) if len(counts) == 1 else _expected_scores(matches, counts[0], counts[1], len(query))
 
 
-def cameras(camids: Ints | None, count: int) -> Ints:
-    """Return cameras as numbers, all unknown if there are none."""
+def camids_or_unknown(camids: Ints | None, count: int) -> Ints:
+    """Return the camera numbers, or ``count`` unknown cameras if there are none."""
     return np.full(count, NO_CAMERA) if camids is None else camids
 
 
-def _left_out(query_pids: Ints, query_camids: Ints, gallery_pids: Ints, gallery_camids: Ints, own_camera: OwnCamera) -> LeftOut:
-    def pairs(rows: Ints, columns: Ints) -> Mask:
-        asked, seen = query_camids[rows, None], gallery_camids[columns]
-        own: Mask = (asked == seen) & (asked != NO_CAMERA)
-        if own_camera == "same_identity":
-            own &= query_pids[rows, None] == gallery_pids[columns]
-        return own
+def _ignored_pairs(query_pids: Ints, query_camids: Ints, gallery_pids: Ints, gallery_camids: Ints, same_camera: SameCamera) -> IgnoredPairs:
+    def ignored(query_idx: Ints, gallery_idx: Ints) -> Mask:
+        row_camids, column_camids = query_camids[query_idx, None], gallery_camids[gallery_idx]
+        mask: Mask = (row_camids == column_camids) & (row_camids != NO_CAMERA)
+        if same_camera == "ignore_same_identity":
+            mask &= query_pids[query_idx, None] == gallery_pids[gallery_idx]
+        return mask
 
-    return pairs
+    return ignored
 
 
-def _scores(hits: Hits, wrong_before: Ints, q: int) -> Scores:
-    positives = np.bincount(hits.query, minlength=q)
-    rank = hits.place + wrong_before
-    precision = hits.place / rank
-    before = np.where(rank > 1, (hits.place - 1) / np.maximum(rank - 1, 1), 1.0)
-    some = positives > 0
-    last = np.cumsum(positives)[some] - 1
-    first = last - positives[some] + 1
+def _scores(matches: Matches, closer_negatives: Ints, q: int) -> Scores:
+    """Compute the scores of q queries from the number of negatives that are ranked before each match."""
+    positives = np.bincount(matches.query_idx, minlength=q)
+    rank = matches.ordinal + closer_negatives
+    precision = matches.ordinal / rank
+    precision_before = np.where(rank > 1, (matches.ordinal - 1) / np.maximum(rank - 1, 1), 1.0)
+    scored = positives > 0
+    last = np.cumsum(positives)[scored] - 1
+    first = last - positives[scored] + 1
     ap, trapezoidal, inp, first_hit = (np.full(q, np.nan) for _ in range(4))
-    ap[some] = np.bincount(hits.query, precision, q)[some] / positives[some]
-    trapezoidal[some] = np.bincount(hits.query, (precision + before) / 2, q)[some] / positives[some]
-    inp[some] = positives[some] / rank[last]
-    first_hit[some] = rank[first]
-    return Scores(ap, trapezoidal, inp, first_hit, positives, some.astype(np.int64), np.zeros(q, np.int64))
+    ap[scored] = np.bincount(matches.query_idx, precision, q)[scored] / positives[scored]
+    trapezoidal[scored] = np.bincount(matches.query_idx, (precision + precision_before) / 2, q)[scored] / positives[scored]
+    inp[scored] = positives[scored] / rank[last]
+    first_hit[scored] = rank[first]
+    return Scores(ap, trapezoidal, inp, first_hit, positives, scored.astype(np.int64), np.zeros(q, np.int64))
 
 
-def average_precision(rank: Ints) -> tuple[float, float]:
-    """Return plain and trapezoidal average precision of right answers at these ranks (ascending, from 1).
+def _expected_scores(matches: Matches, closer_or_tied: Ints, closer: Ints, q: int) -> Scores:
+    """Average the scores over all orders of the gallery images that are equally distant.
 
-    Example:
-        >>> [round(value, 3) for value in average_precision(np.array([1, 2, 4, 7]))]
-        [0.83, 0.811]
+    Successive matches within the tie tolerance form one level. Consider a level of t matches and n negatives, T = t + n, which follows S
+    gallery images, R of which are matches. Its k-th position holds a match with probability t / T, and the precision there is
+    ``(R + 1 + (k - 1) (t - 1) / (T - 1)) / (S + k)``.
+
+    Args:
+        matches: the p correct matches.
+        closer_or_tied: (p,) negatives that are closer than the match or tied with it.
+        closer: (p,) negatives that are closer than the match and not tied with it.
+        q: number of queries.
     """
-    place = np.arange(1, len(rank) + 1)
-    scores = _scores(Hits(np.zeros(len(rank), np.int64), place, np.zeros(len(rank), np.float32)), rank - place, 1)
-    return float(scores.ap[0]), float(scores.ap_trapezoidal[0])
-
-
-def _expected_scores(hits: Hits, nearer_or_equal: Ints, nearer: Ints, q: int) -> Scores:
-    """Average over every order of the answers that are equally near.
-
-    Hits a tie or less apart make one level. A level of t hits and n wrong answers, T = t + n, that begins after R right answers and S in
-    all, holds a right one at its place k with probability t / T; there the precision is (R + 1 + (k - 1) (t - 1) / (T - 1)) / (S + k).
-    """
-    gap = np.diff(hits.distance, prepend=np.float32(0))
-    begins = np.flatnonzero((hits.place == 1) | (gap > TIE))
-    ends = np.append(begins[1:], len(hits.query)) - 1
-    query, t, right = hits.query[begins], ends - begins + 1, hits.place[begins] - 1
-    so_far = nearer_or_equal[ends]  # wrong answers in this level or before it
-    wrong = np.maximum(nearer[begins], np.where(right > 0, np.append(0, so_far[:-1]), 0))
-    n = so_far - wrong
-    size, seen = t + n, right + wrong
+    gap = np.diff(matches.distance, prepend=np.float32(0))
+    starts = np.flatnonzero((matches.ordinal == 1) | (gap > TIE_TOLERANCE))
+    ends = np.append(starts[1:], len(matches.query_idx)) - 1
+    query_idx, t, matches_before = matches.query_idx[starts], ends - starts + 1, matches.ordinal[starts] - 1
+    negatives_up_to = closer_or_tied[ends]  # negatives in this level or an earlier one
+    negatives_before = np.maximum(closer[starts], np.where(matches_before > 0, np.append(0, negatives_up_to[:-1]), 0))
+    n = negatives_up_to - negatives_before
+    size, before = t + n, matches_before + negatives_before  # T, S
     slope = (t - 1) / np.maximum(size - 1, 1)
-    harmonic = np.append(0, np.cumsum(1 / np.arange(1, (seen + size).max(initial=0) + 1)))
-    precisions = slope * size + (right + 1 - slope * (1 + seen)) * (harmonic[seen + size] - harmonic[seen])
-    later = slope * size + (right - slope * seen) * (harmonic[seen + size - 1] - harmonic[np.maximum(seen - 1, 0)])
-    before = np.where(seen > 0, later, 1 + slope * (size - 1))  # the convention: 1 before rank 1
-    positives = np.bincount(hits.query, minlength=q)
-    some = positives > 0
-    last = np.searchsorted(query, np.flatnonzero(some), side="right") - 1
-    first = np.searchsorted(query, np.flatnonzero(some))
+    harmonic = np.append(0, np.cumsum(1 / np.arange(1, (before + size).max(initial=0) + 1)))
+    # The sums, over the positions of a level, of the precision at the position and of the precision just before it.
+    precision = slope * size + (matches_before + 1 - slope * (1 + before)) * (harmonic[before + size] - harmonic[before])
+    shifted = slope * size + (matches_before - slope * before) * (harmonic[before + size - 1] - harmonic[np.maximum(before - 1, 0)])
+    precision_before = np.where(before > 0, shifted, 1 + slope * (size - 1))  # by convention, the precision before rank 1 is 1
+    positives = np.bincount(matches.query_idx, minlength=q)
+    scored = positives > 0
+    last = np.searchsorted(query_idx, np.flatnonzero(scored), side="right") - 1
+    first = np.searchsorted(query_idx, np.flatnonzero(scored))
     ap, trapezoidal, inp, first_hit = (np.full(q, np.nan) for _ in range(4))
-    ap[some] = np.bincount(query, t / size * precisions, q)[some] / positives[some]
-    trapezoidal[some] = np.bincount(query, t / size * (precisions + before) / 2, q)[some] / positives[some]
-    inp[some] = positives[some] * [_mean_inverse_of_last(*level) for level in zip(t[last], size[last], seen[last], strict=True)]
-    first_hit[some] = wrong[first] + (size[first] + 1) / (t[first] + 1)
-    tied_right, tied_wrong = np.zeros(q, np.int64), np.zeros(q, np.int64)
-    tied_right[some], tied_wrong[some] = t[first], n[first]
-    return Scores(ap, trapezoidal, inp, first_hit, positives, tied_right, tied_wrong)
+    ap[scored] = np.bincount(query_idx, t / size * precision, q)[scored] / positives[scored]
+    trapezoidal[scored] = np.bincount(query_idx, t / size * (precision + precision_before) / 2, q)[scored] / positives[scored]
+    inp[scored] = positives[scored] * [_mean_inverse_last_rank(*level) for level in zip(t[last], size[last], before[last], strict=True)]
+    first_hit[scored] = negatives_before[first] + (size[first] + 1) / (t[first] + 1)
+    tied_matches, tied_negatives = np.zeros(q, np.int64), np.zeros(q, np.int64)
+    tied_matches[scored], tied_negatives[scored] = t[first], n[first]
+    return Scores(ap, trapezoidal, inp, first_hit, positives, tied_matches, tied_negatives)
 
 
-def _mean_inverse_of_last(t: int, size: int, seen: int) -> float:
-    """Return the mean of 1 / rank of the last of t right answers in a random order of ``size`` answers after ``seen`` others."""
+def _mean_inverse_last_rank(t: int, size: int, before: int) -> float:
+    """Return the mean of 1 / rank of the last of t matches, over all orders of a level of ``size`` images after ``before`` others."""
     k = np.arange(t, size + 1)
-    chance = np.exp(_log_choose(k - 1, t - 1) - _log_choose(np.array(size), t))
-    return float((chance / (seen + k)).sum())
+    probability = np.exp(_log_choose(k - 1, t - 1) - _log_choose(np.array(size), t))
+    return float((probability / (before + k)).sum())
 
 
 def _log_choose(n: Ints, k: int | Ints) -> Floats:
@@ -192,39 +204,47 @@ def _log_choose(n: Ints, k: int | Ints) -> Floats:
     return result
 
 
-def hit_within(scores: Scores, max_rank: int = MAX_RANK) -> Floats:
-    """Return for each query the chance of a right answer among the first 1, 2, ..., ``max_rank``: 0 or 1 unless ties are expected ones.
+def cmc_per_query(scores: Scores, max_rank: int = MAX_RANK) -> Floats:
+    """Return each query's CMC curve: the probability of a correct match among the first k, which is 0 or 1 unless ties are expected.
+
+    Args:
+        scores: one entry per query.
+        max_rank: length of the curve.
+
+    Returns:
+        (q, max_rank) probabilities; 0 for a query without a correct match.
 
     Example:
-        >>> nothing, one = np.array([np.nan]), np.array([1])
-        >>> hit_within(Scores(nothing, nothing, nothing, np.array([3.0]), one, one, 2 * one), 4).round(3).tolist()  # second to fourth
+        >>> unused, one = np.array([np.nan]), np.array([1])
+        >>> scores = Scores(unused, unused, unused, np.array([3.0]), one, one, 2 * one)  # the match is at rank 2, 3 or 4
+        >>> cmc_per_query(scores, max_rank=4).round(3).tolist()
         [[0.0, 0.333, 0.667, 1.0]]
     """
-    some = scores.num_positives > 0
-    t, size = (values[some, None] for values in (scores.first_tied_right, scores.first_tied_right + scores.first_tied_wrong))
-    before = scores.first_hit[some, None] - (size + 1) / (t + 1)
-    seen = np.clip(np.arange(1, max_rank + 1) - np.rint(before), 0, size)  # places of the first level that lie within the rank
-    possible = size - seen >= t  # none of its right answers has to be among them
-    miss = np.where(possible, np.exp(_log_choose(np.maximum(size - seen, t), t) - _log_choose(size, t)), 0)
-    within = np.zeros((len(some), max_rank))
-    within[some] = 1 - miss
-    return within
+    scored = scores.num_positives > 0
+    t, size = (values[scored, None] for values in (scores.first_tied_right, scores.first_tied_right + scores.first_tied_wrong))
+    before = scores.first_hit[scored, None] - (size + 1) / (t + 1)
+    covered = np.clip(np.arange(1, max_rank + 1) - np.rint(before), 0, size)  # positions of the first match's level within the first k
+    can_miss = size - covered >= t  # the other positions have room for all of the level's matches
+    miss = np.where(can_miss, np.exp(_log_choose(np.maximum(size - covered, t), t) - _log_choose(size, t)), 0)
+    curves = np.zeros((len(scored), max_rank))
+    curves[scored] = 1 - miss
+    return curves
 
 
 def summarise(scores: Scores, split: Ints | None = None, *, unscored: Unscored = "left_out", max_rank: int = MAX_RANK) -> Summary:
-    """Average the queries of each split, then the splits.
+    """Average the scores over the queries of each split, then over the splits.
 
     Args:
-        scores: one entry a query.
-        split: (q,) which repetition of the protocol an entry belongs to; None if there is one.
-        unscored: queries without a right answer are left out of the means, or count as zero; they are counted either way.
+        scores: one entry per query.
+        split: (q,) the repetition of the protocol that an entry belongs to; None if there is only one.
+        unscored: queries without a correct match are left out of the means or count as zero; their number is reported in both cases.
         max_rank: length of the CMC curve.
 
     Returns:
         Means as fractions.
 
     Raises:
-        UserError: a split has no query with a right answer, or a policy that does not exist.
+        UserError: a split has no query with a correct match, or the policy does not exist.
 
     Example:
         >>> one, none = np.array([1.0, np.nan]), np.array([0, 0])
@@ -235,17 +255,17 @@ def summarise(scores: Scores, split: Ints | None = None, *, unscored: Unscored =
         0.5
     """
     if unscored not in ("left_out", "zero"):
-        raise UserError(f"unscored is {unscored!r}: choose left_out or zero")
+        raise UserError(f"unscored must be left_out or zero, got {unscored!r}")
     scored = scores.num_positives > 0
     split = np.zeros(len(scored), np.int64) if split is None else split
-    values = np.column_stack((scores.ap, scores.ap_trapezoidal, scores.inp, hit_within(scores, max_rank)))
+    values = np.column_stack((scores.ap, scores.ap_trapezoidal, scores.inp, cmc_per_query(scores, max_rank)))
     values[~scored] = 0
     means = []
     for number in np.unique(split):
         if not (scored & (split == number)).any():
-            raise UserError("no query has a right answer in the gallery (same identity, another camera): nothing can be scored")
+            raise UserError("no query has a correct match in the gallery (same identity, another camera): check identities and cameras")
         means.append(values[(split == number) & (scored | (unscored == "zero"))].mean(0))
     if not means:
-        raise UserError("there is no query: nothing can be scored")
+        raise UserError("there is no query to score: check the data set's query images")
     ap, trapezoidal, inp, *cmc = np.mean(means, axis=0)
     return Summary(np.array(cmc), float(ap), float(trapezoidal), float(inp), int(scored.sum()), int((~scored).sum()))

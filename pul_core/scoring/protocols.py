@@ -1,38 +1,37 @@
-"""Evaluation protocols by name: which queries search which gallery, how often, and what of a query's own camera is left out.
+"""Evaluation protocols by name: which queries search which gallery, how many splits there are, and which same-camera images are ignored.
 
-A protocol is a value; `evaluate` draws its splits and scores them. What each figure means is told in docs/protocols.md.
+A protocol is a value; `score_protocol` draws its splits and scores them. docs/protocols.md explains every metric.
 """
 
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
-from pul_core.arrays import Ints, take, unit_rows
+from pul_core.arrays import Features, Ints, take_rows, unit_rows
 from pul_core.errors import UserError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA
-from pul_core.scoring.evaluation import OwnCamera, Scores, cameras, score_queries
-from pul_core.scoring.ranks import GALLERY, Ties, cosine_distances
+from pul_core.scoring.evaluation import SameCamera, Scores, camids_or_unknown, score_queries
+from pul_core.scoring.ranks import GALLERY_BLOCK, Ties
 from pul_core.scoring.reranking import Reranking, reranked_distances
 
 ProtocolName = Literal["market1501", "cross_camera", "cuhk03_new", "cuhk03_old", "viper", "multi_query"]
 
 
 class Protocol(NamedTuple):
-    """What makes a protocol."""
+    """The rules of a protocol."""
 
-    own_camera: OwnCamera = "same_identity"  # what of the query's own camera is left out
+    same_camera: SameCamera = "ignore_same_identity"  # which gallery images of the query's camera are ignored
     num_splits: int = 1
-    num_identities: int | Literal["all", "half"] = "all"  # drawn for each split
-    single_shot: bool = False  # in each split an identity has one gallery image, from another camera than the query's
-    pooled_queries: bool = False  # a query is the mean over all images of its identity on its camera
+    num_identities: int | Literal["all", "half"] = "all"  # identities drawn for each split
+    single_shot: bool = False  # in each split, an identity has one gallery image, from another camera than the query's
+    pooled_queries: bool = False  # a query is the mean of all images of its identity from its camera
 
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "market1501": Protocol(),
-    "cross_camera": Protocol(own_camera="everyone"),
+    "cross_camera": Protocol(same_camera="ignore_all"),
     "cuhk03_new": Protocol(),
     "cuhk03_old": Protocol(num_splits=20, num_identities=100, single_shot=True),
     "viper": Protocol(num_splits=10, num_identities="half"),
@@ -40,82 +39,87 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
 }
 
 
-class Side(NamedTuple):
-    """The queries or the gallery."""
+class FeatureSet(NamedTuple):
+    """The features of the queries or of the gallery, with identities and cameras."""
 
-    features: npt.NDArray[np.float32]  # (n, d), may be memory-mapped
+    features: Features  # (n, d), may be memory-mapped
     pids: Ints  # (n,)
-    camids: Ints | None = None  # (n,) -1, or None for all, is unknown
+    camids: Ints | None = None  # (n,) -1 is unknown, and so are all cameras if this is None
 
 
-class Evaluation(NamedTuple):
-    """Scores with what they are of: one entry a query of a split."""
+class ProtocolScores(NamedTuple):
+    """The scores under a protocol, one entry per query and split."""
 
     scores: Scores
-    query: Ints  # position of the query
+    query_idx: Ints  # position of the query
     split: Ints  # from 0
 
 
-def evaluate(
+def score_protocol(
     protocol: Protocol,
-    query: Side,
-    gallery: Side,
+    query: FeatureSet,
+    gallery: FeatureSet,
     *,
     ties: Ties = "pessimistic",
     reranking: Reranking | None = None,
     seed: int = 0,
-) -> Evaluation:
-    """Score queries under a protocol.
+) -> ProtocolScores:
+    """Score queries against a gallery under a protocol.
 
     Args:
-        protocol: one of ``PROTOCOLS``, or your own.
+        protocol: one of ``PROTOCOLS``, or any other value.
         query: what is searched for.
-        gallery: what is searched in; junk is left out before anything else.
-        ties: of ``score_queries``.
-        reranking: k-reciprocal re-ranking within each split; None for plain cosine.
-        seed: of the splits.
+        gallery: what is searched in; junk is ignored.
+        ties: see ``score_queries``.
+        reranking: constants of k-reciprocal re-ranking, within each split; None for plain cosine distance.
+        seed: seed of the splits.
+
+    Returns:
+        The scores of each query in each split.
 
     Raises:
-        UserError: too few identities for the protocol, no cameras where it needs them, or features that cannot be compared.
+        UserError: the protocol needs more identities, or cameras that are unknown, or a feature is a zero vector or not finite.
 
     Source: Zheng et al. 2015 (Market-1501, multi-query), Zhong et al. 2017 (CUHK03 new), Li et al. 2014 (CUHK03 old), Gray et al. 2007
     (VIPeR); how single gallery shots are drawn is ours.
 
     Example:
-        >>> gallery = Side(np.array([[1, 0.1], [1, 0.9], [0, 1]], np.float32), np.array([1, 2, 2]), np.array([2, 2, 1]))
-        >>> query = Side(np.eye(2, dtype=np.float32), np.array([1, 2]), np.array([1, 1]))
-        >>> [evaluate(PROTOCOLS[name], query, gallery).scores.first_hit.tolist() for name in ("market1501", "cross_camera")]
+        >>> gallery = FeatureSet(np.array([[1, 0.1], [1, 0.9], [0, 1]], np.float32), np.array([1, 2, 2]), np.array([2, 2, 1]))
+        >>> query = FeatureSet(np.eye(2, dtype=np.float32), np.array([1, 2]), np.array([1, 1]))
+        >>> [score_protocol(PROTOCOLS[name], query, gallery).scores.first_hit.tolist() for name in ("market1501", "cross_camera")]
         [[1.0, 1.0], [1.0, 1.0]]
     """
-    query_camids, gallery_camids = cameras(query.camids, len(query.pids)), cameras(gallery.camids, len(gallery.pids))
+    query_camids, gallery_camids = camids_or_unknown(query.camids, len(query.pids)), camids_or_unknown(gallery.camids, len(gallery.pids))
     features = _pooled(query, query_camids, gallery, gallery_camids) if protocol.pooled_queries else query.features
     parts = []
-    for split, asked, wanted in _splits(protocol, query.pids, query_camids, gallery.pids, gallery_camids, seed):
-        if reranking:  # junk would be somebody's neighbour
-            wanted = wanted[gallery.pids[wanted] != JUNK_PID]
-        sides = take(features, asked), take(gallery.features, wanted)
+    for split, query_idx, gallery_idx in _splits(protocol, query.pids, query_camids, gallery.pids, gallery_camids, seed):
+        if reranking:  # junk would be a neighbour of other images
+            gallery_idx = gallery_idx[gallery.pids[gallery_idx] != JUNK_PID]
+        query_features, gallery_features = take_rows(features, query_idx), take_rows(gallery.features, gallery_idx)
+        distances = reranked_distances(query_features, gallery_features, reranking) if reranking else None
         scores = score_queries(
-            sides[0],
-            query.pids[asked],
-            query_camids[asked],
-            sides[1],
-            gallery.pids[wanted],
-            gallery_camids[wanted],
-            own_camera=protocol.own_camera,
+            query_features,
+            query.pids[query_idx],
+            query_camids[query_idx],
+            gallery_features,
+            gallery.pids[gallery_idx],
+            gallery_camids[gallery_idx],
+            same_camera=protocol.same_camera,
             ties=ties,
-            distances=reranked_distances(*sides, reranking) if reranking else cosine_distances(*sides),
+            distances=distances,
         )
-        parts.append((scores, asked, np.full(len(asked), split)))
+        parts.append((scores, query_idx, np.full(len(query_idx), split)))
     if not parts:
-        raise UserError("there is no query: nothing can be scored")
-    scores, asked, splits = zip(*parts, strict=True)
-    return Evaluation(Scores(*map(np.concatenate, zip(*scores, strict=True))), np.concatenate(asked), np.concatenate(splits))
+        raise UserError("there is no query to score: check the data set's query images")
+    score_parts, query_idx_parts, split_parts = zip(*parts, strict=True)
+    scores = Scores(*map(np.concatenate, zip(*score_parts, strict=True)))
+    return ProtocolScores(scores, np.concatenate(query_idx_parts), np.concatenate(split_parts))
 
 
 def _splits(
     protocol: Protocol, query_pids: Ints, query_camids: Ints, gallery_pids: Ints, gallery_camids: Ints, seed: int
 ) -> Iterator[tuple[int, Ints, Ints]]:
-    """Yield a split's number, positions of queries and of the gallery they search; a split's queries may come in several parts."""
+    """Yield (split number, query positions, positions of the gallery they search); the queries of a split may come in several parts."""
     if protocol.num_identities == "all":
         yield 0, np.arange(len(query_pids)), np.arange(len(gallery_pids))
         return
@@ -126,32 +130,36 @@ def _splits(
         raise UserError(f"the protocol needs {max(count, 2)} identities in both query and gallery, but there are {len(shared)}")
     for split in range(protocol.num_splits):
         rng = np.random.default_rng((seed, split))
-        chosen = rng.choice(shared, count, replace=False)
-        asked, wanted = (np.flatnonzero(np.isin(pids, chosen)) for pids in (query_pids, gallery_pids))
+        drawn_pids = rng.choice(shared, count, replace=False)
+        query_idx, gallery_idx = (np.flatnonzero(np.isin(pids, drawn_pids)) for pids in (query_pids, gallery_pids))
         if not protocol.single_shot:
-            yield split, asked, wanted
+            yield split, query_idx, gallery_idx
             continue
-        for camid in np.unique(query_camids[asked]):
-            others = wanted[(gallery_camids[wanted] != camid) | (camid == NO_CAMERA)]
-            shuffled = rng.permutation(others)
+        for camid in np.unique(query_camids[query_idx]):
+            other_cameras = gallery_idx[(gallery_camids[gallery_idx] != camid) | (camid == NO_CAMERA)]
+            shuffled = rng.permutation(other_cameras)
             _, first = np.unique(gallery_pids[shuffled], return_index=True)
-            yield split, asked[query_camids[asked] == camid], np.sort(shuffled[first])
+            yield split, query_idx[query_camids[query_idx] == camid], np.sort(shuffled[first])
 
 
-def _pooled(query: Side, query_camids: Ints, gallery: Side, gallery_camids: Ints) -> npt.NDArray[np.float32]:
-    """Return for each query the mean of the L2-normalised features of all images, in both sides, of its identity on its camera."""
+def _pooled(query: FeatureSet, query_camids: Ints, gallery: FeatureSet, gallery_camids: Ints) -> Features:
+    """Return, for each query, the mean of the L2-normalised features of all query and gallery images of its identity from its camera.
+
+    The mean is not divided by the number of images, because cosine distance ignores lengths.
+    """
     if (query_camids == NO_CAMERA).any():
-        raise UserError("multi_query needs the camera of every query: without it the right answers themselves would be pooled")
+        raise UserError("multi_query needs the camera of every query, because it would pool the correct matches otherwise")
+    q = len(query.pids)
     pids, camids = np.append(query.pids, gallery.pids), np.append(query_camids, gallery_camids)
-    _, group = np.unique(np.stack((pids, camids), 1), axis=0, return_inverse=True)
-    asked, of_query = np.unique(group[: len(query.pids)], return_inverse=True)
-    total = np.zeros((len(asked), query.features.shape[1]), np.float32)
-    for features, groups in ((query.features, group[: len(query.pids)]), (gallery.features, group[len(query.pids) :])):
-        rows = np.flatnonzero(np.isin(groups, asked))
-        for start in range(0, len(rows), GALLERY):
-            some = rows[start : start + GALLERY]
-            place = np.searchsorted(asked, groups[some]), np.arange(len(some))
-            adding = sparse.csr_matrix((np.ones(len(some), np.float32), place), shape=(len(asked), len(some)))
-            total += adding @ unit_rows(features, some, "multi-query").numpy()
-    pooled: npt.NDArray[np.float32] = total[of_query]
+    _, groups = np.unique(np.stack((pids, camids), 1), axis=0, return_inverse=True)
+    query_groups, query_group_idx = np.unique(groups[:q], return_inverse=True)
+    total = np.zeros((len(query_groups), query.features.shape[1]), np.float32)
+    for features, image_groups in ((query.features, groups[:q]), (gallery.features, groups[q:])):
+        rows = np.flatnonzero(np.isin(image_groups, query_groups))
+        for start in range(0, len(rows), GALLERY_BLOCK):
+            block = rows[start : start + GALLERY_BLOCK]
+            cells = np.searchsorted(query_groups, image_groups[block]), np.arange(len(block))
+            membership = sparse.csr_matrix((np.ones(len(block), np.float32), cells), shape=(len(query_groups), len(block)))
+            total += membership @ unit_rows(features, block, "multi-query").numpy()
+    pooled: Features = total[query_group_idx]
     return pooled

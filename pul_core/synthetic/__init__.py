@@ -1,1 +1,1 @@
-"""Drawn people: identities, cameras, figures and images from a seed."""
+"""Synthetic pedestrian images: identities, cameras and whole data sets generated from a seed."""

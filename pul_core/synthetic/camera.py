@@ -1,6 +1,6 @@
-"""One camera: the place it looks at, what stands in the way, and what its lens and sensor do to colours and detail.
+"""One synthetic camera: its backdrop, occluders, and the colours, blur and noise of its lens and sensor.
 
-It does not know people (`synthetic_figure`) nor which cameras a domain has (`synthetic`).
+People are drawn in `figure`; which cameras a domain has is defined in `people`.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from pul_core.errors import UserError
-
-Floats = npt.NDArray[np.float32]
+FloatImage = npt.NDArray[np.float32]
 Ground = Literal["pavement", "tiles", "grass", "stairs", "asphalt"]
 Wall = Literal["brick", "shop", "hedge", "concrete", "fence"]
 Occluder = Literal["pole", "bin", "car", "rail"]
 
-PLACE_SHAPE = (336, 640)  # rows, columns of the place a camera sees, in pixels of the 2 x canvas
-PLACE_COLOURS: dict[str, tuple[int, int, int]] = {
+BACKDROP_SHAPE = (336, 640)  # rows and columns of a camera's field of view, in pixels of the canvas at twice the final size
+SURFACE_COLOURS: dict[str, tuple[int, int, int]] = {
     "pavement": (150, 146, 140),
     "tiles": (172, 164, 150),
     "grass": (98, 122, 66),
@@ -35,41 +33,39 @@ PLACE_COLOURS: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class Camera:
-    """Everything that stays the same in all pictures of one camera."""
+    """The properties shared by all images of one camera."""
 
-    place_seed: int
+    backdrop_seed: int
     ground: Ground
     wall: Wall
-    horizon: float  # where the ground begins, a share of the crop's height
-    light: float  # -1 from the left, 1 from the right
-    cast: tuple[tuple[float, ...], ...]  # 3 x 3 colour matrix; rows: R, G, B out
-    gamma: float  # above 1 darkens the middle tones
-    contrast: float  # 1 leaves as is
-    haze: float  # light added everywhere, 0..1
-    blur: float  # radius of a Gaussian, pixels of the final image
-    resolution: float  # share of the final image's pixels across that the sensor really has
-    noise: float  # standard deviation, 0..1
-    views: tuple[float, ...]  # degrees under which people usually pass
-    elevation: float  # 0 at eye height
-    scale: float  # share of the box's height a well detected person fills
+    horizon: float  # where the ground begins, as a fraction of the crop's height
+    light: float  # direction of the light: -1 from the left, 1 from the right
+    colour_matrix: tuple[tuple[float, ...], ...]  # 3 x 3; rows are the output channels R, G, B
+    gamma: float  # values above 1 darken the mid-tones
+    contrast: float  # 1 leaves the contrast unchanged
+    haze: float  # brightness added to every pixel, 0..1
+    blur: float  # radius of the Gaussian blur, in pixels of the final image
+    resolution: float  # sensor resolution as a fraction of the final image's width and height
+    noise: float  # standard deviation of the sensor noise, on the scale 0..1
+    views: tuple[float, ...]  # usual viewing angles of passing people, degrees
+    elevation: float  # how steeply the camera looks down; 0 is eye level
+    scale: float  # height of a well-detected person as a fraction of the box height
 
 
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: int, strength: float) -> Floats:
-    """Return noise without edges.
-
-    Normal values on a grid of `cell` pixels, interpolated linearly between.
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: int, strength: float) -> FloatImage:
+    """Return smooth noise: normal values on a coarse grid, interpolated linearly.
 
     Args:
-        rng: where the values come from.
+        rng: the random generator.
         shape: (rows, columns), pixels.
-        cell: distance of the grid's points, pixels; at least 1.
-        strength: standard deviation at the grid's points.
+        cell: spacing of the grid points, pixels; at least 1.
+        strength: standard deviation at the grid points.
 
     Returns:
-        (rows, columns), about 0.
+        (rows, columns), centred on 0.
 
     Raises:
-        UserError: `cell` is below 1.
+        ValueError: `cell` is below 1.
 
     Source: ours.
 
@@ -78,18 +74,18 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: int, st
     (20, 10)
     """
     if cell < 1:
-        raise UserError(f"cell is {cell}: the grid's points lie at least a pixel apart")
-    grid = (shape[0] // cell + 2, shape[1] // cell + 2)
-    coarse = strength * rng.standard_normal(grid, dtype=np.float32)
-    smooth = Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+        raise ValueError(f"cell must be at least 1 pixel, got {cell}.")
+    grid_shape = (shape[0] // cell + 2, shape[1] // cell + 2)
+    grid = strength * rng.standard_normal(grid_shape, dtype=np.float32)
+    smooth = Image.fromarray(grid).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(smooth, dtype=np.float32)
 
 
-def _ground_texture(kind: Ground, rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
-    """Relative brightness of a floor whose joints get closer with the distance."""
+def _ground_texture(kind: Ground, rng: np.random.Generator, shape: tuple[int, int]) -> FloatImage:
+    """Return the relative brightness of the ground, in perspective: joints become denser with distance."""
     depth = 1 / (0.25 + np.linspace(0, 1, shape[0], dtype=np.float32)[:, None])
     x = (np.arange(shape[1], dtype=np.float32)[None, :] - shape[1] / 2) * depth
-    texture: Floats = 1 + smooth_noise(rng, shape, 24, 0.05) + smooth_noise(rng, shape, 2, 0.03)
+    texture: FloatImage = 1 + smooth_noise(rng, shape, 24, 0.05) + smooth_noise(rng, shape, 2, 0.03)
     match kind:
         case "pavement":
             joints = (np.mod(depth * 4, 1) < 0.08) | (np.mod(x / 60, 1) < 0.05)
@@ -105,17 +101,17 @@ def _ground_texture(kind: Ground, rng: np.random.Generator, shape: tuple[int, in
             return np.asarray(texture + 0.5 * (np.abs(np.mod(x / 320, 1) - 0.5) < 0.02), dtype=np.float32)
 
 
-def _wall_texture(kind: Wall, rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
-    """Relative brightness of what stands behind."""
+def _wall_texture(kind: Wall, rng: np.random.Generator, shape: tuple[int, int]) -> FloatImage:
+    """Return the relative brightness of the wall behind the people."""
     y = np.arange(shape[0], dtype=np.float32)[:, None]
     x = np.arange(shape[1], dtype=np.float32)[None, :]
-    texture: Floats = 1 + smooth_noise(rng, shape, 32, 0.06) + smooth_noise(rng, shape, 2, 0.03)
+    texture: FloatImage = 1 + smooth_noise(rng, shape, 32, 0.06) + smooth_noise(rng, shape, 2, 0.03)
     match kind:
         case "brick":
             row = np.floor(y / 10)
             joints = (np.mod(y, 10) < 1.5) | (np.mod(x + 13 * np.mod(row, 2), 26) < 1.5)
-            rows = rng.normal(0, 0.1, (shape[0] // 10 + 1, 1)).repeat(10, axis=0)[: shape[0]]
-            return np.asarray(texture + 0.25 * joints + rows, dtype=np.float32)
+            row_brightness = rng.normal(0, 0.1, (shape[0] // 10 + 1, 1)).repeat(10, axis=0)[: shape[0]]
+            return np.asarray(texture + 0.25 * joints + row_brightness, dtype=np.float32)
         case "shop":
             panes = smooth_noise(rng, shape, 40, 0.35)
             frames = (np.mod(x, 110) < 8) | (np.mod(y + 20, 120) < 7)
@@ -129,63 +125,64 @@ def _wall_texture(kind: Wall, rng: np.random.Generator, shape: tuple[int, int]) 
 
 
 @lru_cache(maxsize=32)
-def _place(camera: Camera) -> Floats:
-    """The whole place a camera sees, (rows, columns, 3) in 0..1; people's boxes are windows of it."""
-    rng = np.random.default_rng([camera.place_seed, 7])
+def _backdrop(camera: Camera) -> FloatImage:
+    """Return a camera's whole field of view without people, (rows, columns, 3) in 0..1; bounding boxes are windows of it."""
+    rng = np.random.default_rng([camera.backdrop_seed, 7])
     horizon = 40 + int(camera.horizon * 256)
     tints = rng.normal(1, 0.04, (2, 3)).astype(np.float32)
-    wall = np.array(PLACE_COLOURS[camera.wall], dtype=np.float32) / 255 * tints[0]
-    ground = np.array(PLACE_COLOURS[camera.ground], dtype=np.float32) / 255 * tints[1]
-    top = _wall_texture(camera.wall, rng, (horizon, PLACE_SHAPE[1]))[..., None] * wall
-    bottom = _ground_texture(camera.ground, rng, (PLACE_SHAPE[0] - horizon, PLACE_SHAPE[1]))[..., None] * ground
-    place = np.concatenate([top, bottom])
-    for _ in range(5):  # doors, signs, posts: the large things by which two windows of one place differ
-        left, tall, wide = int(rng.integers(0, PLACE_SHAPE[1])), int(rng.integers(40, horizon)), int(rng.integers(6, 50))
-        place[max(0, horizon - tall) : horizon, left : left + wide] *= (rng.uniform(0.5, 1.3) * rng.normal(1, 0.07, 3)).astype(np.float32)
-    return np.asarray(np.clip(place, 0, 1), dtype=np.float32)
+    wall_colour = np.array(SURFACE_COLOURS[camera.wall], dtype=np.float32) / 255 * tints[0]
+    ground_colour = np.array(SURFACE_COLOURS[camera.ground], dtype=np.float32) / 255 * tints[1]
+    wall = _wall_texture(camera.wall, rng, (horizon, BACKDROP_SHAPE[1]))[..., None] * wall_colour
+    ground = _ground_texture(camera.ground, rng, (BACKDROP_SHAPE[0] - horizon, BACKDROP_SHAPE[1]))[..., None] * ground_colour
+    backdrop = np.concatenate([wall, ground])
+    for _ in range(5):  # doors, signs and posts: large objects that make the windows of one backdrop differ
+        left, height, width = int(rng.integers(0, BACKDROP_SHAPE[1])), int(rng.integers(40, horizon)), int(rng.integers(6, 50))
+        tint = (rng.uniform(0.5, 1.3) * rng.normal(1, 0.07, 3)).astype(np.float32)
+        backdrop[max(0, horizon - height) : horizon, left : left + width] *= tint
+    return np.asarray(np.clip(backdrop, 0, 1), dtype=np.float32)
 
 
-def background(camera: Camera, left: float, rng: np.random.Generator, size: tuple[int, int]) -> Floats:
-    """Return what a camera sees behind a person: a window of its place.
+def crop_backdrop(camera: Camera, position: float, rng: np.random.Generator, size: tuple[int, int]) -> FloatImage:
+    """Return the background of one image: a window of the camera's backdrop.
 
-    The window's left edge is `left` of the way across; its upper edge wanders by 12 pixels (one standard deviation).
+    The window's vertical position varies randomly, with a standard deviation of 12 pixels.
 
     Args:
-        camera: whose place.
-        left: 0 the leftmost window, 1 the rightmost.
-        rng: for the jitter.
-        size: (rows, columns) of the window, pixels of the 2 x canvas.
+        camera: the camera.
+        position: horizontal position, 0 for the leftmost window, 1 for the rightmost.
+        rng: the random generator of the vertical shift.
+        size: (rows, columns) of the window, pixels of the canvas at twice the final size.
 
     Returns:
         (rows, columns, 3), 0..1; a copy.
 
     Raises:
-        UserError: `left` lies outside 0..1.
+        ValueError: `position` is outside 0..1.
 
     Source: ours.
 
     >>> import numpy as np
     >>> from pul_core.synthetic.people import make_camera
-    >>> background(make_camera("source", 10, 1), 0.5, np.random.default_rng(0), (256, 128)).shape
+    >>> crop_backdrop(make_camera("source", 10, 1), 0.5, np.random.default_rng(0), (256, 128)).shape
     (256, 128, 3)
     """
-    if not 0 <= left <= 1:
-        raise UserError(f"left is {left}: a window lies between 0 and 1 of the way across")
+    if not 0 <= position <= 1:
+        raise ValueError(f"position must be between 0 and 1, got {position}.")
     rows, columns = size
-    place = _place(camera)
-    column = round(left * (place.shape[1] - columns))
-    row = int(np.clip(40 + rng.normal(0, 12), 0, place.shape[0] - rows))
-    return place[row : row + rows, column : column + columns].copy()
+    backdrop = _backdrop(camera)
+    left = round(position * (backdrop.shape[1] - columns))
+    top = int(np.clip(40 + rng.normal(0, 12), 0, backdrop.shape[0] - rows))
+    return backdrop[top : top + rows, left : left + columns].copy()
 
 
-def draw_occluder(kind: Occluder, rng: np.random.Generator, scene: Floats) -> None:
-    """Draw something that stands before the person, into the scene.
+def draw_occluder(kind: Occluder, rng: np.random.Generator, scene: FloatImage) -> None:
+    """Draw an object in front of the person.
 
-    A pole covers a vertical strip; a bin, a car or a rail cover a part of the lower half.
+    A pole covers a vertical strip; a bin, a car or a rail covers part of the lower half.
 
     Args:
-        kind: what.
-        rng: where, how large and which colour.
+        kind: the object.
+        rng: the random generator of its position and colour.
         scene: (rows, columns, 3), 0..1; changed in place.
 
     Source: ours.
@@ -214,44 +211,44 @@ def draw_occluder(kind: Occluder, rng: np.random.Generator, scene: Floats) -> No
     scene[mask] = np.clip(colour * sheen, 0, 1).astype(np.float32)[mask]
 
 
-def expose(camera: Camera, scene: Floats, gain: float, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Return the picture a camera takes of a scene.
+def capture(camera: Camera, scene: FloatImage, gain: float, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Simulate the camera's lens and sensor, and return the image it takes of a scene.
 
-    In this order: halve the 2 x canvas; lose resolution; blur; gain and gamma; colour matrix; contrast about the middle grey and
-    haze; noise.
+    The steps, in this order: downsampling by 2, loss of resolution, blur, gain and gamma, colour matrix, contrast around mid-grey and
+    haze, noise.
 
     Args:
-        camera: whose lens and sensor.
+        camera: the camera.
         scene: (2 rows, 2 columns, 3), 0..1.
-        gain: brightness of this picture, 1 is average.
-        rng: for the noise.
+        gain: brightness of this image; 1 is average.
+        rng: the random generator of the noise.
 
     Returns:
         (rows, columns, 3), uint8.
 
     Raises:
-        UserError: the scene has an odd number of rows or columns.
+        ValueError: the scene has an odd number of rows or columns.
 
     Source: ours.
 
     >>> import numpy as np
     >>> from pul_core.synthetic.people import make_camera
-    >>> picture = expose(make_camera("target", 10, 2), np.full((256, 128, 3), 0.5, np.float32), 1.0, np.random.default_rng(0))
-    >>> picture.shape, picture.dtype.name
+    >>> image = capture(make_camera("target", 10, 2), np.full((256, 128, 3), 0.5, np.float32), 1.0, np.random.default_rng(0))
+    >>> image.shape, image.dtype.name
     ((128, 64, 3), 'uint8')
     """
     rows, columns = scene.shape[0] // 2, scene.shape[1] // 2
     if scene.shape[:2] != (2 * rows, 2 * columns):
-        raise UserError(f"a scene of {scene.shape[0]} x {scene.shape[1]} cannot be halved: give even numbers")
+        raise ValueError(f"the scene must have an even number of rows and columns, got {scene.shape[0]} x {scene.shape[1]}.")
     image = Image.fromarray((np.clip(scene, 0, 1) * 255).astype(np.uint8)).reduce(2)
     if camera.resolution < 1:
-        few = (max(1, round(columns * camera.resolution)), max(1, round(rows * camera.resolution)))
-        image = image.resize(few, Image.Resampling.BOX).resize((columns, rows), Image.Resampling.BILINEAR)
+        sensor_size = (max(1, round(columns * camera.resolution)), max(1, round(rows * camera.resolution)))
+        image = image.resize(sensor_size, Image.Resampling.BOX).resize((columns, rows), Image.Resampling.BILINEAR)
     if camera.blur > 0:
         image = image.filter(ImageFilter.GaussianBlur(camera.blur))
-    light = np.asarray(image, dtype=np.float32) / 255
-    light = np.clip(light * gain, 0, None) ** camera.gamma
-    light = light @ np.array(camera.cast, dtype=np.float32).T
-    light = 0.45 + camera.contrast * (light - 0.45) + camera.haze
-    light = light + camera.noise * rng.standard_normal(light.shape, dtype=np.float32)
-    return (np.clip(light, 0, 1) * 255 + 0.5).astype(np.uint8)
+    pixels = np.asarray(image, dtype=np.float32) / 255
+    pixels = np.clip(pixels * gain, 0, None) ** camera.gamma
+    pixels = pixels @ np.array(camera.colour_matrix, dtype=np.float32).T
+    pixels = 0.45 + camera.contrast * (pixels - 0.45) + camera.haze
+    pixels = pixels + camera.noise * rng.standard_normal(pixels.shape, dtype=np.float32)
+    return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)

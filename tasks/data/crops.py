@@ -1,7 +1,7 @@
-"""Crops from video: frames and somebody's boxes, in the MOT Challenge's layout, become crops with camera and time. Nothing is detected.
+"""Crops from video: cuts detected or labelled boxes out of frames in the MOT Challenge layout and writes a manifest with camera and time.
 
 A sequence is a folder with img1/000001.jpg, det/det.txt (boxes of a detector) or gt/gt.txt (boxes with identities), and seqinfo.ini, whose
-frame rate turns frame numbers into seconds.
+frame rate converts frame numbers to seconds. No detector is run.
 """
 
 import configparser
@@ -17,15 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from joblib import cpu_count
 from PIL import Image
 
 from pul_core.errors import DataError
-from tasks.data.folders import writing_folder
-from tasks.data.listing import SUFFIXES
+from tasks.data.folders import atomic_folder
+from tasks.data.listing import IMAGE_SUFFIXES
 from tasks.engine.progress import progress
 
 JPEG_QUALITY = 95
-AHEAD = 64  # frames decoded before their crops are counted
+FRAMES_PER_BATCH = 64
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -33,14 +34,14 @@ SCHEMA = pa.schema(
         ("camera", pa.string()),
         ("timestamp", pa.float64()),
         ("frame", pa.int64()),
-        ("box", pa.list_(pa.int64(), 4)),  # left, top, width, height in pixels of the frame, from 0, as it was cut
+        ("box", pa.list_(pa.int64(), 4)),  # left, top, width, height of the crop in pixels of the frame, from 0
         ("confidence", pa.float64()),
     ]
 )
 
 
 class Box(NamedTuple):
-    """A person in a frame, as the file tells it; left and top count from 1."""
+    """The box of a person in a frame, as written in a MOT Challenge file; left and top count from 1."""
 
     frame: int
     track: int
@@ -52,7 +53,7 @@ class Box(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """A camera's frames with their boxes."""
+    """The frames of one camera and the boxes in them."""
 
     camera: str
     frames: dict[int, Path]
@@ -64,117 +65,122 @@ class Sequence(NamedTuple):
 def crop_sequences(
     folders: list[Path], out: Path, *, boxes: str | None = None, min_height: int = 64, min_confidence: float = 0.5, every: int = 1
 ) -> dict[str, int]:
-    """Cut the boxes out of the frames of some sequences and write the crops with a manifest.
+    """Cut the boxes out of the frames of several sequences and write the crops with a manifest.
 
     Args:
-        folders: of the sequences; a folder's name is the camera's.
-        out: a folder that does not exist yet; it appears whole or not at all.
-        boxes: det or gt; None takes det/det.txt where there is one.
-        min_height: of a crop, in pixels, after the box was clipped to the frame.
-        min_confidence: of a detector's box; gt's are kept unless they are marked as ignored or as no pedestrian.
-        every: cut the frames 1, 1 + every, 1 + 2 every, ...
+        folders: the sequences; the name of a folder is the name of its camera.
+        out: a folder that does not exist yet; it is complete or it is not created.
+        boxes: det or gt; None uses det/det.txt where it exists.
+        min_height: minimum height of a crop in pixels, after the box is clipped to the frame.
+        min_confidence: minimum confidence of a detector's box; boxes in gt.txt are used unless marked as ignored or not a pedestrian.
+        every: use every N-th frame, from the first.
 
     Returns:
-        Numbers of frames, boxes, too small ones, and crops.
+        The numbers of frames, boxes, boxes that are too small, and crops.
 
     Raises:
-        DataError: a sequence is not whole or a frame cannot be decoded, and nothing is written; or no box is left.
+        DataError: a sequence is incomplete, a frame cannot be decoded, or no box gives a crop; then nothing is written.
     """
     sequences = [read_sequence(folder, boxes, min_confidence, every) for folder in folders]
     if len({sequence.camera for sequence in sequences}) < len(sequences):
-        raise DataError("two sequences' folders have the same name, which is the camera's: rename one")
+        raise DataError("two sequence folders have the same name, which is used as the camera: rename one of them")
     counts = {"frames": 0, "boxes": 0, "too_small": 0, "crops": 0}
     with (
-        writing_folder(out) as partial,
+        atomic_folder(out) as partial,
         pq.ParquetWriter(partial / "manifest.parquet", SCHEMA, compression="zstd") as writer,
-        ThreadPoolExecutor() as pool,
-        progress("crop", sum(len(sequence.boxes) for sequence in sequences), "frames") as shown,
+        ThreadPoolExecutor(cpu_count() + 4) as pool,
+        progress("crop", sum(len(sequence.boxes) for sequence in sequences), "frames") as progress_bar,
     ):
         for sequence in sequences:
             (partial / sequence.camera).mkdir()
-            frames = iter(sorted(sequence.boxes))
-            while some := list(islice(frames, AHEAD)):
-                cut = list(pool.map(lambda frame, sequence=sequence: _cut_frame(sequence, frame, partial, min_height), some))
-                rows = [row for rows in cut for row in rows]
+            remaining = iter(sorted(sequence.boxes))
+            while frames := list(islice(remaining, FRAMES_PER_BATCH)):
+                crops = list(pool.map(lambda frame, sequence=sequence: _crop_frame(sequence, frame, partial, min_height), frames))
+                rows = [row for rows in crops for row in rows]
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-                found = sum(len(sequence.boxes[frame]) for frame in some)
-                for name, more in zip(counts, (len(some), found, found - len(rows), len(rows)), strict=True):
-                    counts[name] += more
-                shown.advance(len(some))
+                num_boxes = sum(len(sequence.boxes[frame]) for frame in frames)
+                for name, count in zip(counts, (len(frames), num_boxes, num_boxes - len(rows), len(rows)), strict=True):
+                    counts[name] += count
+                progress_bar.advance(len(frames))
         if counts["crops"] == 0:
-            raise DataError(f"none of {counts['boxes']} boxes gives a crop: lower --min-confidence or --min-height ({min_height} pixels)")
+            raise DataError(
+                f"none of the {counts['boxes']} boxes gives a crop: lower --min-confidence or --min-height ({min_height} pixels)"
+            )
     return counts
 
 
 def read_sequence(folder: Path, boxes: str | None, min_confidence: float, every: int) -> Sequence:
-    """Read what there is to cut in a sequence; frames are not opened.
+    """Read the boxes of a sequence and list its frames, without opening these; the arguments are those of `crop_sequences`.
 
     Raises:
-        DataError: a file is missing or wrong.
+        DataError: a file is missing or invalid.
     """
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: give a sequence's, with img1/ and det/det.txt or gt/gt.txt in it")
+        raise DataError(f"{folder} is not a folder: give the folder of a sequence, with img1/ and det/det.txt or gt/gt.txt")
     kinds = [kind for kind in ("det", "gt") if (folder / kind / f"{kind}.txt").is_file() and boxes in (None, kind)]
     if not kinds:
-        raise DataError(f"{folder} has no {f'{boxes}/{boxes}.txt' if boxes else 'det/det.txt and no gt/gt.txt'}: boxes are needed to crop")
-    image_folder, frame_rate = _sequence_info(folder)
+        raise DataError(f"{folder} has no {f'{boxes}/{boxes}.txt' if boxes else 'det/det.txt and no gt/gt.txt'}: put the boxes there")
+    image_folder, frame_rate = _read_sequence_info(folder)
     if not (folder / image_folder).is_dir():
         raise DataError(f"{folder} has no folder {image_folder}: put the frames there, named by their numbers")
     frames = {}
     for path in (folder / image_folder).iterdir():
         number = re.search(r"(\d+)$", path.stem)
-        if number and path.suffix.lower() in SUFFIXES:
+        if number and path.suffix.lower() in IMAGE_SUFFIXES:
             frames[int(number[1])] = path
     file = folder / kinds[0] / f"{kinds[0]}.txt"
-    by_frame: dict[int, list[Box]] = {}
+    boxes_by_frame: dict[int, list[Box]] = {}
     for box in read_boxes(file, min_confidence=None if kinds[0] == "gt" else min_confidence):
         if (box.frame - 1) % every == 0:
-            by_frame.setdefault(box.frame, []).append(box)
-    if missing := sorted(by_frame.keys() - frames.keys()):
+            boxes_by_frame.setdefault(box.frame, []).append(box)
+    if missing := sorted(boxes_by_frame.keys() - frames.keys()):
         raise DataError(
-            f"{file} has boxes in frame {missing[0]}, which {folder / image_folder} does not hold: they must be of one recording"
+            f"{file} has boxes in frame {missing[0]}, which is not in {folder / image_folder}: use boxes and frames of the same recording"
         )
-    return Sequence(folder.name, frames, frame_rate, by_frame, labelled=kinds[0] == "gt")
+    return Sequence(folder.name, frames, frame_rate, boxes_by_frame, labelled=kinds[0] == "gt")
 
 
 def read_boxes(file: Path, *, min_confidence: float | None) -> Iterator[Box]:
-    """Yield the boxes of a MOT Challenge file that count.
+    """Yield the boxes to crop from a MOT Challenge file.
 
     Args:
-        file: lines frame, track, left, top, width, height, confidence, and what may follow.
-        min_confidence: of a detector's boxes; None reads ground truth, where column 7 is 0 for ignored and 8 is 1 for a pedestrian.
-
-    Source: Milan et al. 2016, MOT16.
+        file: lines of frame, track, left, top, width, height, confidence; further columns may follow.
+        min_confidence: minimum confidence of a detector's box; None reads ground truth, where column 7 is 0 for an ignored box and column 8
+            is 1 for a pedestrian.
 
     Raises:
-        DataError: a line has no such numbers.
+        DataError: a line does not have these numbers.
+
+    Source: Milan et al. 2016, MOT16.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # an empty file is told below
+            warnings.simplefilter("ignore", UserWarning)  # an empty file is handled below
             lines: npt.NDArray[np.float64] = np.loadtxt(file, delimiter=",", ndmin=2, comments=None)
     except ValueError as error:
-        raise DataError(f"{file} is no file of boxes, frame,track,left,top,width,height,confidence a line: {error}") from error
+        raise DataError(
+            f"{file} is not a file of boxes ({error}): write frame,track,left,top,width,height,confidence on each line"
+        ) from error
     if lines.size == 0:
         return
     if lines.shape[1] < 7:
-        raise DataError(f"{file} has {lines.shape[1]} columns: at least frame,track,left,top,width,height,confidence are needed")
-    wrong = np.flatnonzero(~np.isfinite(lines[:, :7]).all(axis=1) | (lines[:, 0] < 1) | (np.abs(lines[:, :6]) > 1e9).any(axis=1))
-    if len(wrong):
-        raise DataError(f"{file}, line {wrong[0] + 1}: frame numbers are from 1 and all figures finite")
+        raise DataError(f"{file} has {lines.shape[1]} columns: write at least frame,track,left,top,width,height,confidence")
+    invalid = np.flatnonzero(~np.isfinite(lines[:, :7]).all(axis=1) | (lines[:, 0] < 1) | (np.abs(lines[:, :6]) > 1e9).any(axis=1))
+    if len(invalid):
+        raise DataError(f"{file}, line {invalid[0] + 1}: frame numbers must be at least 1 and all values finite: correct the line")
     if min_confidence is not None:
-        kept = lines[:, 6] >= min_confidence
+        valid = lines[:, 6] >= min_confidence
     else:
-        kept = lines[:, 6] != 0
+        valid = lines[:, 6] != 0
         if lines.shape[1] > 7:
-            kept &= np.isin(lines[:, 7], (1, -1))  # -1: an older file, which has no classes
-    for frame, track, *rest in lines[kept, :7].tolist():
+            valid &= np.isin(lines[:, 7], (1, -1))  # -1: an older file without classes
+    for frame, track, *rest in lines[valid, :7].tolist():
         yield Box(int(frame), int(track), *rest)
 
 
-def _sequence_info(folder: Path) -> tuple[str, float | None]:
-    """Return the frames' folder and their rate from seqinfo.ini; img1 and None without one."""
+def _read_sequence_info(folder: Path) -> tuple[str, float | None]:
+    """Return the name of the frames' folder and the frame rate from seqinfo.ini; img1 and None if there is no such file."""
     file = folder / "seqinfo.ini"
     if not file.is_file():
         return "img1", None
@@ -184,19 +190,19 @@ def _sequence_info(folder: Path) -> tuple[str, float | None]:
         info = parser["Sequence"]
         name, rate = info.get("imDir", "img1"), float(info["frameRate"])
     except (configparser.Error, KeyError, ValueError) as error:
-        raise DataError(f"{file} has no section [Sequence] with a frameRate: {' '.join(str(error).split())}") from error
+        raise DataError(f"{file} has no section [Sequence] with a frameRate ({' '.join(str(error).split())}): add it") from error
     if not 0 < rate < float("inf") or name in ("", ".", "..") or "/" in name or "\\" in name:
-        raise DataError(f"{file}: frameRate must be above 0 and imDir a folder's plain name, not {rate} and {name!r}")
+        raise DataError(f"{file}: frameRate must be above 0 and imDir must be a plain folder name, got {rate} and {name!r}")
     return name, rate
 
 
-def _cut_frame(sequence: Sequence, frame: int, out: Path, min_height: int) -> list[dict[str, Any]]:
-    """Write a frame's crops and return their lines of the manifest."""
+def _crop_frame(sequence: Sequence, frame: int, out: Path, min_height: int) -> list[dict[str, Any]]:
+    """Write the crops of a frame and return their rows of the manifest."""
     try:
         with Image.open(sequence.frames[frame]) as image:
             picture = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{sequence.frames[frame]} cannot be decoded ({error}): put the frame there again") from error
+        raise DataError(f"{sequence.frames[frame]} cannot be decoded ({error}): copy the frame again") from error
     rows = []
     for number, box in enumerate(sequence.boxes[frame], 1):
         left, top, right, bottom = clip(box, picture.width, picture.height)
@@ -219,7 +225,10 @@ def _cut_frame(sequence: Sequence, frame: int, out: Path, min_height: int) -> li
 
 
 def clip(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """Return left, top, right, bottom of a box in whole pixels inside a frame, from 0, right and bottom exclusive; it may be empty.
+    """Clip a box to a frame of the given size and round it to whole pixels.
+
+    Returns:
+        left, top, right, bottom, counted from 0, right and bottom exclusive; the clipped box may be empty.
 
     Example:
         >>> clip(Box(1, 1, left=-3.0, top=11.0, width=20.4, height=500.0, confidence=1.0), 640, 480)
@@ -227,5 +236,5 @@ def clip(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
     """
     left, top = box.left - 1, box.top - 1
     edges = (left, width), (top, height), (left + box.width, width), (top + box.height, height)
-    x0, y0, x1, y1 = (min(max(round(value), 0), most) for value, most in edges)
+    x0, y0, x1, y1 = (min(max(round(value), 0), limit) for value, limit in edges)
     return x0, y0, max(x0, x1), max(y0, y1)

@@ -1,4 +1,4 @@
-"""Folders that exist whole or not at all: written under a hidden name beside their place, renamed when they are done."""
+"""Atomic output folders: written under a hidden name in the same parent folder and renamed when they are complete."""
 
 import contextlib
 import shutil
@@ -10,15 +10,15 @@ from pul_core.errors import DataError
 
 
 @contextlib.contextmanager
-def writing_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder to write in; it becomes `out` when the block ends without an error, and is removed when it does not.
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write to; it is renamed to `out` if the block succeeds and removed if it fails.
 
     Raises:
-        DataError: something lies at `out` already.
+        DataError: `out` already exists.
     """
     out = out.expanduser().absolute()
     if out.exists() or out.is_symlink():
-        raise DataError(f"{out} exists already: name a folder that does not, nothing is written over")
+        raise DataError(f"{out} already exists and is never overwritten: choose a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".partial-{uuid.uuid4().hex}"
     partial.mkdir()

@@ -1,4 +1,4 @@
-"""What every reader of a data set yields, and the little that readers share: the walk over a folder and the guard on written paths."""
+"""The record that every data set reader yields, and what the readers share: walking a folder, validating paths, parsing labels."""
 
 import os
 import re
@@ -11,88 +11,98 @@ from typing import NamedTuple
 from pul_core.errors import DataError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SPLITS = {"train": "train", "query": "query", "probe": "query", "gallery": "gallery", "test": "gallery"}
-ODD = re.compile(r"[\0\\~]|^/|//|:[/\\]|\.\.|%2e|(^|/)\./|/\.?$", re.IGNORECASE)  # what may be wrong or needless in a written path
+# Paths that need a closer look: absolute, a URL, with "..", or not in normal form.
+SUSPICIOUS_PATH = re.compile(r"[\0\\~]|^/|//|:[/\\]|\.\.|%2e|(^|/)\./|/\.?$", re.IGNORECASE)
 
 
-class Listed(NamedTuple):
-    """An image as its name or a list tells it; what is not told is None. Identities and cameras are numbers or strings."""
+class ListedImage(NamedTuple):
+    """An image as its file name, a list or a manifest describes it; None where nothing is stated. Identities and cameras are int or str."""
 
-    path: str  # relative to the set's root, with forward slashes
-    pid: int | str | None  # the integers 0 (distractor) and -1 (junk) have their meaning in a gallery
+    path: str  # relative to the root of the data set, with forward slashes
+    pid: int | str | None  # in a gallery, the integers 0 and -1 mean a distractor and junk
     camid: int | str | None
     split: str  # train, query or gallery
-    timestamp: float | None = None  # seconds, from whatever beginning
+    timestamp: float | None = None  # seconds, from any origin
 
 
-def image_files(root: Path, below: str = "") -> Iterator[str]:
-    """Yield the images below a folder as paths relative to the root, in the order of these strings.
+def iter_image_paths(root: Path, folder: str = "") -> Iterator[str]:
+    """Yield the paths of the images below a folder, relative to the root and sorted as strings.
 
-    A folder's names are held while it is walked, nothing more. Hidden names are left out, links to folders are not followed.
+    Memory holds the names of the folders that are open, and nothing else. Hidden files are skipped, links to folders are not followed.
+
+    Args:
+        root: the root of the data set.
+        folder: the folder to walk, relative to the root; empty or with a trailing slash.
     """
-    with os.scandir(root / below) as entries:
-        # With its slash a folder sorts among its siblings exactly where the paths below it do.
+    with os.scandir(root / folder) as entries:
+        # A folder name with a trailing slash sorts among its siblings exactly where the paths below it do.
         names = [entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries if entry.name[0] != "."]
     names.sort()
     for name in names:
         if name.endswith("/"):
-            yield from image_files(root, below + name)
-        elif name.lower().endswith(SUFFIXES):
-            yield below + name
+            yield from iter_image_paths(root, folder + name)
+        elif name.lower().endswith(IMAGE_SUFFIXES):
+            yield folder + name
 
 
-def written_path(text: str, where: str, root: Path | None) -> str:
-    """Check a path that stands in somebody's file: it must stay below the root the file speaks for.
+def validate_image_path(text: str, origin: str, root: Path | None) -> str:
+    """Validate an image path from a list or manifest: it must stay below the root.
 
     Args:
         text: the path as written.
-        where: file and line, for the sentence of refusal.
-        root: the folder; None if it lies at a URL, where nothing can be linked.
+        origin: file and line, for error messages.
+        root: the folder; None for a URL, where there are no links.
 
     Returns:
-        The path with forward slashes and without needless dots.
+        The path with forward slashes, in normal form.
 
     Raises:
-        DataError: it is empty, absolute, a URL, or leads out of the root by `..` or by a link.
+        DataError: the path is empty, absolute, a URL, or leads out of the root by `..` or by a link.
     """
-    path = text if text and ODD.search(text) is None else _mended(text, where)
+    path = text if text and SUSPICIOUS_PATH.search(text) is None else _normalise_path(text, origin)
     if root is not None:
         base = str(root)
-        inside = _leads_inside(base, path.rpartition("/")[0])
-        if inside and os.path.islink(f"{base}/{path}"):  # noqa: PTH114 a million times: Path is too slow
-            inside = _leads_inside(base, path)
+        inside = _is_inside(base, path.rpartition("/")[0])
+        if inside and os.path.islink(f"{base}/{path}"):  # noqa: PTH114 Path is too slow for a million calls
+            inside = _is_inside(base, path)
         if not inside:
-            raise DataError(f"{where}: {text!r} is a link that leads out of the folder: put the image itself there")
+            raise DataError(f"{origin}: {text!r} is a link that leads out of the folder: replace the link with the image itself")
     return path
 
 
-def _mended(text: str, where: str) -> str:
+def _normalise_path(text: str, origin: str) -> str:
     if not text or "\0" in text:
-        raise DataError(f"{where}: a path is missing or no text: every line names an image")
+        raise DataError(f"{origin}: the image path is empty or contains a null character: name an image on every line")
     if text[0] in "/\\~" or "://" in text or re.match(r"[A-Za-z]:[/\\]", text):
-        raise DataError(f"{where}: {text!r} is absolute: write image paths relative to the file's folder")
+        raise DataError(f"{origin}: {text!r} is absolute: write image paths relative to the folder of this file")
     if ".." in re.split(r"[/\\]|%2f|%5c", re.sub("%2e", ".", text, flags=re.IGNORECASE), flags=re.IGNORECASE):
-        raise DataError(f"{where}: {text!r} leads out of the folder: write image paths below it, without '..'")
+        raise DataError(f"{origin}: {text!r} leads out of the folder: write image paths below it, without '..'")
     return PurePosixPath(text).as_posix()
 
 
 @lru_cache(maxsize=4096)
-def _leads_inside(root: str, path: str) -> bool:
+def _is_inside(root: str, path: str) -> bool:
     return Path(root, path).resolve().is_relative_to(Path(root).resolve())
 
 
-def own_pid(text: str, split: str, where: str) -> int | str | None:
-    """Return an identity that a user wrote: the text itself, but -1 and 0 as Market-1501 has them.
+def parse_pid(text: str, split: str, origin: str) -> int | str | None:
+    """Parse an identity from a user's file: the text itself, except for -1 and 0, which mean what they mean in Market-1501.
 
-    In a gallery they are junk and a distractor. In a training set -1 is an image without identity, 0 a person like any other; a query
-    can be neither.
+    In a gallery they are junk and a distractor. In a training split -1 is an image without an identity, and 0 an ordinary identity. A
+    query can be neither.
+
+    Args:
+        text: the identity as written; empty if there is none.
+        split: train, query or gallery.
+        origin: file and line, for error messages.
 
     Raises:
-        DataError: a query is junk or a distractor.
+        DataError: a query is marked as junk or as a distractor.
 
     Example:
-        >>> own_pid("Ana", "train", ""), own_pid("0000", "gallery", ""), own_pid("-1", "train", ""), own_pid("0", "train", "")
+        >>> parse_pid("Ana", "train", ""), parse_pid("0000", "gallery", ""), parse_pid("-1", "train", ""), parse_pid("0", "train", "")
         ('Ana', 0, None, '0')
     """
     special = JUNK_PID if text == "-1" else DISTRACTOR_PID if re.fullmatch("0+", text) else None
@@ -101,30 +111,36 @@ def own_pid(text: str, split: str, where: str) -> int | str | None:
     if special is None or split == "train":
         return text
     if split == "query":
-        raise DataError(f"{where}: a query cannot have identity {text}, which means a gallery's junk (-1) or distractor (0): number from 1")
+        raise DataError(
+            f"{origin}: a query cannot have identity {text}, which marks junk (-1) or a distractor (0) in a gallery: "
+            "number identities from 1"
+        )
     return special
 
 
-def own_split(text: str, where: str) -> str:
-    """Return the split a user wrote; nothing written is train.
+def parse_split(text: str, origin: str) -> str:
+    """Parse a split from a user's file; an empty text means train.
 
     Raises:
-        DataError: it is none of `SPLITS`.
+        DataError: the text is not a key of `SPLITS`.
     """
     split = SPLITS.get(text.lower() or "train")
     if split is None:
-        raise DataError(f"{where}: {text!r} is no split: write train, query or gallery")
+        raise DataError(f"{origin}: {text!r} is not a split: write train, query or gallery")
     return split
 
 
-def own_timestamp(text: str, where: str) -> float | None:
-    """Return seconds from a number, or from a date and time as ISO 8601 writes it (UTC where it does not say).
+def parse_timestamp(text: str, origin: str) -> float | None:
+    """Parse a time from a user's file: a number of seconds, or an ISO 8601 date and time (in UTC unless it has an offset).
+
+    Returns:
+        Seconds; None for an empty text.
 
     Raises:
-        DataError: it is neither.
+        DataError: the text is neither.
 
     Example:
-        >>> own_timestamp("2.5", ""), own_timestamp("1970-01-01T00:01:00", "")
+        >>> parse_timestamp("2.5", ""), parse_timestamp("1970-01-01T00:01:00", "")
         (2.5, 60.0)
     """
     if text == "":
@@ -133,10 +149,14 @@ def own_timestamp(text: str, where: str) -> float | None:
         seconds = float(text)
     except ValueError:
         try:
-            moment = datetime.fromisoformat(text)
+            seconds = utc_seconds(datetime.fromisoformat(text))
         except ValueError:
-            raise DataError(f"{where}: {text!r} is no time: write seconds, or a date and time like 2026-01-31T12:00:05") from None
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+            seconds = float("nan")
     if not abs(seconds) < float("inf"):
-        raise DataError(f"{where}: {text!r} is no time: write seconds, or a date and time like 2026-01-31T12:00:05")
+        raise DataError(f"{origin}: {text!r} is not a time: write seconds, or a date and time such as 2026-01-31T12:00:05")
     return seconds
+
+
+def utc_seconds(moment: datetime) -> float:
+    """Return a date and time as Unix time in seconds; without an offset it is taken to be UTC."""
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -1,12 +1,13 @@
-"""Reader of manifests: a CSV or Parquet file that names images, beside them or at any fsspec URL. The images are not opened.
+"""Reader of manifests: a CSV or Parquet file that names images relative to its folder, on disk or at an fsspec URL.
 
-Columns: ``path``, relative to the manifest's folder; optional ``identity``, ``camera``, ``timestamp``, ``split``; others are left alone.
+Columns: ``path``, relative to the manifest's folder; optional ``identity``, ``camera``, ``timestamp``, ``split``; others are ignored.
+Images are listed, not opened.
 """
 
 import csv
 import io
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,76 +15,82 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pul_core.errors import DataError
-from tasks.data.listing import Listed, own_pid, own_split, own_timestamp, written_path
-from tasks.data.places import image_root, is_url, opened
+from tasks.data.listing import ListedImage, parse_pid, parse_split, parse_timestamp, utc_seconds, validate_image_path
+from tasks.data.locations import image_root, is_url, open_location
 
 COLUMNS = ("path", "identity", "camera", "timestamp", "split")
-BATCH = 16384  # lines of Parquet in memory
-SUFFIXES = (".csv", ".parquet")
+BATCH = 16384  # rows of Parquet in memory at a time
+MANIFEST_SUFFIXES = (".csv", ".parquet")
 
 
-def manifest(place: str) -> Iterator[Listed]:
-    """List the images of a manifest, in its order, in the memory of a batch.
+def list_manifest(location: str) -> Iterator[ListedImage]:
+    """List the images of a manifest, in its order. Memory holds one batch of rows.
 
     Args:
-        place: the manifest's file or URL.
+        location: file or URL of the manifest.
 
     Raises:
-        DataError: it cannot be read, lacks the column path, or a line is wrong; the line is named.
+        DataError: the manifest cannot be read, has no column path, or has an invalid line; the message names the line.
     """
-    root = None if is_url(place) else Path(image_root(place))
-    with opened(place) as file:
-        rows = _csv_rows(file, place) if place.lower().endswith(".csv") else _parquet_rows(file, place)
-        for where, told in rows:
-            split = own_split(told["split"], where)
-            yield Listed(
-                written_path(told["path"], where, root),
-                own_pid(told["identity"], split, where),
-                told["camera"] or None,
+    root = None if is_url(location) else Path(image_root(location))
+    with open_location(location) as file:
+        rows = _csv_rows(file, location) if location.lower().endswith(".csv") else _parquet_rows(file, location)
+        for origin, cells in rows:
+            split = parse_split(cells["split"], origin)
+            yield ListedImage(
+                validate_image_path(cells["path"], origin, root),
+                parse_pid(cells["identity"], split, origin),
+                cells["camera"] or None,
                 split,
-                own_timestamp(told["timestamp"], where),
+                parse_timestamp(cells["timestamp"], origin),
             )
 
 
-def _csv_rows(file: IO[bytes], place: str) -> Iterator[tuple[str, dict[str, str]]]:
+def _csv_rows(file: IO[bytes], location: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the origin (file and line) and the cells of each row."""
     reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
     try:
-        _check_columns(reader.fieldnames or (), place)
+        _check_columns(reader.fieldnames or (), location)
         for row in reader:
-            where = f"{place}, line {reader.line_num}"
+            origin = f"{location}, line {reader.line_num}"
             if None in row:
-                raise DataError(f"{where}: it has more fields than the heading: put fields with commas in quotes")
-            yield where, {name: row.get(name) or "" for name in COLUMNS}
+                raise DataError(f"{origin} has more fields than the header: quote fields that contain commas")
+            yield origin, {name: row.get(name) or "" for name in COLUMNS}
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{place}, line {reader.line_num + 1}: it is no CSV in UTF-8 ({error})") from error
+        raise DataError(
+            f"{location}, line {reader.line_num + 1} is not valid CSV in UTF-8 ({error}): correct the line, or save the file as UTF-8"
+        ) from error
 
 
-def _parquet_rows(file: IO[bytes], place: str) -> Iterator[tuple[str, dict[str, str]]]:
+def _parquet_rows(file: IO[bytes], location: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the origin (file and row) and the cells of each row."""
     try:
         parquet = pq.ParquetFile(file)
-        _check_columns(parquet.schema_arrow.names, place)
+        _check_columns(parquet.schema_arrow.names, location)
         present = [name for name in COLUMNS if name in parquet.schema_arrow.names]
-        nothing = dict.fromkeys(COLUMNS, "")
+        empty_row = dict.fromkeys(COLUMNS, "")
         row = 0
         for batch in parquet.iter_batches(batch_size=BATCH, columns=present):
-            columns = [[_text(value) for value in batch.column(name).to_pylist()] for name in present]
+            columns = [[_cell_text(value) for value in batch.column(name).to_pylist()] for name in present]
             for values in zip(*columns, strict=True):
                 row += 1
-                yield f"{place}, row {row}", nothing | dict(zip(present, values, strict=True))
+                yield f"{location}, row {row}", empty_row | dict(zip(present, values, strict=True))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{place} is no Parquet file that can be read ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{location} is not a readable Parquet file ({str(error).splitlines()[0]}): write it again") from error
 
 
-def _text(value: Any) -> str:
-    """Return a cell as it would stand in a CSV; times are in UTC where they do not say."""
-    if value is None or value != value:  # a NaN is how pandas writes nothing
+def _cell_text(value: Any) -> str:
+    """Return a cell as the text that a CSV would hold."""
+    if value is None or value != value:  # pandas writes a missing value as NaN
         return ""
     if isinstance(value, datetime):
-        return str((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp())
+        return str(utc_seconds(value))
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _check_columns(names: Any, place: str) -> None:
+def _check_columns(names: Iterable[Any], location: str) -> None:
     if "path" not in names:
-        found = ", ".join(map(str, names)) or "none"
-        raise DataError(f"{place} has no column 'path' (its columns: {found[:200]}): name the images' paths there, commas between columns")
+        columns = ", ".join(map(str, names)) or "none"
+        raise DataError(
+            f"{location} has no column 'path' (its columns: {columns[:200]}): add it with the images' paths, and separate columns by commas"
+        )

@@ -1,7 +1,7 @@
-"""The scan of a folder: the quality of every listed file, in batches; files that are unchanged since the last scan are not opened again.
+"""Scan of a data set: inspects every listed file in batches; files unchanged since the last scan come from a cache and are not opened.
 
-What a scan found is remembered below ``$PUL_HOME/cache/scans``, a Parquet file a folder. It is only a cache: whatever is wrong with it, the
-files are looked at again.
+The cache is one Parquet file per root in ``$PUL_HOME/cache/scans``. If it is missing, damaged or from another version, all files are
+inspected again.
 """
 
 import contextlib
@@ -20,118 +20,123 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from joblib import cpu_count
 
-from tasks.data.quality import Quality, file_state, look
+from tasks.data.quality import Quality, file_state, inspect_image
 from tasks.store.home import home
 
 BATCH = 4096  # files in memory at a time, and in a row group of the cache
-JUST_CHANGED_NS = 2_000_000_000  # a file this young may change again without its time telling so: not remembered
-FORMAT = f"1, Pillow {PIL.__version__}".encode()  # another decoder may see another picture
+JUST_CHANGED_NS = 2_000_000_000  # a file this young may change again without a new modification time, so it is not cached
+FORMAT = f"1, Pillow {PIL.__version__}".encode()  # another version of Pillow may decode differently
 _KINDS = (pa.string(), pa.int32(), pa.int32(), pa.string(), pa.int32(), pa.float32(), pa.float32(), pa.string())
 QUALITY = pa.schema(list(zip(Quality._fields, _KINDS, strict=True)))
 SCANNED = pa.schema([("bytes", pa.int64()), *QUALITY])
-REMEMBERED = pa.schema([("path", pa.string()), ("mtime_ns", pa.int64()), *SCANNED], metadata={"pul.scan": FORMAT})
+CACHED = pa.schema([("path", pa.string()), ("mtime_ns", pa.int64()), *SCANNED], metadata={"pul.scan": FORMAT})
 
 
 def scan(root: str, batches: Iterable[Sequence[str]]) -> Iterator[pa.Table]:
-    """Yield a table `SCANNED` for each batch of paths, one row a path, in order.
+    """Yield a table with schema `SCANNED` for each batch of paths, one row per path, in order.
 
-    Memory holds one batch, and 16 bytes for every file of the last scan. What was found is remembered when the last batch is done.
+    Memory holds one batch, and 16 bytes for every file of the previous scan. The cache is replaced after the last batch.
 
     Args:
         root: folder or URL of the paths.
-        batches: paths relative to it.
+        batches: paths relative to the root.
     """
-    file = home() / "cache" / "scans" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.parquet"
-    last = _last_scan(file)
-    with _replacing(file) as writer, ThreadPoolExecutor() as pool:
+    cache_file = home() / "cache" / "scans" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.parquet"
+    previous = _open_previous_scan(cache_file)
+    with _replace_on_success(cache_file) as writer, ThreadPoolExecutor(cpu_count() + 4) as pool:
         for paths in batches:
             files = [os.path.join(root, path) for path in paths]  # noqa: PTH118 a million Path objects take longer than all the rest
             sizes, mtimes, problems = zip(*map(file_state, files), strict=True)
-            now = pa.table([pa.array(paths), pa.array(mtimes), pa.array(sizes)], names=["path", "mtime_ns", "bytes"])
-            known = _recall(last, now)
-            unchanged = _equal(known, now)
-            seen = [Quality(problem=problem) for problem in problems]
-            todo = [row for row in np.flatnonzero(~unchanged).tolist() if problems[row] is None]
-            for row, quality in zip(todo, pool.map(look, [files[row] for row in todo]), strict=True):
-                seen[row] = quality
-            fresh = pa.table([pa.array(values, kind) for values, kind in zip(zip(*seen, strict=True), _KINDS, strict=True)], schema=QUALITY)
-            both = pa.concat_tables([fresh, known.select(QUALITY.names)])
-            quality = both.take(np.arange(len(paths)) + len(paths) * unchanged)
-            found = pa.table([*now.columns, *quality.columns], schema=REMEMBERED)
-            old = np.array(mtimes) < time.time_ns() - JUST_CHANGED_NS
-            writer.write_table(found.filter(pc.and_(pc.is_valid(found["sha256"]), pa.array(old))))
-            yield found.select(SCANNED.names)
+            current = pa.table([pa.array(paths), pa.array(mtimes), pa.array(sizes)], names=["path", "mtime_ns", "bytes"])
+            cached = _look_up(previous, current)
+            unchanged = _is_unchanged(cached, current)
+            inspected = [Quality(problem=problem) for problem in problems]
+            to_inspect = [row for row in np.flatnonzero(~unchanged).tolist() if problems[row] is None]
+            for row, quality in zip(to_inspect, pool.map(inspect_image, [files[row] for row in to_inspect]), strict=True):
+                inspected[row] = quality
+            columns = [pa.array(values, kind) for values, kind in zip(zip(*inspected, strict=True), _KINDS, strict=True)]
+            candidates = pa.concat_tables([pa.table(columns, schema=QUALITY), cached.select(QUALITY.names)])
+            quality_table = candidates.take(np.arange(len(paths)) + len(paths) * unchanged)
+            records = pa.table([*current.columns, *quality_table.columns], schema=CACHED)
+            old_enough = np.array(mtimes) < time.time_ns() - JUST_CHANGED_NS
+            writer.write_table(records.filter(pc.and_(pc.is_valid(records["sha256"]), pa.array(old_enough))))
+            yield records.select(SCANNED.names)
 
 
-class _LastScan:
-    """What the last scan of a folder found. In memory is a hash of each path; the rest is read from the file, a row group at a time."""
+class _PreviousScan:
+    """The cached result of the previous scan. Memory holds a hash of each path; the rest is read from the file, a row group at a time."""
 
     def __init__(self, file: Path) -> None:
-        """Open the file.
+        """Open the cache and hash its paths.
 
         Raises:
-            ValueError: it was written by another version.
-            OSError: it is missing or damaged.
+            ValueError: the cache was written by another version.
+            OSError: the cache is missing or damaged.
         """
         self.file = pq.ParquetFile(file, page_checksum_verification=True)
         if (self.file.schema_arrow.metadata or {}).get(b"pul.scan") != FORMAT:
             raise ValueError(f"{file} has another format")
-        self.group = functools.lru_cache(maxsize=4)(self.file.read_row_group)  # the order of a folder seldom changes: one or two are enough
+        self.read_group = functools.lru_cache(maxsize=4)(self.file.read_row_group)  # listings rarely change their order: few are needed
         groups = range(self.file.num_row_groups)
-        self.ends = np.cumsum([self.file.metadata.row_group(group).num_rows for group in groups], dtype=np.int64)
-        hashes = [_hashes(self.file.read_row_group(group, ["path"])["path"]) for group in groups]
+        self.group_ends = np.cumsum([self.file.metadata.row_group(group).num_rows for group in groups], dtype=np.int64)
+        hashes = [_hash_paths(self.file.read_row_group(group, ["path"])["path"]) for group in groups]
         unsorted = np.concatenate([np.zeros(0, np.int64), *hashes])
         self.order = np.argsort(unsorted)
         self.hashes = unsorted[self.order]
 
-    def recall(self, paths: pa.ChunkedArray) -> pa.Table:
-        """Return a table `REMEMBERED`, one row a path: what was found, or nulls. Equal hashes may bring another file's row."""
-        wanted = _hashes(paths)
-        at = np.searchsorted(self.hashes, wanted).clip(0, max(len(self.hashes) - 1, 0))
-        known = np.flatnonzero(self.hashes[at] == wanted) if len(self.hashes) else np.zeros(0, np.int64)
-        rows = self.order[at[known]]
-        group = np.searchsorted(self.ends, rows, side="right")
-        parts, position = [REMEMBERED.empty_table()], np.full(len(wanted), -1)
-        for number in np.unique(group):
-            chosen = group == number
-            start = self.ends[number - 1] if number else 0
-            position[known[chosen]] = sum(part.num_rows for part in parts) + np.arange(chosen.sum())
-            parts.append(self.group(int(number)).take(rows[chosen] - start))
-        return pa.concat_tables(parts).take(pa.array(position, mask=position < 0))
+    def look_up(self, paths: pa.ChunkedArray) -> pa.Table:
+        """Return a table with schema `CACHED`, one row per path: the cached record, or nulls.
+
+        Where two paths have the same hash, the record may be that of the other path; compare the paths.
+        """
+        hashes = _hash_paths(paths)
+        candidates = np.searchsorted(self.hashes, hashes).clip(0, max(len(self.hashes) - 1, 0))
+        hits = np.flatnonzero(self.hashes[candidates] == hashes) if len(self.hashes) else np.zeros(0, np.int64)
+        rows = self.order[candidates[hits]]
+        groups = np.searchsorted(self.group_ends, rows, side="right")
+        parts, positions = [CACHED.empty_table()], np.full(len(hashes), -1)
+        for group in np.unique(groups):
+            in_group = groups == group
+            start = self.group_ends[group - 1] if group else 0
+            positions[hits[in_group]] = sum(part.num_rows for part in parts) + np.arange(in_group.sum())
+            parts.append(self.read_group(int(group)).take(rows[in_group] - start))
+        return pa.concat_tables(parts).take(pa.array(positions, mask=positions < 0))
 
 
-def _last_scan(file: Path) -> _LastScan | None:
+def _open_previous_scan(file: Path) -> _PreviousScan | None:
     try:
-        return _LastScan(file)
+        return _PreviousScan(file)
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
 
 
-def _recall(last: _LastScan | None, now: pa.Table) -> pa.Table:
-    if last is not None:
+def _look_up(previous: _PreviousScan | None, current: pa.Table) -> pa.Table:
+    """Return the cached records of the current paths; all nulls if there is no readable cache."""
+    if previous is not None:
         with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException):
-            return last.recall(now["path"])
-    return REMEMBERED.empty_table().take(pa.nulls(now.num_rows, pa.int64()))
+            return previous.look_up(current["path"])
+    return CACHED.empty_table().take(pa.nulls(current.num_rows, pa.int64()))
 
 
-def _equal(known: pa.Table, now: pa.Table) -> npt.NDArray[np.bool_]:
-    """Say of each file whether path, size and time are those of the last scan."""
-    equal = functools.reduce(pc.and_, (pc.equal(known[name], now[name]) for name in now.column_names))
+def _is_unchanged(cached: pa.Table, current: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return for each file whether path, size and modification time equal the cached ones."""
+    equal = functools.reduce(pc.and_, (pc.equal(cached[name], current[name]) for name in current.column_names))
     return np.asarray(pc.fill_null(equal, False))
 
 
-def _hashes(paths: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+def _hash_paths(paths: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return np.fromiter(map(hash, paths.to_pylist()), np.int64, len(paths))
 
 
 @contextlib.contextmanager
-def _replacing(file: Path) -> Iterator[pq.ParquetWriter]:
-    """Write the cache under another name; only when the block ends without an error does it replace the last one."""
+def _replace_on_success(file: Path) -> Iterator[pq.ParquetWriter]:
+    """Yield a writer to a temporary file that replaces the cache if the block succeeds, and is removed if it fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".partial-{uuid.uuid4().hex}")
     try:
-        with pq.ParquetWriter(partial, REMEMBERED, compression="zstd", write_page_checksum=True) as writer:
+        with pq.ParquetWriter(partial, CACHED, compression="zstd", write_page_checksum=True) as writer:
             yield writer
         partial.replace(file)
     finally:

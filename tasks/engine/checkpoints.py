@@ -1,7 +1,7 @@
-"""What a long step has finished so far, kept so that after a crash the step itself goes on; deleted when the step is done.
+"""Checkpoints of a step: finished parts of a long step, so that after a crash the step itself resumes; deleted when the step is done.
 
-Kept below ``$PUL_HOME/checkpoints`` under the step's cache key: whoever asks for the same step, a retry or a new run with the same
-parameters, goes on with it, and an edited core does not.
+They are stored in ``$PUL_HOME/checkpoints`` under the step's cache key. So a retry resumes from them, and so does a new run with the same
+parameters, but not a run with edited code.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from tasks.engine.steps import running_key
 from tasks.store.home import home
 
 
-class Kept:
-    """Named pieces of a step's work."""
+class StepCheckpoint:
+    """The finished parts of a step by name, each a file in ``folder``; without a folder nothing is saved."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     def save(self, name: str, data: bytes) -> None:
-        """Keep a piece, whole or not at all."""
+        """Save a part atomically. A part that cannot be saved is logged and does not stop the step."""
         if self.folder is None:
             return
         try:
@@ -33,25 +33,30 @@ class Kept:
                 file.write(hashlib.sha256(data).digest())
                 file.write(data)
             partial.replace(self.folder / name)
-        except OSError as error:  # disk full, or an equal step that was done first cleared the folder away: work goes on without it
-            step_logger().warning("%s was not kept (%s): after a crash that part is computed again", name, error.strerror or error)
+        except OSError as error:  # the disk is full, or an equal step of another run has finished and removed the folder
+            reason = error.strerror or error
+            step_logger().warning("Checkpoint %s was not saved (%s): after a crash this part is computed again.", name, reason)
 
     def load(self, name: str) -> bytes | None:
-        """Return a piece; None if it was not kept, or is damaged and has to be made again."""
+        """Return a part, or None if it was not saved or is damaged."""
         if self.folder is None or not (path := self.folder / name).is_file():
             return None
-        data = path.read_bytes()
-        if hashlib.sha256(data[32:]).digest() != data[:32]:
-            step_logger().warning("checkpoint %s is damaged: that part is computed again", path)
+        content = path.read_bytes()
+        digest, data = content[:32], content[32:]
+        if hashlib.sha256(data).digest() != digest:
+            step_logger().warning("Checkpoint %s is damaged: this part is computed again.", path)
             return None
-        return data[32:]
+        return data
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[Kept]:
-    """Give the running step a place for its finished pieces; outside a step nothing is kept."""
+def step_checkpoint() -> Iterator[StepCheckpoint]:
+    """Open the checkpoint of the running step and delete it at the end of the block, unless the block raises.
+
+    Outside a step nothing is saved.
+    """
     key = running_key()
-    place = Kept(home() / "checkpoints" / key if key else None)
-    yield place
-    if place.folder:  # after an error or a crash it stays
-        shutil.rmtree(place.folder, ignore_errors=True)
+    checkpoint = StepCheckpoint(home() / "checkpoints" / key if key else None)
+    yield checkpoint
+    if checkpoint.folder:
+        shutil.rmtree(checkpoint.folder, ignore_errors=True)

@@ -1,8 +1,9 @@
-"""Prefect's graph: an edge from every task whose result a task is given, and none else.
+"""Tasks with exact edges in Prefect's flow-run graph: the parents of a task run are the task runs whose results it receives.
 
-Left to itself Prefect looks into each argument and finds parents by the identity of whatever a task returned, short strings included, which
-Python shares: a run of four iterations gets 1,200 edges, most of them false. Its server lists an edge once for each input of the parent,
-be that an edge itself or an argument without one; from 500 listed ones on its page draws none. So a task has one input here: its parents.
+By default Prefect searches every argument for results by object identity. Python shares short strings, so most of the edges it finds are
+false: a run of four iterations has 1,200 edges. In addition, Prefect's server lists an edge once per input of the parent task run, and its
+page draws no edges if 500 or more are listed. A task here therefore has a single Prefect input: the results of its parents, followed by its
+quoted arguments.
 """
 
 import functools
@@ -20,77 +21,77 @@ from pydantic import BaseModel
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-Given = tuple[Any, ...]  # what other tasks made, for Prefect to see; last the arguments by name, for the function
+TaskInput = tuple[Any, ...]  # the results of other tasks, which Prefect inspects, then the quoted arguments of the function by name
 
 
-class Linked(Protocol[P, R_co]):
-    """A task whose call draws the edges of its arguments; ``fn`` is the bare function, ``task`` Prefect's."""
+class LinkedTask(Protocol[P, R_co]):
+    """A function that runs as a Prefect task when it is called; ``fn`` is the plain function and ``task`` the Prefect task."""
 
     fn: Callable[P, Any]
-    task: Task[[Given], Any]
+    task: Task[[TaskInput], Any]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Run the task in the flow run."""
+        """Run the task in the current flow run."""
 
 
-def linked(run_name: str) -> Callable[[Callable[P, R]], Linked[P, R]]:
-    """Make a function a task that is never cached and draws the edges of its arguments when it is called.
+def linked(run_name: str) -> Callable[[Callable[P, R]], LinkedTask[P, R]]:
+    """Make a function a task that is never cached; its parents are the tasks whose results are among its arguments.
 
     Args:
-        run_name: of its task runs, formatted with the arguments.
+        run_name: template of the task run's name, formatted with the arguments of the function.
     """
 
-    def decorate(function: Callable[P, R]) -> Linked[P, R]:
-        task = task_of(function, run_name, cache_policy=NO_CACHE)
+    def decorate(function: Callable[P, R]) -> LinkedTask[P, R]:
+        task = make_task(function, run_name, cache_policy=NO_CACHE)
         signature = inspect.signature(function)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            return call_linked(task, bound.arguments)
+            return call_task(task, bound.arguments)
 
         vars(call).update(fn=function, task=task)
-        return cast(Linked[P, R], call)
+        return cast(LinkedTask[P, R], call)
 
     return decorate
 
 
-def task_of(function: Callable[..., R], run_name: str, **options: Any) -> Task[[Given], R]:
-    """Return Prefect's task of a function, for `call_linked`.
+def make_task(function: Callable[..., R], run_name: str, **options: Any) -> Task[[TaskInput], R]:
+    """Return the Prefect task of a function, to be called by `call_task`.
 
     Args:
-        function: what it runs.
-        run_name: of its task runs, formatted with the function's arguments.
-        options: Prefect's.
+        function: the function to run.
+        run_name: template of the task run's name, formatted with the arguments of the function.
+        options: further options of Prefect's ``Task``.
     """
 
-    def run(given: Given) -> R:
-        return function(**given[-1])
+    def run(inputs: TaskInput) -> R:
+        return function(**inputs[-1])
 
-    def name(parameters: dict[str, Any]) -> str:
-        return run_name.format(**arguments_of(parameters))
+    def format_run_name(parameters: dict[str, Any]) -> str:
+        return run_name.format(**task_arguments(parameters))
 
-    for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):  # all that functools.wraps copies, but for the signature
+    for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):  # functools.wraps would also copy the signature
         setattr(run, attribute, getattr(function, attribute))
-    return Task(run, name=function.__name__, task_run_name=cast(TaskRunNameCallbackWithParameters, name), **options)
+    return Task(run, name=function.__name__, task_run_name=cast(TaskRunNameCallbackWithParameters, format_run_name), **options)
 
 
-def call_linked(task: Task[[Given], R], arguments: Mapping[str, Any]) -> R:
-    """Call a task of `task_of` with arguments Prefect does not look into, as a child of the tasks that made them."""
-    made = [opaque(result) for result in _made(list(arguments.values()))]
-    result: R = task((*made, quote(dict(arguments))))
-    return result
+def call_task(task: Task[[TaskInput], R], arguments: Mapping[str, Any]) -> R:
+    """Call a task from `make_task`; Prefect does not inspect the arguments beyond the results of other tasks among them."""
+    results = [opaque(result) for result in _task_results(list(arguments.values()))]
+    output: R = task((*results, quote(dict(arguments))))
+    return output
 
 
-def arguments_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the function's arguments by name, from the parameters of a task of `task_of`."""
-    arguments: dict[str, Any] = parameters["given"][-1]
+def task_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the function by name, from the parameters of its task run."""
+    arguments: dict[str, Any] = parameters["inputs"][-1]
     return arguments
 
 
-def _made(value: Any) -> Iterator[BaseModel | dict[str, Any]]:
-    """Find what tasks of this flow run returned, in other values or on its own."""
+def _task_results(value: Any) -> Iterator[BaseModel | dict[str, Any]]:
+    """Yield the results of tasks of the current flow run that a value consists of or contains."""
     if isinstance(value, BaseModel | dict) and get_state_for_result(value):
         yield value
         return
@@ -100,4 +101,4 @@ def _made(value: Any) -> Iterator[BaseModel | dict[str, Any]]:
         value = list(value.values())
     if isinstance(value, list | tuple):
         for part in value:
-            yield from _made(part)
+            yield from _task_results(part)

@@ -1,7 +1,8 @@
-"""Prefect's records of finished steps, judged before Prefect reads them.
+"""Verification of Prefect's result records before Prefect reads them.
 
-A record names the serializer, the library and the classes that are to read it, so a forged one could run anything: it may ask for pickle,
-and even as JSON it may ask for any function that can be imported. Read is only what our own steps write.
+A record names the serializer, the JSON library and the classes that Prefect uses to read it. A forged record could therefore execute any
+code: it can request pickle and, even as JSON, any importable function. Only records in the exact form that this project's steps write are
+trusted.
 """
 
 import json
@@ -17,26 +18,31 @@ from tasks.store.references import Reference
 SERIALIZER = JSONSerializer().model_dump(mode="json")
 
 
-def is_ours(record: bytes, key: str) -> bool:
-    """Say whether a record is JSON that one of our steps wrote under this key: a reference whose parts are plain values."""
+def is_trusted_result(record: bytes, key: str) -> bool:
+    """Return whether a record is the JSON that a step of this project writes under a cache key: one reference with plain values.
+
+    Args:
+        record: the content of the record's file.
+        key: the cache key under which the record was found.
+    """
     try:
-        told = json.loads(record, object_pairs_hook=_without_doubles)
-        result = json.loads(told["result"], object_pairs_hook=_without_doubles)
+        fields = json.loads(record, object_pairs_hook=_unique_names)
+        result = json.loads(fields["result"], object_pairs_hook=_unique_names)
         return (
-            set(told) == {"metadata", "result"}
-            and told["metadata"]["serializer"] == SERIALIZER
-            and PurePath(told["metadata"]["storage_key"]).name == key  # else a whole one of another step, put in its place
+            set(fields) == {"metadata", "result"}
+            and fields["metadata"]["serializer"] == SERIALIZER
+            and PurePath(fields["metadata"]["storage_key"]).name == key  # otherwise it is the record of another step, copied here
             and set(result) == {"__class__", "data"}
-            and result["__class__"] in _names()
+            and result["__class__"] in _class_names()
             and _is_plain(result["data"])
         )
     except (ValueError, TypeError, LookupError):
         return False
 
 
-def _names() -> set[str]:
-    kinds: list[type[BaseModel]] = [Artifact, *Reference.__subclasses__()]
-    return {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}
+def _class_names() -> set[str]:
+    classes: list[type[BaseModel]] = [Artifact, *Reference.__subclasses__()]
+    return {f"{each.__module__}.{each.__qualname__}" for each in classes}
 
 
 def _is_plain(value: Any) -> bool:
@@ -45,9 +51,9 @@ def _is_plain(value: Any) -> bool:
     return all(map(_is_plain, value)) if isinstance(value, list) else True
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object that says something twice: who reads it next might take the other one."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice")
-    return found
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a JSON object with a repeated name, because another parser may use the other value."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a JSON object repeats a name")
+    return fields

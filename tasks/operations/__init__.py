@@ -1,1 +1,1 @@
-"""Operating many runs: processes, sweeps, lost runs, garbage collection, purge."""
+"""Operating many runs: subprocesses, sweeps, lost runs, garbage collection and deletion on request."""

@@ -1,4 +1,7 @@
-"""What may go, and what is wrong: unfinished work nobody goes on with, files no run refers to, caches nobody reads, damaged artifacts."""
+"""Garbage collection and integrity checks of ``$PUL_HOME``.
+
+Garbage is what no run needs: abandoned checkpoints, partial files, unused caches and artifacts that no run refers to.
+"""
 
 import contextlib
 import hashlib
@@ -10,106 +13,108 @@ from typing import NamedTuple
 
 from tasks.store.home import home
 
-DAY = 86_400.0
+DAY = 86_400.0  # seconds
 
 
-class Rubbish(NamedTuple):
-    """A file or folder that may be removed."""
+class Garbage(NamedTuple):
+    """A file or folder that can be removed, its size in bytes and the reason."""
 
     path: Path
     bytes: int
-    why: str
+    reason: str
 
 
 class Damage(NamedTuple):
-    """A file that a run refers to and that is not what it was."""
+    """A damaged or missing file that a run refers to."""
 
     path: Path
-    what: str
+    problem: str
 
 
-def find_rubbish(*, older_than_days: float, keep_iterations: bool = True) -> list[Rubbish]:
-    """List what may be removed. Whatever is needed again is computed again.
+def find_garbage(*, older_than_days: float, keep_iterations: bool = True) -> list[Garbage]:
+    """List the files and folders that can be removed; a step that needs one of them again computes it again.
 
     Args:
-        older_than_days: nothing that was written or read since then.
-        keep_iterations: False also gives up features and models between iteration 0 and the last one of every run.
+        older_than_days: minimum number of days since the file was last written or read.
+        keep_iterations: False also removes the features and models of all iterations but the first and the last of every run.
     """
-    root, before = home(), time.time() - older_than_days * DAY
-    wanted = _linked(root, between=keep_iterations)
-    found: dict[Path, str] = {}
-    for folder in root.glob("checkpoints/*"):
-        found[folder] = "unfinished work of a step that nobody goes on with"
+    root, cutoff = home(), time.time() - older_than_days * DAY
+    referenced = _referenced_files(root, keep_iterations=keep_iterations)
+    reasons = dict.fromkeys(root.glob("checkpoints/*"), "checkpoint of an unfinished step")
     for partial in (*root.glob("artifacts/*/.partial-*"), *root.glob("cache/*/.partial-*")):
-        found[partial] = "half-written by a process that died"
+        reasons[partial] = "partial file of a process that died"
     for file in root.glob("cache/pixels/*.u8"):
-        found.setdefault(file, "decoded images, not read lately")
+        reasons.setdefault(file, "decoded images that were not used recently")
     for file in root.glob("artifacts/*/*"):
-        if file not in wanted:
-            found.setdefault(file, "no run refers to it")
-    return [Rubbish(path, _size(path), why) for path, why in sorted(found.items()) if _last_used(path) < before]
+        if file not in referenced:
+            reasons.setdefault(file, "no run refers to it")
+    return [Garbage(path, _size(path), reason) for path, reason in sorted(reasons.items()) if _last_used(path) < cutoff]
 
 
-def remove(rubbish: list[Rubbish]) -> None:
-    """Remove files and folders, and links of runs that then point nowhere."""
-    for item in rubbish:
+def remove(garbage: list[Garbage]) -> None:
+    """Remove files and folders, and the links of iterations to them."""
+    for item in garbage:
         if item.path.is_dir():
             shutil.rmtree(item.path, ignore_errors=True)
         else:
             item.path.unlink(missing_ok=True)
-    for link in home().glob("runs/*/iteration=*/*"):
+    remove_dangling_links("runs/*/iteration=*/*")
+
+
+def remove_dangling_links(pattern: str) -> None:
+    """Remove the links in ``$PUL_HOME`` that match a glob pattern and whose files no longer exist."""
+    for link in home().glob(pattern):
         if link.is_symlink() and not link.exists():
             link.unlink()
 
 
 def find_damage() -> Iterator[Damage]:
-    """Compare the digest of every artifact that a run refers to with its name."""
+    """Compare the digest of every artifact that a run refers to with its file name."""
     for link in sorted(home().glob("runs/**/*")):
         if not link.is_symlink():
             continue
         file = link.resolve()
         if not file.exists():
-            yield Damage(link, "is missing (removed, or by pul gc)")
+            yield Damage(link, "is missing (removed by hand or by pul gc)")
         elif not digest_of(file).startswith(file.stem):
-            yield Damage(file, "is damaged: its bytes are not those its name says")
+            yield Damage(file, "is damaged: its SHA-256 does not match its name")
 
 
 def sizes() -> dict[str, int]:
-    """Return how many bytes lie in each folder below ``$PUL_HOME``."""
-    return {part.name: _size(part) for part in sorted(home().iterdir())}
-
-
-def _linked(root: Path, *, between: bool) -> set[Path]:
-    """Return the files that runs refer to."""
-    wanted = set()
-    for run in root.glob("runs/*"):
-        iterations = sorted(run.glob("iteration=*"), key=lambda folder: int(folder.name.split("=")[1]))
-        for link in (*run.glob("*.parquet"), *(link for folder in iterations for link in folder.iterdir())):
-            bulky = link.stem in ("features", "model")
-            if between or not bulky or link.parent in (iterations[0], iterations[-1]):
-                wanted.add(link.resolve())
-    return wanted
-
-
-def _last_used(path: Path) -> float:
-    times = [0.0]
-    for part in (path, *path.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):  # a step that is at work renames its files
-            status = part.stat()
-            times.append(status.st_mtime if part.is_dir() else max(status.st_mtime, status.st_atime))
-    return max(times)
-
-
-def _size(path: Path) -> int:
-    parts = path.rglob("*") if path.is_dir() else (path,)
-    total = 0
-    for part in parts:
-        with contextlib.suppress(FileNotFoundError):
-            total += part.stat().st_size if part.is_file() and not part.is_symlink() else 0
-    return total
+    """Return the size in bytes of each file and folder in ``$PUL_HOME``, by name."""
+    return {path.name: _size(path) for path in sorted(home().iterdir())}
 
 
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _referenced_files(root: Path, *, keep_iterations: bool) -> set[Path]:
+    """Return the files that runs refer to and that are to be kept."""
+    referenced = set()
+    for run in root.glob("runs/*"):
+        iterations = sorted(run.glob("iteration=*"), key=lambda folder: int(folder.name.split("=")[1]))
+        for link in (*run.glob("*.parquet"), *(link for folder in iterations for link in folder.iterdir())):
+            is_large = link.stem in ("features", "model")
+            if keep_iterations or not is_large or link.parent in (iterations[0], iterations[-1]):
+                referenced.add(link.resolve())
+    return referenced
+
+
+def _last_used(path: Path) -> float:
+    times = [0.0]
+    for part in (path, *path.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # a running step may rename its files meanwhile
+            status = part.stat()
+            times.append(status.st_mtime if part.is_dir() else max(status.st_mtime, status.st_atime))
+    return max(times)
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for part in path.rglob("*") if path.is_dir() else (path,):
+        with contextlib.suppress(FileNotFoundError):
+            total += part.stat().st_size if part.is_file() and not part.is_symlink() else 0
+    return total

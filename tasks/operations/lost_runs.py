@@ -1,6 +1,5 @@
-"""Runs whose process is gone (killed, out of memory, machine switched off) are closed in MLflow and in Prefect: nothing "runs" for ever."""
+"""Lost runs: their process is gone (killed, out of memory, power failure), but MLflow and Prefect still show them as running."""
 
-import json
 import socket
 from typing import Any
 from uuid import UUID
@@ -13,77 +12,78 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from pul_core.errors import DataError
+from tasks.store.config import read_config
 from tasks.store.home import home
-from tasks.tracking.client import client
+from tasks.tracking.client import search_all_runs
 from tasks.tracking.results import read_results
-from tasks.tracking.runs import PROCESS, close_run, process_tag
+from tasks.tracking.runs import PROCESS_TAG, close_run, process_key
 
 
 def lost_runs() -> list[Run]:
-    """Return the MLflow runs that are open although the process that wrote them is gone; other machines' are not judged."""
-    return [run for run in _running() if _is_gone(run.data.tags.get(PROCESS))]
+    """Return the MLflow runs that are open although their process on this machine is gone. Runs of other machines are not checked."""
+    return [run for run in _open_runs() if _is_gone(run.data.tags.get(PROCESS_TAG))]
 
 
 def open_runs() -> list[str]:
-    """Return the names of all runs that are open in MLflow."""
-    return [str(run.info.run_name) for run in _running()]
+    """Return the names of all runs that are open in MLflow, lost ones included."""
+    return [str(run.info.run_name) for run in _open_runs()]
 
 
-def _running() -> list[Run]:
-    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
-    return list(client().search_runs(experiments, "attributes.status = 'RUNNING' and tags.`pul.kind` = 'run'"))
+def _open_runs() -> list[Run]:
+    return search_all_runs("attributes.status = 'RUNNING' and tags.`pul.kind` = 'run'")
 
 
 def close_lost_runs(*, prefect: bool) -> list[str]:
-    """Close every lost run and return their names.
+    """Close the lost runs in MLflow and return their names.
 
     Args:
-        prefect: tell Prefect's server too; it has to be reachable.
+        prefect: also mark their flow runs as crashed; requires that Prefect's server can be reached.
     """
-    lost = lost_runs()
-    for run in lost:
-        close_run(run.data.tags["pul.flow_run_id"], "FAILED")
+    runs = lost_runs()
+    for run in runs:
+        flow_run_id = run.data.tags["pul.flow_run_id"]
+        close_run(flow_run_id, "FAILED")
         if prefect:
-            _crash(UUID(run.data.tags["pul.flow_run_id"]))
-    return [str(run.info.run_name) for run in lost]
+            _mark_as_crashed(UUID(flow_run_id))
+    return [str(run.info.run_name) for run in runs]
 
 
 def config_to_resume(name: str | None) -> tuple[str, dict[str, Any]]:
-    """Return name and parameters of a run that did not finish.
+    """Return the name and the parameters of an unfinished run.
 
     Args:
-        name: of the run; None takes the newest one.
+        name: name of the run; None selects the newest run.
 
     Raises:
-        DataError: there is no such run, it is finished, it still runs, or its config is gone.
+        DataError: the run does not exist, is finished or running, or its config.json is missing.
     """
-    found = read_results(name)
-    name = str(found["run"])
-    if found["status"] == "finished":
-        raise DataError(f"run {name} is finished: see pul results {name}")
-    if found["status"] == "running" and name not in [run.info.run_name for run in lost_runs()]:
+    results = read_results(name)
+    name = str(results["run"])
+    if results["status"] == "finished":
+        raise DataError(f"run {name} is finished: pul results {name} shows its results")
+    if results["status"] == "running" and name not in [run.info.run_name for run in lost_runs()]:
         raise DataError(f"run {name} is still running: stop it first")
     config = home() / "runs" / name / "config.json"
     if not config.is_file():
         raise DataError(f"{config} is missing: start the run again with pul run")
-    return name, json.loads(config.read_text(encoding="utf-8"))
+    return name, read_config(config)[0]
 
 
-def _is_gone(tag: str | None) -> bool:
-    if tag is None or tag.split(" ")[0] != socket.gethostname():
+def _is_gone(key: str | None) -> bool:
+    if key is None or key.split(" ")[0] != socket.gethostname():
         return False
     try:
-        return process_tag(int(tag.split(" ")[1])) != tag
+        return process_key(int(key.split(" ")[1])) != key
     except psutil.NoSuchProcess:
         return True
 
 
-def _crash(flow_run_id: UUID) -> None:
-    with get_client(sync_client=True) as server:
+def _mark_as_crashed(flow_run_id: UUID) -> None:
+    with get_client(sync_client=True) as client:
         try:
-            state = server.read_flow_run(flow_run_id).state
+            state = client.read_flow_run(flow_run_id).state
         except ObjectNotFound:
             return
         if state and state.type in (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING):
-            gone: Any = Crashed(message="The process of this run is gone. Press Retry: finished steps come from the cache.")
-            server.set_flow_run_state(flow_run_id, gone, force=True)
+            crashed: Any = Crashed(message="The process of this run is gone. Retry continues it; finished steps come from the cache.")
+            client.set_flow_run_state(flow_run_id, crashed, force=True)

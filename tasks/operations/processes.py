@@ -1,4 +1,4 @@
-"""Flow runs in processes of their own, some at once: the threads, memory or death of one of them is no other's concern."""
+"""Flow runs in subprocesses, several at a time; each has its own threads and memory, and a crash affects no other run."""
 
 import os
 import signal
@@ -17,89 +17,93 @@ from prefect.flows import Flow
 from prefect.settings import get_current_settings
 from prefect.states import Crashed, Pending
 
-from tasks.engine.compute import resolve_compute
+from pul_core.settings import Machine
+from tasks.engine.compute import available_cores, resolve_compute
 from tasks.engine.progress import step_logger
-from tasks.operations.flow_subprocess import PARENT
+from tasks.operations.flow_subprocess import PARENT_PID
 from tasks.tracking.runs import RESUME, close_run
 
-LOOK_EVERY = 0.2  # seconds
-STOP_SECONDS = 15.0
+POLL_SECONDS = 0.2
+STOP_TIMEOUT_SECONDS = 15.0
 
 
 class Job(NamedTuple):
-    """A flow run to be: shown as a sub-flow of the flow run that asks for it."""
+    """A flow run to start; Prefect shows it as a sub-flow of the current flow run.
+
+    ``log`` is the file for the output of the process; ``after`` is the name of a job that has to complete first.
+    """
 
     name: str
     flow: Flow[..., Any]
     parameters: dict[str, Any]
-    log: Path  # takes the process's output
-    after: str | None = None  # name of a job that has to be completed first
-    environment: dict[str, str] = {}  # noqa: RUF012 never changed
+    log: Path
+    after: str | None = None
+    environment: dict[str, str] = {}  # noqa: RUF012 never modified
 
 
-class Ended(NamedTuple):
-    """A flow run that has ended, with the one-sentence reason if it is not completed."""
+class JobResult(NamedTuple):
+    """How a job ended: ``flow_run_id`` is None if it was not started, and ``error``, one sentence, is None if it completed."""
 
     job: str
-    flow_run_id: str | None  # None: it was not started
-    reason: str | None
+    flow_run_id: str | None
+    error: str | None
 
 
-class _Started(NamedTuple):
+class _FlowSubprocess(NamedTuple):
     job: Job
     flow_run_id: UUID
     process: subprocess.Popen[bytes]
 
 
-def runs_at_once(device: str | None = None, threads: int | None = None) -> int:
-    """Return how many runs of these settings a machine has room for: by its cores, not by its memory; on a GPU, one.
+def runs_at_once(machine: Machine) -> int:
+    """Return how many runs the machine has cores for, regardless of its memory; on a GPU, one.
 
     Args:
-        device: as `resolve_compute` takes it.
-        threads: of each run; None takes all cores, so that one run fills the machine.
+        machine: of each run; without a number of threads a run uses all cores.
     """
-    compute = resolve_compute(device, threads)
-    return 1 if compute.device.startswith("cuda") else max(1, resolve_compute(device).threads // compute.threads)
+    compute = resolve_compute(machine).training
+    return 1 if compute.device.startswith("cuda") else max(1, available_cores() // compute.threads)
 
 
-def run_jobs(jobs: Sequence[Job], *, parallel: int) -> Generator[Ended, None, None]:
-    """Run flow runs, each in a process of its own, and tell of each when it has ended; closed before its time, it stops them all.
+def run_jobs(jobs: Sequence[Job], *, parallel: int) -> Generator[JobResult, None, None]:
+    """Execute flow runs in subprocesses and yield the result of each as soon as it ends; closing the generator stops the rest.
 
-    A job waits for the one it names; if that one fails, it is not started and fails with its reason.
+    A job whose ``after`` job fails is not started and fails too.
 
     Args:
-        jobs: in the order in which they are to start; a job stands behind the one it waits for.
-        parallel: how many at once.
+        jobs: in the order in which they start; a job comes after the one it waits for.
+        parallel: maximum number of processes at a time.
     """
-    waiting, running, reasons = list(jobs), list[_Started](), dict[str, str | None]()
+    waiting, running, errors = list(jobs), list[_FlowSubprocess](), dict[str, str | None]()
     with get_client(sync_client=True) as client:
         try:
             while waiting or running:
-                for job in [job for job in waiting if job.after is None or job.after in reasons]:
-                    if job.after and (reason := reasons[job.after]):
+                for job in [job for job in waiting if job.after is None or job.after in errors]:
+                    if job.after and (error := errors[job.after]):
                         waiting.remove(job)
-                        reasons[job.name] = f"{job.after} failed: {reason}"
-                        yield Ended(job.name, None, reasons[job.name])
+                        errors[job.name] = f"{job.after} failed: {error}"
+                        yield JobResult(job.name, None, errors[job.name])
                     elif len(running) < parallel:
                         waiting.remove(job)
                         running.append(_start(client, job))
-                for started in [started for started in running if started.process.poll() is not None]:
-                    running.remove(started)
-                    ended = _look(client, started)
-                    reasons[ended.job] = ended.reason
-                    yield ended
-                time.sleep(LOOK_EVERY)
+                for flow_subprocess in [each for each in running if each.process.poll() is not None]:
+                    running.remove(flow_subprocess)
+                    result = _final_state(client, flow_subprocess)
+                    errors[result.job] = result.error
+                    yield result
+                time.sleep(POLL_SECONDS)
         finally:
             _stop(client, running)
 
 
-def _start(client: SyncPrefectClient, job: Job) -> _Started:
-    run = client.create_flow_run(job.flow, parameters=job.parameters, state=Pending(), parent_task_run_id=_place(client, job))
+def _start(client: SyncPrefectClient, job: Job) -> _FlowSubprocess:
+    parent_task_run_id = _parent_task_run(client, job)
+    run = client.create_flow_run(job.flow, parameters=job.parameters, state=Pending(), parent_task_run_id=parent_task_run_id)
     inherited = get_current_settings().to_environment_variables(exclude_unset=True) | os.environ
     environment = {name: value for name, value in inherited.items() if not name.startswith("PREFECT__") and name != RESUME}
     environment |= job.environment | {
-        PARENT: str(os.getpid()),
-        "PREFECT_API_URL": str(client.api_url).rstrip("/"),  # also where this process has started a server for itself
+        PARENT_PID: str(os.getpid()),
+        "PREFECT_API_URL": str(client.api_url).rstrip("/"),  # also that of a temporary server of this process
         "PREFECT__FLOW_RUN_ID": str(run.id),
         "PREFECT__FLOW_ENTRYPOINT": f"{job.flow.fn.__module__}.{job.flow.fn.__name__}",
     }
@@ -108,44 +112,42 @@ def _start(client: SyncPrefectClient, job: Job) -> _Started:
     with job.log.open("ab") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
     step_logger().info("%s: started as flow run %r, log %s", job.name, run.name, job.log)
-    return _Started(job, run.id, process)
+    return _FlowSubprocess(job, run.id, process)
 
 
-def _place(client: SyncPrefectClient, job: Job) -> UUID | None:
-    """Return the task run that stands for a sub-flow in the flow run that is under way, as Prefect's `run_deployment` makes one."""
+def _parent_task_run(client: SyncPrefectClient, job: Job) -> UUID | None:
+    """Create the task run that represents a sub-flow in the current flow run, as Prefect's `run_deployment` does."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return None
-    stands_for = Task(name=job.name, fn=_place)
-    return client.create_task_run(
-        task=stands_for, flow_run_id=context.flow_run.id, dynamic_key=str(uuid4()), name=job.name, state=Pending()
-    ).id
+    task = Task(name=job.name, fn=_parent_task_run)
+    return client.create_task_run(task=task, flow_run_id=context.flow_run.id, dynamic_key=str(uuid4()), name=job.name, state=Pending()).id
 
 
-def _look(client: SyncPrefectClient, started: _Started) -> Ended:
-    """Return how a flow run ended whose process has ended; what it left open is closed."""
-    code = started.process.returncode
-    run_id = str(started.flow_run_id)
-    state = client.read_flow_run(started.flow_run_id).state
+def _final_state(client: SyncPrefectClient, flow_subprocess: _FlowSubprocess) -> JobResult:
+    """Return the result of a flow run whose process has ended, and close what the process left open in Prefect and MLflow."""
+    job, run_id, code = flow_subprocess.job, flow_subprocess.flow_run_id, flow_subprocess.process.returncode
+    state = client.read_flow_run(run_id).state
     if state is None or not state.is_final():
-        reason = f"its process was killed by signal {-code} (out of memory?)" if code < 0 else f"its process ended with code {code}"
-        gone: Any = Crashed(message=f"Its {reason[4:]}.")
-        client.set_flow_run_state(started.flow_run_id, gone, force=True)
+        error = f"its process was killed by signal {-code} (out of memory?)" if code < 0 else f"its process ended with code {code}"
+        crashed: Any = Crashed(message=f"{error.capitalize()}.")
+        client.set_flow_run_state(run_id, crashed, force=True)
+        error += f"; log {job.log.name}"
     elif state.is_completed():
-        step_logger().info("%s: completed", started.job.name)
-        return Ended(started.job.name, run_id, None)
+        step_logger().info("%s: completed", job.name)
+        return JobResult(job.name, str(run_id), None)
     else:
-        reason = in_a_sentence(state.message or state.name or "no reason is known")
-    close_run(run_id, "FAILED")
-    step_logger().error("%s: failed: %s", started.job.name, reason)
-    return Ended(started.job.name, run_id, f"{reason}; log {started.job.log.name}" if "process" in reason else reason)
+        error = failure_reason(state.message or state.name or "unknown reason")
+    close_run(str(run_id), "FAILED")
+    step_logger().error("%s: failed: %s", job.name, error)
+    return JobResult(job.name, str(run_id), error)
 
 
-def in_a_sentence(message: str) -> str:
-    r"""Return what a flow run's last state says, without Prefect's words around it.
+def failure_reason(message: str) -> str:
+    r"""Return the message of a failed flow run's state on one line, without Prefect's prefix and the name of the exception.
 
     Example:
-        >>> in_a_sentence("Flow run encountered an exception: UnreliableError: only 0 of 6 clusters\n  have two")
+        >>> failure_reason("Flow run encountered an exception: UnreliableError: only 0 of 6 clusters\n  have two")
         'only 0 of 6 clusters have two'
     """
     words = " ".join(message.removeprefix("Flow run encountered an exception: ").split())
@@ -153,16 +155,16 @@ def in_a_sentence(message: str) -> str:
     return rest if colon and rest and name.isidentifier() and name.endswith(("Error", "Exception", "Interrupt")) else words
 
 
-def _stop(client: SyncPrefectClient, running: list[_Started]) -> None:
-    """Stop the processes that are left, first as Ctrl-C does, so that they close what they opened."""
-    for started in running:
-        if started.process.poll() is None:
-            os.killpg(started.process.pid, signal.SIGINT)
-    deadline = time.monotonic() + STOP_SECONDS
-    for started in running:
+def _stop(client: SyncPrefectClient, running: list[_FlowSubprocess]) -> None:
+    """Stop the remaining processes, first with SIGINT so that they can close their runs, then with SIGKILL."""
+    for flow_subprocess in running:
+        if flow_subprocess.process.poll() is None:
+            os.killpg(flow_subprocess.process.pid, signal.SIGINT)
+    deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+    for flow_subprocess in running:
         try:
-            started.process.wait(max(0.0, deadline - time.monotonic()))
+            flow_subprocess.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            os.killpg(started.process.pid, signal.SIGKILL)
-            started.process.wait()
-        _look(client, started)
+            os.killpg(flow_subprocess.process.pid, signal.SIGKILL)
+            flow_subprocess.process.wait()
+        _final_state(client, flow_subprocess)

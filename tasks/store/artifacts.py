@@ -1,7 +1,7 @@
-"""Artifacts: files that exist whole or not at all, named by their content, passed between tasks by reference.
+"""Artifacts: files that exist completely or not at all, named by their content, and passed between tasks by reference.
 
-An artifact's name is the digest of its bytes, so two equal runs write the same file and it does not matter who comes first, a copy that
-was damaged is simply written again, and a reference stays true when the folder moves. Nothing here knows what is inside.
+The name of an artifact is the digest of its bytes. Two equal runs therefore write the same file in either order, a damaged file can be
+written again, and a reference stays valid when the folder moves.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _verified: dict[str, tuple[Any, ...]] = {}
 
 @contextlib.contextmanager
 def made_by(step: str, /, **inputs: Any) -> Iterator[None]:
-    """Let the tables that are written in a block tell which step made them, and from what: digests and plain values."""
+    """Record in the tables that are written in a block which step made them, and its inputs: digests and plain values."""
     token = provenance.set({"step": step, "inputs": inputs})
     try:
         yield
@@ -37,7 +37,7 @@ def made_by(step: str, /, **inputs: Any) -> Iterator[None]:
 
 
 class Artifact(BaseModel):
-    """A reference to a file: what it is, where it lies below the artifact root, what is in it."""
+    """A reference to a file: its kind, its path below the artifact root, its digest and its number of rows."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,26 +47,26 @@ class Artifact(BaseModel):
     rows: int
     seconds: float = 0.0
 
-    def identity(self) -> str:
-        """Return what this artifact adds to the cache key of a step that reads it."""
+    def cache_token(self) -> str:
+        """Return what enters the cache key of a step that reads this artifact."""
         return self.sha256
 
 
-NO_ROOM = "no room left below {}: make some (pul gc), then Retry or pul resume"
-WAYS_OUT = {errno.ENOSPC: NO_ROOM, errno.EDQUOT: NO_ROOM, errno.EROFS: "{} is read-only: make it writable, then Retry or pul resume"}
+DISK_FULL = "no space left below {}: free some (pul gc), then Retry or pul resume"
+REMEDIES = {errno.ENOSPC: DISK_FULL, errno.EDQUOT: DISK_FULL, errno.EROFS: "{} is read-only: make it writable, then Retry or pul resume"}
 
 
 class DamagedArtifactError(RuntimeError):
-    """An artifact is missing or its bytes are not those that were written."""
+    """An artifact is missing, or its bytes have changed since it was written."""
 
     def __init__(self, what: str) -> None:
-        """Say what is damaged; the way out is always the same."""
-        super().__init__(f"{what}: Retry or pul resume makes it again")
+        """Describe the damage; the remedy is always the same."""
+        super().__init__(f"{what}: Retry or pul resume computes it again")
         self.what = what
 
 
 def root_of(kind: str) -> str:
-    """Return where artifacts of a kind lie: the artifact root, but the image cache always on this machine, for it is memory-mapped."""
+    """Return the folder or URL of a kind of artifacts: the artifact root, or a local folder for decoded images, which are memory-mapped."""
     return str(home() / "cache") if kind == "pixels" else artifact_root().rstrip("/")
 
 
@@ -76,10 +76,10 @@ def locate(artifact: Artifact) -> str:
 
 
 def verify(artifact: Artifact) -> str:
-    """Check that an artifact is there and unchanged, once a process and state of the file, and return where it lies.
+    """Check that an artifact exists and is unchanged, once per process and state of the file, and return its path.
 
     Raises:
-        DamagedArtifactError: it is missing, or its digest is another.
+        DamagedArtifactError: it is missing, or its digest differs.
     """
     fs, path = fsspec.core.url_to_fs(locate(artifact))
     try:
@@ -95,14 +95,14 @@ def verify(artifact: Artifact) -> str:
             digest.update(block)
     if digest.hexdigest() != artifact.sha256:
         raise DamagedArtifactError(
-            f"artifact {artifact.uri} is damaged (its digest is {digest.hexdigest()[:12]}, not {artifact.sha256[:12]})"
+            f"artifact {artifact.uri} is damaged (expected digest {artifact.sha256[:12]}, got {digest.hexdigest()[:12]})"
         )
     _verified[path] = (artifact.sha256, *state)
     return str(path)
 
 
 class _Hashed:
-    """A file that digests what is written to it; what is written never seeks back."""
+    """A file that computes the digest of what is written to it; nothing may seek back."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -118,7 +118,7 @@ class _Hashed:
 
 
 class Writing:
-    """An artifact in the making; ``rows`` may be corrected until the end, ``artifact`` is set once it is whole."""
+    """An artifact that is being written; ``rows`` may be corrected until the end, ``artifact`` is set once it is complete."""
 
     def __init__(self, file: _Hashed, rows: int) -> None:
         self.file = file
@@ -134,15 +134,15 @@ class Writing:
 
 @contextlib.contextmanager
 def writing(kind: str, suffix: str, rows: int) -> Iterator[Writing]:
-    """Write an artifact under a temporary name; only when the block ends without an error does it get its own.
+    """Write an artifact under a temporary name; it gets its final name when the block ends without an error.
 
     Args:
-        kind: what it is, also its folder.
-        suffix: of the file's name, without the dot.
+        kind: of the artifact, and the name of its folder.
+        suffix: of the file name, without the dot.
         rows: number of entries in it.
 
     Raises:
-        OSError: the disk is full or read-only; its text says what to do.
+        OSError: the disk is full or read-only; its message says what to do.
     """
     fs, root = fsspec.core.url_to_fs(root_of(kind))
     partial = f"{root}/{kind}/.partial-{uuid.uuid4().hex}"
@@ -158,8 +158,8 @@ def writing(kind: str, suffix: str, rows: int) -> Iterator[Writing]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             fs.rm(partial)
-        if isinstance(error, OSError) and error.errno in WAYS_OUT:
-            raise OSError(error.errno, WAYS_OUT[error.errno].format(root)) from error
+        if isinstance(error, OSError) and error.errno in REMEDIES:
+            raise OSError(error.errno, REMEDIES[error.errno].format(root)) from error
         raise
 
 
@@ -171,15 +171,15 @@ def write_bytes(kind: str, suffix: str, rows: int, data: bytes) -> Artifact:
 
 
 def write_table(kind: str, table: pa.Table) -> Artifact:
-    """Write a table as a Parquet artifact; the step that makes it is told in its metadata."""
+    """Write a table as a Parquet artifact; its metadata names the step that makes it."""
     return write_batches(kind, table.schema, table.to_batches(), table.num_rows)
 
 
 def write_batches(kind: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], rows: int) -> Artifact:
-    """Write a stream of record batches as one Parquet artifact.
+    """Write a stream of record batches as one Parquet artifact, a row group per batch.
 
     Args:
-        kind: what it is, also its folder.
+        kind: of the artifact, and the name of its folder.
         schema: of the batches.
         batches: in the order of their rows.
         rows: in all batches together.

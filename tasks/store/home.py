@@ -1,4 +1,4 @@
-"""Where everything the project writes by default lies: below ``$PUL_HOME`` (``.pul/`` in the working directory)."""
+"""Locations of everything the project writes: by default below ``$PUL_HOME`` (``.pul/`` in the working directory)."""
 
 import os
 from pathlib import Path
@@ -10,5 +10,5 @@ def home() -> Path:
 
 
 def artifact_root() -> str:
-    """Return the folder or fsspec URL below which artifacts lie: ``$PUL_ARTIFACTS``, by default ``$PUL_HOME/artifacts``."""
+    """Return the folder or fsspec URL of the artifacts: ``$PUL_ARTIFACTS``, by default ``$PUL_HOME/artifacts``."""
     return os.environ.get("PUL_ARTIFACTS") or str(home() / "artifacts")

@@ -1,4 +1,4 @@
-"""The model file: safetensors with a header that says how to build the module inside. Nothing is unpickled."""
+"""The model file: safetensors weights, with a header that says how to build the backbone. Nothing is unpickled."""
 
 import json
 
@@ -11,7 +11,7 @@ from tasks.store.artifacts import Artifact, read_bytes, write_bytes
 
 
 class ModelConfig(BaseModel):
-    """How to build the module and what to feed it; stands in the file's header."""
+    """The backbone and its input size in pixels, as the header of the file states them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -21,13 +21,13 @@ class ModelConfig(BaseModel):
 
 
 def write_model(backbone: nn.Module, config: ModelConfig) -> Artifact:
-    """Write a backbone's weights with its config in the header. One metadata entry only: safetensors orders several at random."""
+    """Write the weights of a backbone with its config in the header, as a single metadata entry: safetensors orders several at random."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     return write_bytes("models", "safetensors", len(state), tensors.save(state, {"pul": config.model_dump_json()}))
 
 
 def read_model(artifact: Artifact) -> tuple[nn.Module, ModelConfig]:
-    """Build the backbone an artifact holds.
+    """Build the backbone of a model artifact.
 
     Raises:
         DamagedArtifactError: it is missing or damaged.
@@ -36,7 +36,7 @@ def read_model(artifact: Artifact) -> tuple[nn.Module, ModelConfig]:
 
 
 def read_model_bytes(data: bytes) -> tuple[nn.Module, ModelConfig]:
-    """Build the backbone that the bytes of one of this project's model files hold."""
+    """Build the backbone of a model file of this project from the file's bytes."""
     config = read_config(data)
     backbone = build_backbone(config.backbone)
     backbone.load_state_dict(tensors.load(data))
@@ -44,12 +44,12 @@ def read_model_bytes(data: bytes) -> tuple[nn.Module, ModelConfig]:
 
 
 def model_size(artifact: Artifact) -> dict[str, int]:
-    """Return the input size a model was made for: height and width in pixels."""
+    """Return the input size of a model: height and width in pixels."""
     config = read_config(read_bytes(artifact))
     return {"height": config.height, "width": config.width}
 
 
 def read_config(data: bytes) -> ModelConfig:
-    """Return the config in the header of one of this project's model files."""
+    """Return the config in the header of a model file of this project."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return ModelConfig.model_validate_json(header["__metadata__"]["pul"])

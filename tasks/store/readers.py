@@ -12,12 +12,12 @@ from tasks.store.references import Pixels, Reliable, TrainedModel
 
 
 def camids(images: pa.Table) -> npt.NDArray[np.int64]:
-    """Return the camera of each row of an images.parquet, -1 where nobody knows."""
+    """Return the camera id of each row of an images.parquet (n,); -1 if it is unknown."""
     return np.asarray(images["camid"].combine_chunks().cast(pa.int64()).fill_null(NO_CAMERA))
 
 
 def open_pixels(pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Return the rows of the decoded images (n,), ascending, and the images themselves (n, h, w, 3), memory-mapped.
+    """Return the rows of the decoded images (n,), ascending, and their pixels (n, h, w, 3), memory-mapped.
 
     Raises:
         DamagedArtifactError: the file is missing or damaged.
@@ -29,7 +29,7 @@ def open_pixels(pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.u
 
 
 class Joined:
-    """Images of several files under one numbering, read where they lie: (n, h, w, 3) that is only ever indexed by rows."""
+    """The pixels of several files as one array (n, h, w, 3) that can only be indexed by rows."""
 
     def __init__(self, parts: list[npt.NDArray[np.uint8]]) -> None:
         self.parts = parts
@@ -39,16 +39,16 @@ class Joined:
         """Return the images at these rows (b, h, w, 3)."""
         if len(self.parts) == 1:
             return self.parts[0][rows]
-        found = np.empty((len(rows), *self.parts[0].shape[1:]), np.uint8)
+        pixels = np.empty((len(rows), *self.parts[0].shape[1:]), np.uint8)
         part = np.searchsorted(self.starts, rows, side="right") - 1
         for number in np.unique(part):
             here = part == number
-            found[here] = self.parts[number][rows[here] - self.starts[number]]
-        return found
+            pixels[here] = self.parts[number][rows[here] - self.starts[number]]
+        return pixels
 
 
 def read_selected(reliable: Reliable) -> pa.Table:
-    """Read the images that were selected, without what stands beside them in the reliable set."""
+    """Read the images that were selected, without the labelled and the unclustered images of the reliable set."""
     table = read_table(reliable.reliable)
     return table.filter(~column(table, "labelled") & ~column(table, "unclustered"))
 

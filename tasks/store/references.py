@@ -1,4 +1,6 @@
-"""What tasks pass to each other: small frozen references to files. The files hold the data; a reference says which they are."""
+"""References: the small frozen values that tasks pass to each other instead of data, which stay in files."""
+
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -6,13 +8,13 @@ from tasks.store.artifacts import Artifact
 
 
 class Reference(BaseModel):
-    """A value that never changes once it is made."""
+    """A frozen value."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class ImageSet(Reference):
-    """An indexed data set. Its root is where the files are today and adds nothing to a cache key; neither do its labels."""
+    """An indexed data set. Its root (the present location of the files) and its labels do not enter cache keys."""
 
     name: str
     root: str
@@ -21,13 +23,13 @@ class ImageSet(Reference):
     labels: Artifact | None
     splits: dict[str, int]
 
-    def identity(self) -> str:
-        """Return what this set adds to a key: the digest of its images' table."""
+    def cache_token(self) -> str:
+        """Return what enters a cache key: the digest of images.parquet."""
         return self.images.sha256
 
     @property
     def scorable(self) -> bool:
-        """Say whether there are labelled queries and a gallery to score on."""
+        """Return whether there are labelled queries and a gallery."""
         return self.labels is not None and self.splits.get("query", 0) > 0 and self.splits.get("gallery", 0) > 0
 
 
@@ -50,16 +52,16 @@ class Clusters(Reference):
 
 
 class Labelled(Reference):
-    """``labelled`` has (row, class): target images whose identity may be used."""
+    """``labelled`` has (row, class): the target images whose identities training may use."""
 
     labelled: Artifact
     num_identities: int
 
 
 class Reliable(Reference):
-    """``reliable`` has (row, pseudo_label, similarity, labelled, unclustered): what was selected, and what is learnt beside it.
+    """``reliable`` has (row, pseudo_label, similarity, labelled, unclustered): the images to fine-tune on.
 
-    Few labelled images, and those of no cluster that are classes of their own, stand in it too, with similarity 1.
+    Besides the selected images these are the labelled ones, and unclustered images that are classes of their own, with similarity 1.
     """
 
     reliable: Artifact
@@ -69,28 +71,36 @@ class Reliable(Reference):
 
     @property
     def size(self) -> int:
-        """Return n_t, the number of images that were selected."""
+        """Return n_t, the number of selected images."""
         return self.reliable.rows - self.num_labelled - self.num_unclustered
 
 
 class TrainedModel(Reference):
-    """``model`` is safetensors with its config in the header; ``training`` has one row an epoch."""
+    """``model`` is a model file; ``training`` has one row per epoch."""
 
     model: Artifact
     training: Artifact
 
 
 class Compute(Reference):
-    """What a step computes on; part of its cache key, because rounding depends on it."""
+    """What a step computes on."""
 
     device: str
     threads: int
-    bf16_inference: bool
-    bf16_training: bool
+    dtype: Literal["float32", "bfloat16"]
+
+    @property
+    def bf16(self) -> bool:
+        """Return whether forward passes run in bfloat16."""
+        return self.dtype == "bfloat16"
+
+    def cache_token(self) -> dict[str, str]:
+        """Return what enters a cache key: the kind of device and the precision. The number of threads is recorded, but not part of keys."""
+        return {"device": self.device.partition(":")[0], "dtype": self.dtype}
 
 
 class Iteration(Reference):
-    """What an iteration left: the model and its scores, and how it came to them (nothing of that for iteration 0, the original model)."""
+    """The artifacts of an iteration. Iteration 0, the original model, only has a model and scores."""
 
     iteration: int
     model: Artifact

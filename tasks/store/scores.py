@@ -1,4 +1,4 @@
-"""Readers of scores.parquet: means over queries by the names they are recorded under."""
+"""Readers of scores.parquet: means over the queries under their recorded metric names."""
 
 from typing import Any
 
@@ -9,22 +9,23 @@ RANKS = (1, 5, 10, 20)
 
 
 def read_summary(scores: Artifact, unscored: Unscored = "left_out") -> Summary:
-    """Return the means over the queries of each split."""
+    """Return the means over the queries of each split, averaged over the splits."""
     table = read_table(scores)
     return summarise(Scores(*(column(table, name) for name in Scores._fields)), column(table, "split"), unscored=unscored)
 
 
-def read_figures(scores: Artifact, unscored: Unscored = "left_out") -> dict[str, float]:
-    """Return the means by the names they are recorded under."""
-    summary = read_summary(scores, unscored)
-    figures = {f"rank_{rank}": float(summary.cmc[rank - 1]) for rank in RANKS}
-    figures |= {"mAP": summary.mean_ap, "mAP_trapezoidal": summary.mean_ap_trapezoidal, "mINP": summary.mean_inp}
-    return figures | {"num_scored_queries": summary.num_scored, "num_unscored_queries": summary.num_unscored}
+def read_metrics(scores: Artifact, unscored: Unscored = "left_out") -> dict[str, float]:
+    """Return the means under their recorded metric names, e.g. ``rank_1`` and ``mAP``."""
+    return _metrics(read_summary(scores, unscored))
 
 
-def report(scores: dict[str, Artifact], unscored: Unscored) -> dict[str, dict[str, Any]]:
-    """Return for each named table of scores its figures, its whole CMC curve and where the table lies."""
-    return {
-        name: {**read_figures(table, unscored), "cmc": read_summary(table, unscored).cmc.tolist(), "scores": locate(table)}
-        for name, table in scores.items()
-    }
+def read_metrics_and_cmc(scores: dict[str, Artifact], unscored: Unscored) -> dict[str, dict[str, Any]]:
+    """Return, for each named table of scores, its metrics, its CMC curve (``cmc``) and the location of the table (``scores``)."""
+    summaries = {name: read_summary(table, unscored) for name, table in scores.items()}
+    return {name: {**_metrics(summary), "cmc": summary.cmc.tolist(), "scores": locate(scores[name])} for name, summary in summaries.items()}
+
+
+def _metrics(summary: Summary) -> dict[str, float]:
+    metrics = {f"rank_{rank}": float(summary.cmc[rank - 1]) for rank in RANKS}
+    metrics |= {"mAP": summary.mean_ap, "mAP_trapezoidal": summary.mean_ap_trapezoidal, "mINP": summary.mean_inp}
+    return metrics | {"num_scored_queries": summary.num_scored, "num_unscored_queries": summary.num_unscored}

@@ -1,1 +1,1 @@
-"""MLflow: the life cycle of runs, metrics, models, results."""
+"""MLflow tracking: run life cycle, metrics, models and results."""

@@ -1,4 +1,4 @@
-"""MLflow's client and the names that MLflow is given."""
+"""The MLflow client, and helpers for experiments, searches and names."""
 
 import functools
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mlflow
-from mlflow.entities import Experiment
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -16,28 +16,35 @@ from tasks.store.home import home
 
 @functools.cache
 def client() -> MlflowClient:
-    """Return a client of ``$MLFLOW_TRACKING_URI``, by default the SQLite file ``$PUL_HOME/mlflow.db``, whoever started this process."""
+    """Return the client of ``$MLFLOW_TRACKING_URI``, by default of the SQLite database ``$PUL_HOME/mlflow.db``."""
+    # MLflow's own default is a database in the working directory.
     if "MLFLOW_TRACKING_URI" not in os.environ and mlflow.get_tracking_uri().endswith("/mlflow.db"):
         mlflow.set_tracking_uri(f"sqlite:///{home()}/mlflow.db")
     return MlflowClient()
 
 
-def experiment_named(name: str) -> Experiment:
-    """Return the experiment of this name, created if there is none."""
-    if known := client().get_experiment_by_name(name):
-        return known
-    # A server keeps artifacts where it was told to; without one they lie beside the database.
-    local = mlflow.get_tracking_uri().startswith("sqlite")
+def get_or_create_experiment(name: str) -> Experiment:
+    """Return the experiment with this name, creating it if necessary."""
+    if experiment := client().get_experiment_by_name(name):
+        return experiment
+    # A tracking server chooses the artifact location; without a server, artifacts are stored beside the database.
+    is_local = mlflow.get_tracking_uri().startswith("sqlite")
     with tolerate_existing():
-        client().create_experiment(name, (home() / "mlartifacts").as_uri() if local else None)
-    made = client().get_experiment_by_name(name)
-    assert made is not None, "it was there a moment ago"
-    return made
+        client().create_experiment(name, (home() / "mlartifacts").as_uri() if is_local else None)
+    created = client().get_experiment_by_name(name)
+    assert created is not None
+    return created
+
+
+def search_all_runs(filter_string: str, order_by: list[str] | None = None) -> list[Run]:
+    """Return the runs of all experiments that match an MLflow filter."""
+    experiment_ids = [experiment.experiment_id for experiment in client().search_experiments()]
+    return list(client().search_runs(experiment_ids, filter_string, order_by=order_by))
 
 
 @contextmanager
 def tolerate_existing() -> Iterator[None]:
-    """Two runs at once may both look, find nothing and create: who comes second has what it wanted."""
+    """Ignore MLflow's error that a name already exists: a concurrent run may create it between our look-up and our creation."""
     try:
         yield
     except MlflowException as error:
@@ -45,11 +52,11 @@ def tolerate_existing() -> Iterator[None]:
             raise
 
 
-def plain_name(text: str) -> str:
-    """Return a name that means itself in HTML, Markdown, a URL and MLflow's filters; folders may be named anything.
+def safe_name(text: str) -> str:
+    """Replace characters that are special in HTML, Markdown, URLs or MLflow filters; folders can have any name.
 
     Example:
-        >>> plain_name("<img src=x onerror=1> to it's/ours"), plain_name("Kölner Straße + shop_2 to ours")
+        >>> safe_name("<img src=x onerror=1> to it's/ours"), safe_name("Kölner Straße + shop_2 to ours")
         ('-img src-x onerror-1- to it-s-ours', 'Kölner Straße + shop_2 to ours')
     """
     return re.sub(r"[^\w .+-]", "-", text)[:200]

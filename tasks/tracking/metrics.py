@@ -1,4 +1,4 @@
-"""The metrics of an iteration, read from its artifacts."""
+"""The metrics of an iteration, computed from its artifacts."""
 
 import numpy as np
 from sklearn.metrics import normalized_mutual_info_score
@@ -10,11 +10,19 @@ from tasks.engine.progress import step_logger
 from tasks.store.artifacts import Artifact, column, read_table
 from tasks.store.readers import read_selected, read_training
 from tasks.store.references import Clusters, Iteration, Reliable
-from tasks.store.scores import read_figures
+from tasks.store.scores import read_metrics
 
 
 def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str, float]:
-    """Read an iteration's metrics from its artifacts."""
+    """Compute the metrics of an iteration from its artifacts.
+
+    Args:
+        iteration: references to the artifacts of the iteration.
+        labels: labels.parquet of the target for the ``oracle_`` diagnostics; None leaves these out.
+
+    Returns:
+        The metrics by their MLflow names.
+    """
     metrics: dict[str, float] = {}
     if iteration.clusters and iteration.reliable:
         metrics |= {
@@ -27,7 +35,7 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
             "seconds_select": iteration.reliable.reliable.seconds,
         }
         if iteration.reliable_before:
-            metrics |= what_changed(iteration.reliable_before, iteration.reliable)
+            metrics |= reliable_set_changes(iteration.reliable_before, iteration.reliable)
         if labels:
             metrics |= oracle_diagnostics(iteration.clusters, iteration.reliable, labels)
     if iteration.iteration == 0:
@@ -39,38 +47,49 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
         metrics["num_images_seen"] = sum(epoch["images"] for epoch in read_training(iteration.trained))
     if iteration.scores:
         try:
-            metrics |= read_figures(iteration.scores)
-        except UserError as error:  # scores steer nothing, so a set that cannot be scored stops nothing
-            step_logger().warning("no scores: %s", error)
+            metrics |= read_metrics(iteration.scores)
+        except UserError as error:  # scores never influence the run, so a target that cannot be scored does not stop it
+            step_logger().warning("The model of iteration %d has no scores: %s", iteration.iteration, error)
         metrics["seconds_evaluate"] = iteration.scores.seconds
     return metrics
 
 
-def what_changed(before: Reliable, after: Reliable) -> dict[str, float]:
-    """Compare what was selected in two successive iterations; what stands beside it is in both by construction and left out."""
-    selected = [read_selected(reliable) for reliable in (before, after)]
-    (rows, classes), (rows_after, classes_after) = ((column(table, "row"), column(table, "pseudo_label")) for table in selected)
-    agreement = label_agreement(rows, classes, rows_after, classes_after)
-    return {
-        "reliable_overlap": overlap(rows, rows_after),
-        **({} if agreement is None else {"reliable_agreement_ari": agreement}),
-    }
+def reliable_set_changes(before: Reliable, after: Reliable) -> dict[str, float]:
+    """Compare the selected images of two successive iterations.
+
+    Labelled and unclustered images are left out, because they are in both reliable sets by construction.
+
+    Returns:
+        ``reliable_overlap``, and ``reliable_agreement_ari`` if the two sets share at least two images.
+    """
+    tables = [read_selected(reliable) for reliable in (before, after)]
+    (rows_before, labels_before), (rows_after, labels_after) = ((column(table, "row"), column(table, "pseudo_label")) for table in tables)
+    changes = {"reliable_overlap": overlap(rows_before, rows_after)}
+    agreement = label_agreement(rows_before, labels_before, rows_after, labels_after)
+    return changes if agreement is None else changes | {"reliable_agreement_ari": agreement}
 
 
 def oracle_diagnostics(clusters: Clusters, reliable: Reliable, labels: Artifact) -> dict[str, float]:
-    """Return what only labels tell: NMI of the clusters, and the share of reliable images that are of their class's commonest identity."""
+    """Return the diagnostics that require identities.
+
+    Images without a known identity and images outside all clusters are left out.
+
+    Returns:
+        ``oracle_nmi``, the normalised mutual information of clusters and identities, and ``oracle_reliable_purity``, the share of selected
+        images whose identity is the most frequent one of their class. Empty if no selected image has a known identity.
+    """
     pids = column(read_table(labels), "pid")
-    table, chosen = read_table(clusters.clusters), read_selected(reliable)
-    known = pids > JUNK_PID  # what nobody labelled is no identity of its own
-    table = table.filter(known[column(table, "row")] & (column(table, "cluster") >= 0))  # nor is what belongs to no cluster one
-    chosen = chosen.filter(known[column(chosen, "row")])
-    if chosen.num_rows == 0:
+    is_known = pids > JUNK_PID
+    clustered, selected = read_table(clusters.clusters), read_selected(reliable)
+    clustered = clustered.filter(is_known[column(clustered, "row")] & (column(clustered, "cluster") >= 0))
+    selected = selected.filter(is_known[column(selected, "row")])
+    if selected.num_rows == 0:
         return {}
-    truth, classes = pids[column(chosen, "row")], column(chosen, "pseudo_label")
-    pairs, counts = np.unique(np.stack((classes, truth)), axis=1, return_counts=True)
-    commonest = np.zeros(reliable.num_classes, np.int64)
-    np.maximum.at(commonest, pairs[0], counts)
+    selected_pids, classes = pids[column(selected, "row")], column(selected, "pseudo_label")
+    pairs, counts = np.unique(np.stack((classes, selected_pids)), axis=1, return_counts=True)
+    largest_counts = np.zeros(reliable.num_classes, np.int64)
+    np.maximum.at(largest_counts, pairs[0], counts)
     return {
-        "oracle_nmi": float(normalized_mutual_info_score(pids[column(table, "row")], column(table, "cluster"))),
-        "oracle_reliable_purity": float(commonest.sum() / len(truth)),
+        "oracle_nmi": float(normalized_mutual_info_score(pids[column(clustered, "row")], column(clustered, "cluster"))),
+        "oracle_reliable_purity": float(largest_counts.sum() / len(selected_pids)),
     }

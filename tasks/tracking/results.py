@@ -1,30 +1,39 @@
-"""A run's iterations, read back from MLflow."""
+"""The results of a run, read from MLflow."""
 
 from typing import Any
 
 from pul_core.errors import DataError
-from tasks.tracking.client import client
+from tasks.tracking.client import client, search_all_runs
 
 
 def read_results(name: str | None) -> dict[str, Any]:
-    """Return a run's iterations from MLflow: metrics by name, as fractions; None where an iteration has none.
+    """Read the iterations of a run from MLflow.
 
     Args:
-        name: a run's name or the beginning of its MLflow id; None takes the newest run.
+        name: name of the run, or a prefix of its MLflow id; None selects the newest run.
+
+    Returns:
+        ``run`` (the name), ``status``, ``stop_reason``, ``experiment`` and ``iterations``: one dictionary of metrics per iteration, with
+        scores as fractions. A metric that an iteration does not have is None.
 
     Raises:
-        DataError: there is no such run.
+        DataError: the run does not exist.
     """
-    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
-    runs = client().search_runs(experiments, "tags.`pul.kind` = 'run'", order_by=["attributes.start_time DESC"])
-    found = [run for run in runs if name is None or run.info.run_name == name or run.info.run_id.startswith(name)]
-    if not found:
-        raise DataError(f"there is no run {name!r}" if name else "there is no run yet: start one with `pul demo` or `pul run`")
-    run = found[0]
-    children = client().search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
-    by_number = sorted((int(child.data.tags["pul.iteration"]), child.data.metrics) for child in children)
-    names = sorted({key for _, metrics in by_number for key in metrics if not key.startswith(("training_", "seconds_"))})
-    iterations = [{"iteration": number, **{key: metrics.get(key) for key in names}} for number, metrics in by_number]
-    stopped = run.data.tags.get("pul.stop_reason")
-    status = {"status": run.info.status.lower(), "stop_reason": stopped, "experiment": client().get_experiment(run.info.experiment_id).name}
-    return {"run": run.info.run_name, **status, "iterations": [{"reliable_set_size": None, **row} for row in iterations]}
+    runs = search_all_runs("tags.`pul.kind` = 'run'", order_by=["attributes.start_time DESC"])
+    matches = [run for run in runs if name is None or run.info.run_name == name or run.info.run_id.startswith(name)]
+    if not matches:
+        raise DataError(f"there is no run {name!r}" if name else "there are no runs yet: start one with `pul demo` or `pul run`")
+    run = matches[0]
+    iteration_runs = client().search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    metrics = {int(iteration.data.tags["pul.iteration"]): iteration.data.metrics for iteration in iteration_runs}
+    names = sorted({key for values in metrics.values() for key in values if not key.startswith(("training_", "seconds_"))})
+    return {
+        "run": run.info.run_name,
+        "status": run.info.status.lower(),
+        "stop_reason": run.data.tags.get("pul.stop_reason"),
+        "experiment": client().get_experiment(run.info.experiment_id).name,
+        "iterations": [
+            {"reliable_set_size": None, "iteration": number, **{key: metrics[number].get(key) for key in names}}
+            for number in sorted(metrics)
+        ],
+    }

@@ -1,144 +1,40 @@
-"""Tracking is a replay: what stands in MLflow is read from artifacts, outside the cached steps, and saying it twice changes nothing.
+"""MLflow run life cycle: one experiment per domain pair, one parent run per flow run, and one nested run per iteration with its model.
 
-One experiment for a pair of domains, one parent run for a flow run, one nested run for an iteration with that iteration's model. A retried
-flow run finds its parent by the flow run's id and goes on with it.
+Tracking is a replay: it runs outside the cached steps and only reads artifacts, so repeating it changes nothing. A retried flow run finds
+its parent run by the flow run id and continues it.
 """
 
 import json
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import psutil
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.utils.git_utils import get_git_commit
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
 from pul_core.errors import DataError
+from tasks.engine.compute import Resources, resolve_compute
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
 from tasks.store.artifacts import Artifact, locate, verify
+from tasks.store.config import RESOLVED, Plan, flatten, parameters_of, read_config
 from tasks.store.home import home
 from tasks.store.readers import read_training
 from tasks.store.references import ImageSet, Iteration, Reference, TrainedModel
-from tasks.tracking.client import client, experiment_named, plain_name
+from tasks.tracking.client import client, get_or_create_experiment, safe_name, search_all_runs
 from tasks.tracking.metrics import iteration_metrics
 from tasks.tracking.models import log_iteration_model, register_model
 
-PROCESS = "pul.process"
-RESUME = "PUL_RESUME"  # name of the run that goes on in this process
-SWEEP = "PUL_SWEEP"  # NAME/NUMBER: of which sweep this process runs which child
-
-
-class TrackedRun(Reference):
-    """Where a flow run is recorded: its MLflow run and its folder below ``$PUL_HOME/runs``."""
-
-    run_id: str
-    name: str
-    folder: str
-
-    def identity(self) -> str:
-        """Tracking never enters a cache key."""
-        return ""
-
-
-@linked("track-run")
-def track_run(plan: dict[str, Any], target: ImageSet, sources: list[ImageSet]) -> TrackedRun:
-    """Open this flow run's MLflow run, or find it again on a retry or for `pul resume`, and write the run's config beside its artifacts.
-
-    Args:
-        plan: the resolved parameters, as they go into ``config.json``.
-        target: recorded as a dataset input.
-        sources: recorded as dataset inputs.
-    """
-    pair = plain_name(f"{' + '.join(source.name for source in sources) or Path(plan['original_model']).name} to {target.name}")
-    experiment = experiment_named(pair)
-    flow_run_id = str(flow_run.id)
-    same = f"attributes.run_name = '{resumed}'" if (resumed := os.environ.get(RESUME)) else f"tags.`pul.flow_run_id` = '{flow_run_id}'"
-    found = client().search_runs([experiment.experiment_id], f"{same} and tags.`pul.kind` = 'run'")
-    name = str(found[0].info.run_name) if found else run_name(str(flow_run.name))
-    tags = {"pul.kind": "run", "pul.flow_run_id": flow_run_id, "pul.flow_run_url": flow_run.ui_url or "", "pul.recipe": plan["recipe"]}
-    if sweep := os.environ.get(SWEEP):
-        tags |= dict(zip(("pul.sweep", "pul.sweep_child"), sweep.split("/"), strict=True))
-    run = found[0] if found else client().create_run(experiment.experiment_id, run_name=name, tags=tags | _commit())
-    run_id = run.info.run_id
-    client().update_run(run_id, status="RUNNING")
-    for tag, value in ((PROCESS, process_tag(os.getpid())), ("pul.flow_run_id", flow_run_id), ("pul.flow_run_url", flow_run.ui_url or "")):
-        client().set_tag(run_id, tag, value)  # of a retried run they change
-    if not found:
-        client().log_batch(run_id, params=[Param(key, str(value)) for key, value in _flat(plan)])
-        client().log_inputs(run_id, [*(_dataset(images, "source") for images in sources), _dataset(target, "target")])
-    folder = home() / "runs" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    _refuse_other_data(folder, target, sources)
-    (folder / "config.json").write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-    client().log_dict(run_id, plan, "config.json")
-    for artifact in (target.images, target.labels):
-        if artifact:
-            _link_one(folder, artifact)
-    for number, source in enumerate(sources, 1):
-        _link_one(folder, source.images, f"source-{number}-images")
-    step_logger().info("run %s: experiment %r, config %s", name, pair, folder / "config.json")
-    return TrackedRun(run_id=run_id, name=name, folder=str(folder))
-
-
-@linked("track-iteration-{iteration.iteration}")
-def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | None) -> dict[str, float]:
-    """Record an iteration: a nested run with its model and metrics, the same metrics by step on the parent, links in the run's folder.
-
-    Args:
-        run: the flow run's record.
-        iteration: what it left.
-        labels: the target's identities, for scores and ``oracle_`` diagnostics; None if there are none.
-
-    Returns:
-        The iteration's metrics by name.
-    """
-    metrics = iteration_metrics(iteration, labels)
-    parent = client().get_run(run.run_id)
-    child, changed = _child(parent.info.experiment_id, run, iteration.iteration, _fingerprint(iteration))
-    known = client().get_run(child).data.metrics
-    client().log_batch(child, metrics=[Metric(key, value, 0, 0) for key, value in metrics.items() if key not in known])
-    steps = {key: {metric.step for metric in client().get_metric_history(run.run_id, key)} for key in metrics}
-    fresh = [
-        Metric(key, value, 0, iteration.iteration) for key, value in metrics.items() if changed or iteration.iteration not in steps[key]
-    ]
-    client().log_batch(run.run_id, metrics=fresh)
-    if iteration.trained:
-        _log_training(child, iteration.trained)
-    log_iteration_model(child, iteration.model)
-    client().set_terminated(child, "FINISHED")
-    _link(run, iteration)
-    return metrics
-
-
-@linked("finish-run")
-def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str, explanation: str) -> None:
-    """Close the run: reason of the stop, the final model registered, one table of all iterations for Prefect and for the run's folder.
-
-    Args:
-        run: the flow run's record.
-        iterations: metrics of iteration 0, 1, 2, ...
-        reason: why the loop stopped.
-        explanation: the same in words.
-    """
-    client().set_tag(run.run_id, "pul.stop_reason", reason)
-    rows = [{"iteration": number, **metrics} for number, metrics in enumerate(iterations)]
-    pd.DataFrame(rows).to_parquet(Path(run.folder, "iterations.parquet"), index=False)
-    shown = [{"iteration": row["iteration"], **{key: _rounded(row.get(key)) for key in TABLE}} for row in rows]
-    create_table_artifact(shown, key="pul-iterations", description=f"Run **{run.name}** stopped: {reason}. {explanation}.")
-    experiment = client().get_experiment(client().get_run(run.run_id).info.experiment_id).name
-    last, _ = _child(client().get_run(run.run_id).info.experiment_id, run, len(iterations) - 1)
-    register_model(last, "pul " + experiment, run.name)
-    client().set_terminated(run.run_id, "FINISHED")
-    step_logger().info("stopped after iteration %d: %s (%s)", len(iterations) - 1, reason, explanation)
-
-
-TABLE = (
+PROCESS_TAG = "pul.process"  # tag of a parent run: the process that executes it, as returned by `process_key`
+RESUME = "PUL_RESUME"  # environment variable: name of the run that this process resumes
+SWEEP = "PUL_SWEEP"  # environment variable: SWEEP_NAME/CHILD_NUMBER of the sweep child that this process executes
+SUMMARY_METRICS = (
     "reliable_set_size",
     "reliable_overlap",
     "reliable_agreement_ari",
@@ -152,85 +48,226 @@ TABLE = (
 )
 
 
-def run_name(text: str) -> str:
-    """Return a run's name, which is also its folder's and may be typed in a shell. Whoever starts a flow run may have named it.
+class TrackedRun(Reference):
+    """A flow run's MLflow run, its folder ``$PUL_HOME/runs/NAME``, and what its steps compute on."""
+
+    run_id: str
+    name: str
+    folder: str
+    resources: Resources
+
+    def cache_token(self) -> str:
+        """Return an empty string: tracking never changes a cache key."""
+        return ""
+
+
+@linked("track-run")
+def track_run(plan: Plan, target: ImageSet, sources: list[ImageSet]) -> TrackedRun:
+    """Create the MLflow run of this flow run, or find it again on a retry or `pul resume`, and write the config to the run's folder.
+
+    Args:
+        plan: the resolved parameters, written to ``config.json`` with what the run is computed on.
+        target: recorded as a dataset input.
+        sources: recorded as dataset inputs.
+
+    Raises:
+        DataError: the run is resumed, but its images have changed.
+    """
+    domain_pair = safe_name(f"{' + '.join(source.name for source in sources) or Path(plan.original_model or '').name} to {target.name}")
+    experiment_id = get_or_create_experiment(domain_pair).experiment_id
+    flow_run_id = str(flow_run.id)
+    process_tags = {PROCESS_TAG: process_key(os.getpid()), "pul.flow_run_id": flow_run_id, "pul.flow_run_url": flow_run.ui_url or ""}
+    resumed = os.environ.get(RESUME)
+    condition = f"attributes.run_name = '{resumed}'" if resumed else f"tags.`pul.flow_run_id` = '{flow_run_id}'"
+    if runs := client().search_runs([experiment_id], f"{condition} and tags.`pul.kind` = 'run'"):
+        run = runs[0]
+        for tag, value in process_tags.items():
+            client().set_tag(run.info.run_id, tag, value)
+        client().update_run(run.info.run_id, status="RUNNING")
+    else:
+        tags = {"pul.kind": "run", "pul.recipe": plan.recipe, **process_tags, **_git_commit_tag()}
+        if sweep_child := os.environ.get(SWEEP):
+            tags |= dict(zip(("pul.sweep", "pul.sweep_child"), sweep_child.split("/"), strict=True))
+        run = client().create_run(experiment_id, run_name=safe_run_name(str(flow_run.name)), tags=tags)
+        client().log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in flatten(parameters_of(plan)).items()])
+        client().log_inputs(run.info.run_id, [*(_dataset(images, "source") for images in sources), _dataset(target, "target")])
+    run_id, name = run.info.run_id, str(run.info.run_name)
+    folder = home() / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_images_unchanged(folder, target, sources)
+    resources = _record_config(run_id, folder / "config.json", plan, is_resumed=bool(runs))
+    for artifact in (target.images, target.labels):
+        if artifact:
+            _link_artifact(folder, artifact)
+    for number, source in enumerate(sources, 1):
+        _link_artifact(folder, source.images, f"source-{number}-images")
+    step_logger().info("Run %s: experiment %r, config %s", name, domain_pair, folder / "config.json")
+    return TrackedRun(run_id=run_id, name=name, folder=str(folder), resources=resources)
+
+
+@linked("track-iteration-{iteration.iteration}")
+def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | None) -> dict[str, float]:
+    """Record an iteration in MLflow and in the run's folder.
+
+    The iteration's nested run gets the model and the metrics, the parent run gets the same metrics with the iteration as the step, and the
+    run's folder gets links to the artifacts.
+
+    Args:
+        run: the tracked run.
+        iteration: references to the artifacts of the iteration.
+        labels: labels.parquet of the target for the ``oracle_`` diagnostics; None if there are no labels.
+
+    Returns:
+        The metrics by their MLflow names.
+    """
+    metrics = iteration_metrics(iteration, labels)
+    experiment_id = client().get_run(run.run_id).info.experiment_id
+    nested_id, is_replaced = _iteration_run(experiment_id, run, iteration.iteration, _results_fingerprint(iteration))
+    logged = client().get_run(nested_id).data.metrics
+    client().log_batch(nested_id, metrics=[Metric(key, value, 0, 0) for key, value in metrics.items() if key not in logged])
+    logged_steps = {key: {metric.step for metric in client().get_metric_history(run.run_id, key)} for key in metrics}
+    new_metrics = [
+        Metric(key, value, 0, iteration.iteration)
+        for key, value in metrics.items()
+        if is_replaced or iteration.iteration not in logged_steps[key]
+    ]
+    client().log_batch(run.run_id, metrics=new_metrics)
+    if iteration.trained:
+        _log_training_curves(nested_id, iteration.trained)
+    log_iteration_model(nested_id, iteration.model)
+    client().set_terminated(nested_id, "FINISHED")
+    folder = Path(run.folder, f"iteration={iteration.iteration}")
+    folder.mkdir(exist_ok=True)
+    for artifact in _artifacts(iteration):
+        _link_artifact(folder, artifact)
+    return metrics
+
+
+@linked("finish-run")
+def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str, explanation: str) -> None:
+    """Close the MLflow run: record the stop reason, register the last model, and write the table of all iterations.
+
+    Args:
+        run: the tracked run.
+        iterations: the metrics of iteration 0, 1, 2, ...
+        reason: the stop reason.
+        explanation: the stop reason in words.
+    """
+    client().set_tag(run.run_id, "pul.stop_reason", reason)
+    rows = [{"iteration": number, **metrics} for number, metrics in enumerate(iterations)]
+    pd.DataFrame(rows).to_parquet(Path(run.folder, "iterations.parquet"), index=False)
+    summary = [{"iteration": row["iteration"], **{key: _rounded(row.get(key)) for key in SUMMARY_METRICS}} for row in rows]
+    create_table_artifact(summary, key="pul-iterations", description=f"Run **{run.name}** stopped: {reason}. {explanation}.")
+    experiment = client().get_experiment(client().get_run(run.run_id).info.experiment_id)
+    last_run_id, _ = _iteration_run(experiment.experiment_id, run, len(iterations) - 1)
+    register_model(last_run_id, f"pul {experiment.name}", run.name)
+    client().set_terminated(run.run_id, "FINISHED")
+    step_logger().info("Stopped after iteration %d: %s (%s)", len(iterations) - 1, reason, explanation)
+
+
+def close_run(flow_run_id: str, status: str) -> None:
+    """Close the open MLflow runs of a flow run that did not finish, nested runs included."""
+    for run in search_all_runs(f"tags.`pul.flow_run_id` = '{flow_run_id}'"):
+        if run.info.status == "RUNNING":
+            client().set_terminated(run.info.run_id, status)
+
+
+def safe_run_name(text: str) -> str:
+    """Turn a flow run's name, which can be any text, into a run name that is safe as a folder name and in a shell.
 
     Example:
-        >>> run_name("amber-fox"), run_name("../../x"), run_name("a;rm -rf $(id)"), run_name("..")
+        >>> safe_run_name("amber-fox"), safe_run_name("../../x"), safe_run_name("a;rm -rf $(id)"), safe_run_name("..")
         ('amber-fox', 'x', 'a-rm-rf-id', 'run')
     """
     return re.sub(r"[^\w.]+", "-", text, flags=re.ASCII).strip("-.")[:100] or "run"
 
 
-def close_run(flow_run_id: str, status: str) -> None:
-    """Close the MLflow runs of a flow run that ended before its time, children first."""
-    experiments = [experiment.experiment_id for experiment in client().search_experiments()]
-    for run in client().search_runs(experiments, f"tags.`pul.flow_run_id` = '{flow_run_id}'"):
-        if run.info.status == "RUNNING":
-            client().set_terminated(run.info.run_id, status)
-
-
-def _refuse_other_data(folder: Path, target: ImageSet, sources: list[ImageSet]) -> None:
-    """Let a run go on only with the images it began with: its table would tell of two data sets.
+def process_key(pid: int) -> str:
+    """Return host name, process id and start time, which together distinguish a process from later ones with the same id.
 
     Raises:
-        DataError: images were added, changed or deleted since.
+        psutil.NoSuchProcess: there is no process with this id.
     """
-    sets = {"images": target} | {f"source-{number}-images": source for number, source in enumerate(sources, 1)}
-    for name, images in sets.items():
+    started_after_boot = psutil.Process(pid).create_time() - psutil.boot_time()  # unaffected by changes of the system clock
+    return f"{socket.gethostname()} {pid} {started_after_boot:.0f}"
+
+
+def _check_images_unchanged(folder: Path, target: ImageSet, sources: list[ImageSet]) -> None:
+    """Refuse to resume a run on other images, because its iterations would not be comparable.
+
+    Raises:
+        DataError: images were added, changed or deleted since the run began.
+    """
+    image_sets = {"images": target} | {f"source-{number}-images": source for number, source in enumerate(sources, 1)}
+    for name, images in image_sets.items():
         link = folder / f"{name}.parquet"
         if link.is_symlink() and link.readlink().name != Path(images.images.uri).name:
-            raise DataError(f"{images.root} changed since run {folder.name} began: put it back as it was, or start a new run")
+            raise DataError(f"{images.root} has changed since run {folder.name} began: put it back as it was, or start a new run")
 
 
-def process_tag(pid: int) -> str:
-    """Return what tells a process from any other, even from a later one with the same number.
+def _record_config(run_id: str, file: Path, plan: Plan, *, is_resumed: bool) -> Resources:
+    """Resolve the compute resources of this start of a run, and record them with the plan in config.json and MLflow.
 
-    Raises:
-        psutil.NoSuchProcess: there is none.
+    A resumed run uses the resources of its last start as far as this machine has them.
     """
-    since_boot = psutil.Process(pid).create_time() - psutil.boot_time()  # a clock that is set changes both
-    return f"{socket.gethostname()} {pid} {since_boot:.0f}"
+    records = read_config(file)[1] if is_resumed and file.is_file() else []
+    resources = resolve_compute(plan.machine, records[-1] if records else None)
+    if resources.record() not in records[-1:]:
+        records.append(resources.record())
+    config = parameters_of(plan) | {RESOLVED: records}
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    client().log_dict(run_id, config, "config.json")
+    for name in ("device", "threads", "training_dtype", "inference_dtype"):
+        client().set_tag(run_id, f"pul.{name}", ", ".join(dict.fromkeys(str(record[name]) for record in records)))
+    return resources
 
 
-def _fingerprint(iteration: Iteration) -> str:
+def _results_fingerprint(iteration: Iteration) -> str:
     return " ".join(artifact.sha256[:16] for artifact in (iteration.model, iteration.scores) if artifact)
 
 
-def _child(experiment_id: str, run: TrackedRun, iteration: int, fingerprint: str | None = None) -> tuple[str, bool]:
-    """Return an iteration's nested run, and whether it takes the place of one with other results (the code was changed in between)."""
-    of_parent = f"tags.`mlflow.parentRunId` = '{run.run_id}' and tags.`pul.iteration` = '{iteration}'"
-    found = client().search_runs([experiment_id], of_parent)
+def _iteration_run(experiment_id: str, run: TrackedRun, iteration: int, fingerprint: str | None = None) -> tuple[str, bool]:
+    """Find or create the nested run of an iteration; one with other results (the code was edited before a retry) is replaced.
+
+    Args:
+        experiment_id: the experiment of the parent run.
+        run: the parent run.
+        iteration: number of the iteration.
+        fingerprint: fingerprint of the iteration's results; None accepts any results.
+
+    Returns:
+        The id of the nested run, and whether it replaces another one.
+    """
+    condition = f"tags.`mlflow.parentRunId` = '{run.run_id}' and tags.`pul.iteration` = '{iteration}'"
+    existing = client().search_runs([experiment_id], condition)
     flow_run_id = client().get_run(run.run_id).data.tags["pul.flow_run_id"]
-    if found and fingerprint in (None, found[0].data.tags.get("pul.results")):
-        client().set_tag(found[0].info.run_id, "pul.flow_run_id", flow_run_id)
-        return str(found[0].info.run_id), False
-    for stale in found:
+    if existing and fingerprint in (None, existing[0].data.tags.get("pul.results")):
+        client().set_tag(existing[0].info.run_id, "pul.flow_run_id", flow_run_id)
+        return str(existing[0].info.run_id), False
+    for stale in existing:
         client().delete_run(stale.info.run_id)
-    tags = {"mlflow.parentRunId": run.run_id, "pul.iteration": str(iteration), "pul.kind": "iteration", "pul.flow_run_id": flow_run_id}
-    tags |= {"pul.results": fingerprint or ""}
-    child = client().create_run(experiment_id, run_name=f"{run.name} iteration {iteration}", tags=tags)
-    client().log_param(child.info.run_id, "iteration", iteration)
-    return str(child.info.run_id), bool(found)
+    tags = {
+        "mlflow.parentRunId": run.run_id,
+        "pul.iteration": str(iteration),
+        "pul.kind": "iteration",
+        "pul.flow_run_id": flow_run_id,
+        "pul.results": fingerprint or "",
+    }
+    nested = client().create_run(experiment_id, run_name=f"{run.name} iteration {iteration}", tags=tags)
+    client().log_param(nested.info.run_id, "iteration", iteration)
+    return str(nested.info.run_id), bool(existing)
 
 
-def _log_training(child: str, trained: TrainedModel) -> None:
-    if client().get_metric_history(child, "training_loss"):
+def _log_training_curves(run_id: str, trained: TrainedModel) -> None:
+    if client().get_metric_history(run_id, "training_loss"):
         return
-    history = read_training(trained)
-    series = (("training_loss", "loss"), ("training_accuracy", "accuracy"))
-    client().log_batch(child, metrics=[Metric(name, row[key], 0, row["epoch"]) for name, key in series for row in history])
+    epochs = read_training(trained)
+    curves = (("training_loss", "loss"), ("training_accuracy", "accuracy"))
+    client().log_batch(run_id, metrics=[Metric(name, epoch[key], 0, epoch["epoch"]) for name, key in curves for epoch in epochs])
 
 
-def _link(run: TrackedRun, iteration: Iteration) -> None:
-    """Give an iteration's artifacts readable names: runs/NAME/iteration=3/reliable.parquet points to the file in the store."""
-    folder = Path(run.folder, f"iteration={iteration.iteration}")
-    folder.mkdir(exist_ok=True)
-    for artifact in _artifacts(iteration):
-        _link_one(folder, artifact)
-
-
-def _link_one(folder: Path, artifact: Artifact, name: str | None = None) -> None:
+def _link_artifact(folder: Path, artifact: Artifact, name: str | None = None) -> None:
+    """Link a readable name, such as runs/NAME/iteration=3/reliable.parquet, to an artifact; does nothing in a remote store."""
     if "://" in locate(artifact):
         return
     name = name or ("model" if artifact.kind == "models" else artifact.kind)
@@ -239,7 +276,7 @@ def _link_one(folder: Path, artifact: Artifact, name: str | None = None) -> None
     link.symlink_to(Path(verify(artifact)))
 
 
-def _artifacts(iteration: Iteration) -> Iterable[Artifact]:
+def _artifacts(iteration: Iteration) -> Iterator[Artifact]:
     yield iteration.model
     yield from (artifact for artifact in (iteration.features, iteration.scores) if artifact)
     if iteration.clusters:
@@ -252,21 +289,11 @@ def _artifacts(iteration: Iteration) -> Iterable[Artifact]:
 
 def _dataset(images: ImageSet, role: str) -> DatasetInput:
     profile = json.dumps({"splits": images.splits, "layout": images.layout})
-    dataset = Dataset(plain_name(images.name), images.images.sha256[:32], "local", json.dumps({"path": images.root}), profile=profile)
+    dataset = Dataset(safe_name(images.name), images.images.sha256[:32], "local", json.dumps({"path": images.root}), profile=profile)
     return DatasetInput(dataset, [InputTag("mlflow.data.context", role)])
 
 
-def _flat(plan: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in plan.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _commit() -> dict[str, str]:
-    from mlflow.utils.git_utils import get_git_commit
-
+def _git_commit_tag() -> dict[str, str]:
     commit = get_git_commit(__file__)
     return {"mlflow.source.git.commit": commit} if commit else {}
 

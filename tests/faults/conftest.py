@@ -1,4 +1,4 @@
-"""What the fault campaign shares: one Prefect server, a process that forks `pul` commands, and what has to hold after every fault."""
+"""Fixtures of the fault campaign: one Prefect server, a process that forks `pul` commands, and the assertions after every fault."""
 
 import contextlib
 import hashlib
@@ -19,31 +19,31 @@ import pytest
 collect_ignore = ["driver.py"]
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
-PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
+INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
-def clean(**more):
-    """An environment without anything of the user's."""
-    return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {name: str(value) for name, value in more.items()}
+def clean(**variables):
+    """Return an environment without the user's variables."""
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    return inherited | {name: str(value) for name, value in variables.items()}
 
 
-def until(condition, *, seconds=300.0, say=lambda: "it never came"):
-    """Poll until a condition holds and return what it is."""
+def until(condition, *, seconds=300.0, message=lambda: "timeout"):
+    """Poll until a condition is true."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, say()
+    while not condition():
+        assert time.monotonic() < deadline, message()
         time.sleep(0.05)
-    return found
 
 
-def answers(url):
-    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
-        return answer.status == 200
+def is_healthy(url):
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as response:
+        return response.status == 200
     return False
 
 
 class Server:
-    """A server of a test's own on loopback, that can be killed and started again on the same port."""
+    """A server on loopback that can be killed and started again on the same port."""
 
     def __init__(self, folder, command, **environment):
         with socket.socket() as probe:
@@ -60,7 +60,7 @@ class Server:
             self.process = subprocess.Popen(self.command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def wait(self, path):
-        until(lambda: answers(f"http://127.0.0.1:{self.port}{path}"), say=lambda: (self.folder / "server.log").read_text())
+        until(lambda: is_healthy(f"http://127.0.0.1:{self.port}{path}"), message=lambda: (self.folder / "server.log").read_text())
         return self
 
     def stop(self):
@@ -80,14 +80,14 @@ def prefect_api(tmp_path_factory):
 
 
 class Command:
-    """A `pul` command that the driver forked."""
+    """A `pul` command that the driver has forked."""
 
     def __init__(self, driver, pid, folder):
         self.driver, self.pid, self.folder, self.code = driver, pid, folder, None
 
     def poll(self):
         if self.code is None:
-            self.code = self.driver.ask(self.pid)
+            self.code = self.driver.request(self.pid)
         return self.code
 
     @property
@@ -95,13 +95,13 @@ class Command:
         return (self.folder / "run.log").read_text()
 
     def wait(self, seconds=600.0):
-        until(lambda: self.poll() is not None, seconds=seconds, say=lambda: f"it hangs:\n{self.log[-3000:]}")
+        until(lambda: self.poll() is not None, seconds=seconds, message=lambda: f"the command does not end:\n{self.log[-3000:]}")
         return self.code
 
-    def wait_for(self, words, seconds=300.0):
-        """Wait until the log says something."""
-        until(lambda: words in self.log or self.poll() is not None, seconds=seconds)
-        assert words in self.log, self.log
+    def wait_for(self, text, seconds=300.0):
+        """Wait until the log contains a text."""
+        until(lambda: text in self.log or self.poll() is not None, seconds=seconds)
+        assert text in self.log, self.log
         return self
 
     def kill(self, number=signal.SIGKILL):
@@ -111,7 +111,7 @@ class Command:
 
 
 class Driver:
-    """The process that forks."""
+    """The process that forks the commands (driver.py)."""
 
     def __init__(self, folder, api):
         self.folder, self.api, self.pids = folder, api, []
@@ -121,13 +121,13 @@ class Driver:
         self.process = subprocess.Popen(command, cwd=folder, env=environment, text=True, start_new_session=True, **pipes)
         assert self.process.stdout.readline(), (folder / "driver.log").read_text()
 
-    def ask(self, question):
-        self.process.stdin.write(json.dumps(question) + "\n")
+    def request(self, order):
+        self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
     def start(self, folder, *argv, die=None, **environment):
-        """Start a command in a folder, whose home is made with an MLflow database in it, so that its making is not waited for again."""
+        """Start a command in a folder; a new home gets a copy of an MLflow database, because creating one takes seconds."""
         home = folder / ".pul"
         if not home.exists():
             home.mkdir(parents=True)
@@ -135,42 +135,44 @@ class Driver:
         (folder / "run.log").touch()
         order = {"cwd": str(folder), "argv": list(map(str, argv)), "die": die}
         environment = clean(HOME=folder, PREFECT_API_URL=self.api, **environment)
-        self.pids.append(self.ask(order | {"env": environment}))
+        self.pids.append(self.request(order | {"env": environment}))
         return Command(self, self.pids[-1], folder)
 
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory, prefect_api):
-    started = Driver(tmp_path_factory.mktemp("driver"), f"http://127.0.0.1:{prefect_api.port}/api")
-    yield started
-    for pid in started.pids:  # of a test that gave up on its command
-        if started.ask(pid) is None:
+    driver = Driver(tmp_path_factory.mktemp("driver"), f"http://127.0.0.1:{prefect_api.port}/api")
+    yield driver
+    for pid in driver.pids:  # commands of failed tests
+        if driver.request(pid) is None:
             os.kill(pid, signal.SIGKILL)
-    started.process.stdin.close()
-    assert started.process.wait(60) == 0
+    driver.process.stdin.close()
+    assert driver.process.wait(60) == 0
 
 
 @pytest.fixture(scope="session")
 def arguments(tiny, tiny_pair):
-    """Of a run that has an epoch checkpoint in every training."""
+    """Arguments of a run that saves an epoch checkpoint in every training."""
     sections = tiny | {"fine_tuning": tiny["fine_tuning"] | {"epochs": 2}}
     options = [f"--set={section}.{name}={value}" for section, values in sections.items() for name, value in values.items()]
     return ["run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options]
 
 
-class Left:
-    """What a run left in its folder."""
+class RunFolder:
+    """The artifacts and MLflow runs in the home of a folder."""
 
     def __init__(self, folder):
         self.home = folder / ".pul"
 
     @property
     def artifacts(self):
-        """Names of artifacts are digests of their content."""
-        return {str(path.relative_to(self.home)) for path in self.home.glob("artifacts/*/[!.]*")}  # .partial-*: pul gc removes them
+        """Names of all artifacts, which are digests of their content."""
+        return {
+            str(path.relative_to(self.home)) for path in self.home.glob("artifacts/*/[!.]*")
+        }  # without .partial-*, which pul gc removes
 
-    def all_whole(self):
-        """Say whether every artifact's bytes are those its name says."""
+    def all_intact(self):
+        """Return whether the digest of every artifact matches its name."""
         return all(hashlib.sha256((self.home / name).read_bytes()).hexdigest().startswith(Path(name).stem) for name in self.artifacts)
 
     @property
@@ -189,22 +191,23 @@ class Left:
 
     @property
     def iterations(self):
-        """Metrics of every finished run's iterations; times apart."""
-        children = [run for run in self.runs if run.data.tags["pul.kind"] == "iteration" and run.info.status == "FINISHED"]
-        told = [(int(run.data.tags["pul.iteration"]), run.data.metrics) for run in children]
+        """Metrics of all finished iterations, without times."""
+        nested = [run for run in self.runs if run.data.tags["pul.kind"] == "iteration" and run.info.status == "FINISHED"]
+        iterations = [(int(run.data.tags["pul.iteration"]), run.data.metrics) for run in nested]
         return sorted(
-            (number, sorted((name, value) for name, value in found.items() if not name.startswith("seconds_"))) for number, found in told
+            (number, sorted((name, value) for name, value in metrics.items() if not name.startswith("seconds_")))
+            for number, metrics in iterations
         )
 
-    def assert_like(self, undisturbed):
-        """Equal bytes and metrics, one parent, one child an iteration, no metric twice, nothing open, nothing half-done."""
+    def assert_equals(self, undisturbed):
+        """Equal bytes and metrics, one finished parent run, one nested run per iteration, no repeated metrics, no checkpoints."""
         assert self.artifacts == undisturbed.artifacts
         assert self.iterations == undisturbed.iterations
         assert [run.info.status for run in self.parents] == ["FINISHED"]
         for run in self.runs:
             for name in run.data.metrics:
                 steps = [metric.step for metric in self.client.get_metric_history(run.info.run_id, name)]
-                assert len(steps) == len(set(steps)), f"{name} stands twice"
+                assert len(steps) == len(set(steps)), f"{name} is logged twice"
         assert not list(self.home.glob("checkpoints/*"))
 
 
@@ -216,15 +219,15 @@ def wait_until():
 
 @pytest.fixture(scope="session")
 def processes():
-    """A function that finds the living processes with a variable in their environment."""
+    """A function that returns the command lines of the live processes with a certain environment variable."""
 
     def find(name, value):
-        found = []
+        command_lines = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 if process.environ().get(name) == str(value) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process.cmdline())
-        return found
+                    command_lines.append(process.cmdline())
+        return command_lines
 
     return find
 
@@ -232,41 +235,41 @@ def processes():
 @pytest.fixture
 def server():
     """A function that starts a `Server`."""
-    started = []
+    servers = []
 
     def start(*command, **environment):
-        started.append(Server(*command, **environment))
-        return started[-1]
+        servers.append(Server(*command, **environment))
+        return servers[-1]
 
     yield start
-    for one in started:
-        one.stop()
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture(scope="session")
-def left():
-    """The class `Left`."""
-    return Left
+def run_folder():
+    """The class `RunFolder`."""
+    return RunFolder
 
 
 @pytest.fixture(scope="session")
 def undisturbed(driver, arguments, tmp_path_factory):
-    """What an uninterrupted run leaves, and how many seconds it takes."""
+    """The folder of an uninterrupted run, with its duration in seconds."""
     folder = tmp_path_factory.mktemp("undisturbed")
     started = time.monotonic()
     command = driver.start(folder, *arguments)
     assert command.wait() == 0, command.log
-    left = Left(folder)
-    left.seconds = time.monotonic() - started
-    return left
+    undisturbed = RunFolder(folder)
+    undisturbed.seconds = time.monotonic() - started
+    return undisturbed
 
 
 @pytest.fixture
-def go_on(driver, arguments):
-    """A function that starts a run in a folder, or goes on with the one that is there, as a person would."""
+def start_or_resume(driver, arguments):
+    """A function that starts a run in a folder, or resumes the one in it."""
 
     def start(folder, **options):
-        known = (folder / ".pul" / "mlflow.db").exists() and Left(folder).parents
-        return driver.start(folder, *(["resume"] if known else arguments), **options)
+        has_run = (folder / ".pul" / "mlflow.db").exists() and RunFolder(folder).parents
+        return driver.start(folder, *(["resume"] if has_run else arguments), **options)
 
     return start

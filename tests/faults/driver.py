@@ -1,7 +1,7 @@
-"""A process with all libraries loaded that forks a `pul` command for every line it is given, so that a campaign spends its time on faults.
+"""A process that has imported all libraries and forks a `pul` command for every order on standard input, which saves the start-up time.
 
-Each command has a home, a log and an environment of its own, and dies like any process. ``die`` names the moment at which it is to kill
-itself: no signal from outside hits a boundary that is microseconds wide.
+Each command has its own home, log and environment, and can be killed like any process. ``die`` names a moment at which the command kills
+itself, because no signal from outside can hit an interval of microseconds.
 """
 
 import contextlib
@@ -27,41 +27,41 @@ from deployments.environment import configure
 WRITES = ("create_run", "update_run", "set_tag", "log_batch", "log_inputs", "log_dict", "set_terminated", "create_model_version")
 
 
-def on_call(owner, name, act, *, after=False):
-    """Let something happen whenever a function is called."""
-    bare = getattr(owner, name)
+def on_call(owner, name, action, *, after=False):
+    """Perform an action before or after every call of a function."""
+    function = getattr(owner, name)
 
     def call(*args, **kwargs):
         if not after:
-            act()
-        result = bare(*args, **kwargs)
+            action()
+        result = function(*args, **kwargs)
         if after:
-            act()
+            action()
         return result
 
     setattr(owner, name, call)
 
 
 def arm(moment, number, ending=signal.SIGKILL):
-    """Send this process a signal at the so-many-th such moment."""
+    """Send this process a signal when a moment occurs for the ``number``-th time."""
     calls = itertools.count(1)
 
     def die():
         if next(calls) == number:
             os.kill(os.getpid(), ending)
 
-    if moment == "step kept":  # a step was computed, its result is persisted, the next one is about to begin
+    if moment == "step saved":  # a step has been computed and its result saved, the next step is about to begin
         computed = []
         on_call(tasks.engine.steps, "_with_seconds", lambda: computed.append(1), after=True)
         on_call(tasks.engine.steps, "_cached_but_damaged", lambda: computed and die())
     elif moment == "step begins":
         on_call(tasks.engine.steps, "_cached_but_damaged", die)
-    elif moment == "step computed":  # its files are there and nobody knows
+    elif moment == "step computed":  # the files are written, but the result is not saved
         on_call(tasks.engine.steps, "_with_seconds", die)
-    elif moment == "file written":  # under its temporary name
+    elif moment == "file written":  # under its temporary name, not renamed yet
         on_call(LocalFileSystem, "mv", die)
     elif moment == "checkpoint":
-        on_call(tasks.engine.checkpoints.Kept, "save", die, after=True)
+        on_call(tasks.engine.checkpoints.StepCheckpoint, "save", die, after=True)
     elif moment == "tracking":
         for name in WRITES:
             on_call(MlflowClient, name, die)
@@ -87,17 +87,17 @@ def run(order):
 
 
 def fork(order):
-    """Return the number of a process that becomes the command."""
+    """Return the id of a new process that becomes the command."""
     if pid := os.fork():
         return pid
     code = 1
     try:
         run(order)
         code = 0
-    except SystemExit as ended:
-        if isinstance(ended.code, str):
-            print(ended.code, file=sys.stderr)
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         import traceback
 
@@ -110,7 +110,7 @@ def fork(order):
 
 
 def prepare(folder):
-    """Make an MLflow database for every home to begin with."""
+    """Create the MLflow database that every home starts with."""
     if os.fork() == 0:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         MlflowClient().search_experiments()
@@ -119,7 +119,7 @@ def prepare(folder):
 
 
 def main():
-    """Answer every line: an order with the new process's number, a number with its exit code (null while it runs)."""
+    """Answer every line: an order with the id of the new process, a process id with its exit code (null while it runs)."""
     prepare(Path(sys.argv[1]))
     codes = {}
     print(json.dumps({"threads": len(list(Path("/proc/self/task").iterdir()))}), flush=True)

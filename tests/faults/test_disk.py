@@ -1,28 +1,28 @@
-"""Disks that are full or read-only, and files that are not what they were: one sentence with the way out, and what was finished stays."""
+"""Full and read-only disks, and damaged files: the error says what to do, and finished work is kept."""
 
 import errno
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows.preflight import plan_of
 from tasks.extract import extract_features
 from tasks.store.artifacts import DamagedArtifactError, locate, read_table, write_bytes, write_table
 from tasks.store.readers import open_pixels
 from tasks.store.references import Compute, Reliable
 from tasks.training import fine_tune
 
-COMPUTE = Compute(device="cpu", threads=1, bf16_inference=False, bf16_training=False)
+COMPUTE = Compute(device="cpu", threads=1, dtype="float32")
 
 
 @pytest.fixture
 def mount(tmp_path):
-    """A function that mounts a small file system of its own at a folder, or changes one it mounted: ``size=20k``, ``ro``."""
+    """A function that mounts a small file system at a folder, or remounts it with other options: ``size=20k``, ``ro``."""
     mounted = []
 
     def mount(folder, options):
@@ -30,7 +30,7 @@ def mount(tmp_path):
         again = ["-o", f"remount,{options}"] if folder in mounted else ["-t", "tmpfs", "-o", options, "tmpfs"]
         done = subprocess.run(["mount", *again, folder], capture_output=True, text=True, check=False)
         if done.returncode and folder not in mounted:
-            pytest.skip(f"this process may not mount a file system: {done.stderr.strip()}")
+            pytest.skip(f"mounting a file system is not permitted: {done.stderr.strip()}")
         assert done.returncode == 0, done.stderr
         mounted.append(folder)
 
@@ -47,8 +47,8 @@ def extract(model, pixels):
 
 
 @pytest.fixture
-def train(model, pixels, tiny):
-    settings = plan_of(tiny | {"target": "x"}).model_dump()["fine_tuning"] | {"epochs": 2}
+def train(model, pixels, plan):
+    settings = replace(plan.fine_tuning, epochs=2)
     rows = open_pixels(pixels)[0][:8]
     table = pa.table({"row": rows, "pseudo_label": np.arange(8) // 4, "similarity": np.ones(8)})
     reliable = Reliable(reliable=write_table("reliable", table), num_classes=2)
@@ -58,33 +58,33 @@ def train(model, pixels, tiny):
 @pytest.mark.parametrize(("kind", "step"), [("features", "extract"), ("models", "train")])
 @pytest.mark.fault(
     "disk full while features or weights are written",
-    "`no room left below ...: make some (pul gc), then Retry or pul resume`; then it goes on",
+    "`no space left below ...: free some (pul gc), then Retry or pul resume`; then it continues",
 )
 def test_disk_full(home, mount, request, kind, step):
     work = request.getfixturevalue(step)
-    wanted = work()
+    expected = work()
     folder = home / "artifacts" / kind
-    kept = shutil.move(folder, home / "kept")
-    shutil.copytree(kept, folder)
-    mount(folder, "size=40k")  # what lay there is hidden; neither fits
-    if kind == "models":  # the model that is read was written before the disk filled up
+    copy = shutil.move(folder, home / "copy")
+    shutil.copytree(copy, folder)
+    mount(folder, "size=40k")  # hides the files and is too small for features and weights
+    if kind == "models":  # the start model was written before the disk filled up
         mount(folder, "size=200m")
-        for file in Path(kept).iterdir():
-            if not wanted.uri.endswith(file.name):
+        for file in Path(copy).iterdir():
+            if not expected.uri.endswith(file.name):
                 shutil.copy(file, folder)
         used = sum(file.stat().st_size for file in folder.iterdir())
         mount(folder, f"size={used // 1024 + 40}k")
-    with pytest.raises(OSError, match=r"no room left below .*pul gc.*pul resume") as raised:
+    with pytest.raises(OSError, match=r"no space left below .*pul gc.*pul resume") as raised:
         work()
     assert raised.value.errno == errno.ENOSPC
-    assert not list(folder.glob(".partial-*")), "half a file would keep the disk full"
-    assert list(home.glob("checkpoints/*/*")), "finished work stays"
+    assert not list(folder.glob(".partial-*")), "a partial file would keep the disk full"
+    assert list(home.glob("checkpoints/*/*")), "finished parts are kept"
     mount(folder, "size=200m")
-    assert work().sha256 == wanted.sha256
+    assert work().sha256 == expected.sha256
 
 
 @pytest.mark.fault(
-    "the artifact root is read-only", "`... is read-only: make it writable, then Retry or pul resume`; what is there is read all the same"
+    "the artifact root is read-only", "`... is read-only: make it writable, then Retry or pul resume`; existing artifacts can still be read"
 )
 def test_a_read_only_artifact_root(home, mount):
     mount(home / "artifacts", "size=1m")
@@ -96,7 +96,7 @@ def test_a_read_only_artifact_root(home, mount):
 
 
 def damage(path, how, other):
-    """Change a file as a bad disk or a careless hand would."""
+    """Damage a file as a faulty disk or a user might."""
     data = bytearray(path.read_bytes())
     if how == "flip":
         data[len(data) // 2] ^= 1
@@ -116,13 +116,14 @@ DAMAGES = ["flip", "truncate", "delete", "swap"]
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.fault(
-    "a file is flipped, cut, deleted or swapped with another under a step that reads it", "`artifact ... is damaged: ... makes it again`"
+    "a bit is flipped in a file that a step reads, or it is truncated, deleted or swapped with another",
+    "`artifact ... is damaged: ... computes it again`",
 )
 def test_damage_under_a_step(home, how):
     tables = [write_table("features", pa.table({"row": [number, 2]})) for number in range(2)]
     read_table(tables[0])
     damage(Path(locate(tables[0])), how, Path(locate(tables[1])))
-    with pytest.raises(DamagedArtifactError, match=r"(damaged|missing).*(Retry or pul resume makes it again)"):
+    with pytest.raises(DamagedArtifactError, match=r"(damaged|missing).*(Retry or pul resume computes it again)"):
         read_table(tables[0])
 
 
@@ -131,11 +132,11 @@ def test_damage_under_a_step(home, how):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.fault(
-    "artifacts of every kind, pixels, Prefect's results and scans are flipped, cut, deleted or swapped",
+    "a bit is flipped in artifacts of every kind, pixels, Prefect's results and scans, or they are truncated, deleted or swapped",
     "the log names each; the same bytes again",
 )
-def test_damage_of_every_kind(driver, arguments, undisturbed, left, tmp_path, how, tried):
-    """One file of every kind: the newest step of each kind is run again, and what hangs on it comes from the cache."""
+def test_damage_of_every_kind(driver, arguments, undisturbed, run_folder, tmp_path, how, tried):
+    """With one damaged file of every kind, the last step of each kind runs again and all other steps come from the cache."""
     shutil.copytree(undisturbed.home, tmp_path / ".pul", symlinks=True)
     home = tmp_path / ".pul"
     folders = [*home.glob("artifacts/*"), home / "cache" / "pixels", home / "cache" / "scans", home / "prefect" / "storage"]
@@ -147,16 +148,18 @@ def test_damage_of_every_kind(driver, arguments, undisturbed, left, tmp_path, ho
     command = driver.start(tmp_path, *arguments)
     assert command.wait() == 0, command.log
     for kind in ("features", "clusters", "models"):
-        assert f"artifact {kind}/" in command.log, "the damage is said"
-    assert left(tmp_path).artifacts == undisturbed.artifacts
-    assert left(tmp_path).all_whole()
+        assert f"artifact {kind}/" in command.log, "the damage is logged"
+    assert run_folder(tmp_path).artifacts == undisturbed.artifacts
+    assert run_folder(tmp_path).all_intact()
 
 
 @pytest.mark.slow
 @pytest.mark.campaign
 @pytest.mark.timeout(1800)
-@pytest.mark.fault("disk full while MLflow's database is written", "one line that names the database and the way out; pul resume goes on")
-def test_the_database_disk_is_full(driver, arguments, undisturbed, left, mount, tmp_path):
+@pytest.mark.fault(
+    "disk full while MLflow's database is written", "one line that names the database and what to do; pul resume continues the run"
+)
+def test_the_database_disk_is_full(driver, arguments, undisturbed, run_folder, mount, tmp_path):
     small = tmp_path / "small"
     mount(small, "size=2m")
     shutil.copy(driver.folder / "mlflow.db", small)
@@ -170,4 +173,4 @@ def test_the_database_disk_is_full(driver, arguments, undisturbed, left, mount, 
     filler.unlink()
     command = driver.start(tmp_path, *arguments, **store)
     assert command.wait() == 0, command.log
-    assert left(tmp_path).artifacts == undisturbed.artifacts
+    assert run_folder(tmp_path).artifacts == undisturbed.artifacts

@@ -1,4 +1,4 @@
-"""Images nobody should have, through the real steps: what can be used is used, what cannot is named, and nothing blows up."""
+"""Malicious and unusual images in the index and decode steps: usable images are used, and the others are skipped and named."""
 
 import logging
 

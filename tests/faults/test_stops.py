@@ -1,4 +1,4 @@
-"""Runs that are stopped, disturbed or started twice: a sentence, nothing left running, and the next start ends in the same bytes."""
+"""Runs that are stopped, disturbed or started twice: a clear message, no process left behind, and the same bytes after a resume."""
 
 import contextlib
 import os
@@ -21,24 +21,25 @@ def last_line(command):
     return command.log.strip().splitlines()[-1]
 
 
-@pytest.mark.fault("SIGTERM at every step", "`stopped: pul resume goes on`; closed in MLflow within seconds; the same bytes when resumed")
-def test_sigterm(go_on, left, undisturbed, tmp_path, tried):
-    for step in STEPS:  # the steps before are cached, so that each start comes to the next one
-        command = go_on(tmp_path, die=("step begins", step, signal.SIGTERM))
+@pytest.mark.fault("SIGTERM at every step", "`stopped: pul resume goes on`; closed in MLflow within seconds; the same bytes after a resume")
+def test_sigterm(start_or_resume, run_folder, undisturbed, tmp_path, tried):
+    for step in STEPS:  # the earlier steps are cached, so each start reaches the next one
+        command = start_or_resume(tmp_path, die=("step begins", step, signal.SIGTERM))
         assert command.wait() == 130, command.log
         assert last_line(command).startswith("stopped: pul resume goes on"), command.log
-        assert {run.info.status for run in left(tmp_path).parents} <= {"FAILED", "KILLED"}
+        assert {run.info.status for run in run_folder(tmp_path).parents} <= {"FAILED", "KILLED"}
     tried(len(STEPS))
-    assert go_on(tmp_path).wait() == 0
-    left(tmp_path).assert_like(undisturbed)
+    assert start_or_resume(tmp_path).wait() == 0
+    run_folder(tmp_path).assert_equals(undisturbed)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.fault(
-    "a `pul run` with a server of its own is killed or stopped", "no process is left by it or by the next start; the same run goes on"
+    "a `pul run` with its own Prefect server is killed or stopped",
+    "no process is left behind by it or the next command; the same run is resumed",
 )
-def test_a_command_with_a_server_of_its_own(driver, arguments, undisturbed, left, tmp_path, processes, ending):
-    """The real command: it leaves a server of Prefect behind when it is killed, which the next one stops."""
+def test_a_command_with_its_own_server(driver, arguments, undisturbed, run_folder, tmp_path, processes, ending):
+    """A killed `pul run` leaves its Prefect server behind, which the next command stops."""
     (tmp_path / ".pul").mkdir()
     shutil.copy(driver.folder / "mlflow.db", tmp_path / ".pul")
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ} | {"HOME": str(tmp_path)}
@@ -51,31 +52,31 @@ def test_a_command_with_a_server_of_its_own(driver, arguments, undisturbed, left
         assert process.returncode is None, (tmp_path / "run.log").read_text()
     process.send_signal(ending)
     process.wait(60)
-    (name,) = (run.info.run_name for run in left(tmp_path).parents)
+    (name,) = (run.info.run_name for run in run_folder(tmp_path).parents)
     assert subprocess.run([PUL, "resume"], timeout=900, check=False, **options).returncode == 0, (tmp_path / "run.log").read_text()
-    assert [run.info.run_name for run in left(tmp_path).parents] == [name]
-    left(tmp_path).assert_like(undisturbed)
+    assert [run.info.run_name for run in run_folder(tmp_path).parents] == [name]
+    run_folder(tmp_path).assert_equals(undisturbed)
     assert not processes("PUL_HOME", tmp_path / ".pul")
 
 
 @pytest.mark.fault(
-    "the Prefect server is killed and started again in mid-run",
-    "the run goes on, or one line says that it does not answer; then resume goes on",
+    "the Prefect server is killed and restarted during a run",
+    "the run continues, or one line says that the server does not answer and a resume continues the run",
 )
-def test_prefects_server_goes_and_comes(prefect_api, go_on, left, undisturbed, tmp_path):
-    command = go_on(tmp_path).wait_for("'pretrain' - Finished")
+def test_the_prefect_server_is_restarted(prefect_api, start_or_resume, run_folder, undisturbed, tmp_path):
+    command = start_or_resume(tmp_path).wait_for("'pretrain' - Finished")
     prefect_api.stop()
     prefect_api.start()
     prefect_api.wait("/api/health")
     if command.wait() != 0:
         assert last_line(command).startswith("pul: Prefect's server does not answer") and "pul resume" in last_line(command), command.log
-        command = go_on(tmp_path)
+        command = start_or_resume(tmp_path)
         assert command.wait() == 0, command.log
-    left(tmp_path).assert_like(undisturbed)
+    run_folder(tmp_path).assert_equals(undisturbed)
 
 
-@pytest.mark.fault("the MLflow server is killed and started again in mid-run", "the run waits for it and goes on")
-def test_mlflows_server_goes_and_comes(server, driver, arguments, left, undisturbed, tmp_path):
+@pytest.mark.fault("the MLflow server is killed and restarted during a run", "the run waits for it and continues")
+def test_the_mlflow_server_is_restarted(server, driver, arguments, run_folder, undisturbed, tmp_path):
     home = tmp_path / ".pul"
     home.mkdir()
     shutil.copy(driver.folder / "mlflow.db", home)
@@ -86,53 +87,54 @@ def test_mlflows_server_goes_and_comes(server, driver, arguments, left, undistur
     mlflow.stop()
     mlflow.start()
     assert command.wait() == 0, command.log
-    left(tmp_path).assert_like(undisturbed)
+    run_folder(tmp_path).assert_equals(undisturbed)
 
 
 @pytest.mark.parametrize("seeds", [(0, 0), (0, 1)], ids=["identical", "different"])
 @pytest.mark.fault(
-    "two identical, two different runs at once on one artifact root", "both finish; every file is whole; the same bytes as alone"
+    "two identical or two different runs at the same time on one artifact root",
+    "both finish; every file is intact; the same bytes as alone",
 )
-def test_two_at_once(driver, arguments, left, undisturbed, tmp_path, seeds):
-    both = [driver.start(tmp_path, *arguments, "--seed", seed) for seed in seeds]
-    assert [command.wait() for command in both] == [0, 0], both[0].log
-    found = left(tmp_path)
-    assert [run.info.status for run in found.parents] == ["FINISHED"] * 2
-    assert all(iteration in found.iterations for iteration in undisturbed.iterations)
-    assert found.artifacts == undisturbed.artifacts if seeds == (0, 0) else found.artifacts > undisturbed.artifacts
-    assert found.all_whole()
-    assert not list(found.home.glob("checkpoints/*"))
+def test_two_runs_at_the_same_time(driver, arguments, run_folder, undisturbed, tmp_path, seeds):
+    commands = [driver.start(tmp_path, *arguments, "--seed", seed) for seed in seeds]
+    assert [command.wait() for command in commands] == [0, 0], commands[0].log
+    folder = run_folder(tmp_path)
+    assert [run.info.status for run in folder.parents] == ["FINISHED"] * 2
+    assert all(iteration in folder.iterations for iteration in undisturbed.iterations)
+    assert folder.artifacts == undisturbed.artifacts if seeds == (0, 0) else folder.artifacts > undisturbed.artifacts
+    assert folder.all_intact()
+    assert not list(folder.home.glob("checkpoints/*"))
 
 
 @pytest.mark.fault(
-    "images are replaced while a run is down", "`... changed since run ... began: put it back as it was, or start a new run`"
+    "images are changed between a kill and the resume", "`... has changed since run ... began: put it back as it was, or start a new run`"
 )
-def test_other_images_under_a_run(driver, arguments, tiny_pair, left, undisturbed, tmp_path):
+def test_images_are_changed_before_a_resume(driver, arguments, tiny_pair, run_folder, undisturbed, tmp_path):
     target = tmp_path / "target"
     shutil.copytree(tiny_pair[1], target)
-    given = [str(target) if part == str(tiny_pair[1]) else part for part in arguments]
-    assert driver.start(tmp_path, *given, die=("step kept", 1)).wait() == -signal.SIGKILL
+    arguments = [str(target) if part == str(tiny_pair[1]) else part for part in arguments]
+    assert driver.start(tmp_path, *arguments, die=("step saved", 1)).wait() == -signal.SIGKILL
     image = next((target / "bounding_box_train").iterdir())
-    kept = image.read_bytes()
+    content = image.read_bytes()
     Image.new("RGB", (32, 64), "red").save(image)
     command = driver.start(tmp_path, "resume")
     assert command.wait() == 1
     assert "changed since run" in last_line(command) and "put it back" in last_line(command), command.log
-    image.write_bytes(kept)
+    image.write_bytes(content)
     command = driver.start(tmp_path, "resume")
     assert command.wait() == 0, command.log
-    found = left(tmp_path)
-    assert found.artifacts > undisturbed.artifacts, "the list of the other images stays beside"
-    assert all(name.startswith(("artifacts/images/", "artifacts/labels/")) for name in found.artifacts - undisturbed.artifacts)
-    assert found.iterations == undisturbed.iterations
+    folder = run_folder(tmp_path)
+    assert folder.artifacts > undisturbed.artifacts, "the index of the changed images is an additional artifact"
+    assert all(name.startswith(("artifacts/images/", "artifacts/labels/")) for name in folder.artifacts - undisturbed.artifacts)
+    assert folder.iterations == undisturbed.iterations
 
 
 @pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime is not installed: apt-get install faketime")
-@pytest.mark.fault("the clock is set back by a day between a kill and the resume", "the same bytes; nothing waits for yesterday")
-def test_the_clock_is_set_back(go_on, left, undisturbed, tmp_path, driver):
-    assert go_on(tmp_path, die=("step kept", 4)).wait() == -signal.SIGKILL
+@pytest.mark.fault("the clock is set back by a day between a kill and the resume", "the same bytes; nothing waits for the old time")
+def test_the_clock_is_set_back(start_or_resume, run_folder, undisturbed, tmp_path, driver):
+    assert start_or_resume(tmp_path, die=("step saved", 4)).wait() == -signal.SIGKILL
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ} | {"HOME": str(tmp_path)}
     environment |= {"PREFECT_API_URL": driver.api, "LD_PRELOAD": str(FAKETIME), "FAKETIME": "-1d"}
     done = subprocess.run([PUL, "resume"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
-    left(tmp_path).assert_like(undisturbed)
+    run_folder(tmp_path).assert_equals(undisturbed)

@@ -1,0 +1,107 @@
+"""Maintenance commands: `pul doctor` reports problems, `pul gc` frees disk space, `pul purge` deletes data on request."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deployments.environment import active_server
+from pul_core.errors import UserError
+from tasks.store.home import home
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Report running and lost runs, damaged files and free disk space; exit code 1 if something requires attention."""
+    from deployments.errors import quieten
+    from deployments.servers import server_answers
+    from tasks.operations.housekeeping import find_damage, sizes
+    from tasks.operations.lost_runs import lost_runs, open_runs
+
+    quieten()
+    url = active_server()
+    lost = [str(run.info.run_name) for run in lost_runs()]
+    health = {
+        "home": str(home()),
+        "free_bytes": shutil.disk_usage(home()).free,
+        "bytes": sizes(),
+        "server": url,
+        "server_answers": url is not None and server_answers(f"{url}/health"),
+        "running": [name for name in open_runs() if name not in lost],
+        "lost": lost,
+        "unfinished_steps": sorted(path.name for path in home().glob("checkpoints/*")),
+        "damaged": [f"{damage.path} {damage.problem}" for damage in find_damage()],
+    }
+    healthy = not (lost or health["damaged"] or (url and not health["server_answers"]))
+    typer.echo(json.dumps(health, indent=2) if as_json else _health_text(health) + ("\nnothing requires attention" if healthy else ""))
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _health_text(health: dict[str, Any]) -> str:
+    lines = [f"home     {health['home']}, {health['free_bytes'] / 1e9:.1f} GB free"]
+    lines += [f"  {name:12} {size / 1e6:10.1f} MB" for name, size in health["bytes"].items() if size > 1e6]
+    if health["server"]:
+        lines.append(f"server   {health['server']}" + ("" if health["server_answers"] else " does not answer: start pul up again"))
+    lines += [f"running  {name}" for name in health["running"]]
+    lines += [f"lost     {name}: its process no longer exists; pul resume {name} continues it" for name in health["lost"]]
+    if unfinished := len(health["unfinished_steps"]):
+        lines.append(f"steps    {unfinished} unfinished; they continue when their run is resumed, and pul gc removes those no run needs")
+    lines += [f"damaged  {damage}; pul resume, or the same run again, writes it again" for damage in health["damaged"]]
+    return "\n".join(lines)
+
+
+def gc(
+    older_than: Annotated[float, typer.Option(min=0, help="Days since a file was last written or read.")] = 7,
+    thin: Annotated[bool, typer.Option(help="Also remove features and models between the first and the last iteration.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="List the files without removing them.")] = False,
+) -> None:
+    """Remove what no run needs: old unfinished work, unused caches, unreferenced files. Configs, tables and scores of runs are kept."""
+    from deployments.errors import quieten
+    from tasks.operations.housekeeping import find_garbage, remove
+    from tasks.operations.lost_runs import lost_runs, open_runs
+
+    quieten()
+    lost = {run.info.run_name for run in lost_runs()}
+    if older_than < 1 and (running := [name for name in open_runs() if name not in lost]):
+        raise UserError(f"run {running[0]} is running and its newest files must not be removed: wait, or use --older-than 1")
+    rubbish = find_garbage(older_than_days=older_than, keep_iterations=not thin)
+    for item in rubbish:
+        typer.echo(f"{item.bytes / 1e6:10.1f} MB  {item.path.relative_to(home())}  {item.reason}")
+    if not dry_run:
+        remove(rubbish)
+    typer.echo(f"{sum(item.bytes for item in rubbish) / 1e6:10.1f} MB in {len(rubbish)} {'would be removed' if dry_run else 'removed'}")
+
+
+def purge(
+    run: Annotated[str | None, typer.Argument(help="A run to delete, with all files that only it uses.")] = None,
+    images: Annotated[list[Path] | None, typer.Option(help="An image, or a folder of images, whose traces to delete; repeatable.")] = None,
+    identity: Annotated[str | None, typer.Option(help="Delete all traces of this person in the data set of --data.")] = None,
+    data: Annotated[str | None, typer.Option(help="The data set that labels the identity.")] = None,
+    layout: Annotated[str | None, typer.Option(help="The layout of that data set; detected by default.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="A regular expression for its file names, for layout pattern.")] = None,
+) -> None:
+    """Delete a run, or all pixels, features and names derived from certain images, and list the deleted files; data sets are kept."""
+    from deployments.errors import quieten
+    from tasks.operations.purge import digests_of_identity, digests_of_images, purge_images, purge_run
+
+    quieten()
+    if sum((run is not None, bool(images), identity is not None)) != 1 or (identity is None) != (data is None):
+        raise UserError("give a run, or --images FILE_OR_FOLDER, or --identity ID with --data PATH")
+    if run:
+        purged = purge_run(run)
+    else:
+        digests = digests_of_images(images) if images else digests_of_identity(str(data), str(identity), layout, pattern)
+        typer.echo(f"{len(digests)} images:\n" + "\n".join(f"  {digest}" for digest in sorted(digests)))
+        purged = purge_images(digests)
+    typer.echo("\n".join(f"removed  {path}" for path in purged.removed) or "there was nothing to remove")
+    for model in purged.models:
+        typer.echo(f"trained on them: the model of {model}; pul purge {model.split('/')[0]} removes it")
+    if purged.remaining:
+        typer.echo("\n".join(f"NOT REMOVED  {path}" for path in purged.remaining))
+        raise typer.Exit(1)
+    typer.echo(
+        f"no trace is left below {home()}, except that Prefect's log and error.log may name files, and that MLflow keeps the metrics of "
+        "deleted runs until mlflow gc"
+    )

@@ -1,0 +1,101 @@
+"""The result of clustering, whichever the algorithm: assignments, a centre image per cluster, and cosines to the centres."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pul_core.arrays import Features, Ints
+from pul_core.errors import UserError
+from pul_core.settings import CentreFrom
+
+CHUNK = 4096  # rows per block of distances: memory grows with CHUNK x K, not with N x K
+
+
+class Clusters(NamedTuple):
+    """The cluster of each of n images, and the image that is the centre of each of k clusters."""
+
+    cluster: Ints  # (n,) in [0, k), or -1 for an image in no cluster
+    centre: Ints  # (k,) index of the image nearest to each centroid
+    similarity: Features  # (n,) cosine to the centre of the image's cluster, -1 for an image in no cluster
+    similarity_any: Features  # (n,) largest cosine to any centre, -1 for an image in no cluster
+    inertia: float = 0.0  # k-means: sum of the squared distances to the centroids
+    passes: int = 0  # k-means: number of Lloyd passes of the best run
+
+
+def clusters_with_centres(features: Features, assignments: Ints) -> Clusters:
+    """Add centres, chosen among the members of each cluster, and cosines to given assignments.
+
+    Args:
+        features: (n, d), one row per image.
+        assignments: (n,) cluster of each image, from 0 without gaps; -1 for an image in no cluster, whose cosines are set to -1.
+
+    Raises:
+        UserError: a feature is not finite or a zero vector.
+
+    Example:
+        >>> clusters = clusters_with_centres(np.array([[1, 0], [1, 0.1], [0, 1]], np.float32), np.array([0, 0, -1]))
+        >>> clusters.centre.tolist(), clusters.similarity.round(2).tolist()
+        ([1], [1.0, 1.0, -1.0])
+    """
+    _, unit = raw_and_unit(features)
+    members = np.flatnonzero(assignments >= 0)
+    centre = np.empty(0, np.int64)
+    similarity, similarity_any = (np.full(len(assignments), -1, np.float32) for _ in range(2))
+    if len(members):
+        points = unit[members]
+        parts = find_centres(points, points, torch.from_numpy(assignments[members]), "members")
+        centre, similarity[members], similarity_any[members] = members[parts[0].numpy()], parts[1].numpy(), parts[2].numpy()
+    return Clusters(assignments, centre, similarity, similarity_any)
+
+
+def raw_and_unit(features: Features) -> tuple[Tensor, Tensor]:
+    """Return the features as a tensor, unchanged and L2-normalised.
+
+    Raises:
+        UserError: a feature is not finite or a zero vector.
+    """
+    raw = torch.from_numpy(np.array(features, order="C"))  # (n, d), a copy: Arrow's arrays are read-only
+    lengths = raw.norm(dim=1, keepdim=True)
+    if not torch.isfinite(lengths).all():
+        raise UserError("features contain NaN, infinity or numbers too large to square: the model's weights are damaged")
+    if bool((lengths == 0).any()):
+        raise UserError(f"the feature of image {int(lengths.argmin())} is a zero vector, which has no direction: check the model's weights")
+    return raw, raw / lengths
+
+
+def mean_points(points: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the centroid (k, d) and the size (k,) of each cluster. The centroid of an empty cluster is 0."""
+    sizes = torch.bincount(assignments, minlength=k)
+    sums = torch.zeros(k, points.shape[1], dtype=points.dtype).index_add_(0, assignments, points)
+    return sums / sizes.clamp(min=1)[:, None], sizes
+
+
+def find_centres(points: Tensor, unit: Tensor, assignments: Tensor, centre_from: CentreFrom) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the centre of each cluster, and the cosines of all images to their own centre and to the nearest one.
+
+    Args:
+        points: (n, d) in the space that was clustered.
+        unit: (n, d) the same features, L2-normalised.
+        assignments: (n,) clusters from 0 without gaps.
+        centre_from: whether a centre is chosen among the ``members`` of its cluster or among ``all`` images.
+
+    Returns:
+        (k,) indices of the centre images; (n,) cosines to the image's own centre; (n,) largest cosines to any centre.
+    """
+    centroids, sizes = mean_points(points, assignments, int(assignments.max()) + 1)
+    if centre_from == "all":
+        offsets = points.square().sum(1)
+        centre = torch.cat([(offsets - 2 * (block @ points.T)).min(1).indices for block in torch.split(centroids, 64)])
+    else:
+        distances = (points - centroids[assignments]).square().sum(1)
+        order = torch.from_numpy(np.lexsort((distances.numpy(), assignments.numpy())))  # stable: the first of equally near images
+        centre = order[sizes.cumsum(0) - sizes]
+    centre_features = unit[centre]
+    similarity, similarity_any = [], []
+    for block, cluster in zip(torch.split(unit, CHUNK), torch.split(assignments, CHUNK), strict=True):
+        cosines = block @ centre_features.T
+        similarity.append(cosines.gather(1, cluster[:, None]).squeeze(1))
+        similarity_any.append(cosines.max(1).values)
+    return centre, torch.cat(similarity), torch.cat(similarity_any)

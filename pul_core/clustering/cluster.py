@@ -1,0 +1,51 @@
+"""Clustering of features: preprocessing, then k-means or DBSCAN."""
+
+from pul_core.arrays import Features, Ints
+from pul_core.clustering.centres import Clusters
+from pul_core.clustering.centring import centre_by_camera
+from pul_core.clustering.density import cluster_by_density
+from pul_core.clustering.kmeans import cluster_by_kmeans
+from pul_core.clustering.whitening import whiten
+from pul_core.settings import Clustering, Dbscan, KMeans
+
+
+def cluster_features(
+    features: Features, camids: Ints, *, clustering: Clustering, algorithm: KMeans | Dbscan, centre_cameras: bool, seed: int
+) -> tuple[Clusters, Features]:
+    """Preprocess features and cluster them.
+
+    Args:
+        features: (n, d), one row per image.
+        camids: (n,) camera of each image; unknown cameras (-1) count as one camera.
+        clustering: the whitening.
+        algorithm: the settings of k-means or of DBSCAN; their type chooses the algorithm.
+        centre_cameras: whether features are centred by camera before they are whitened.
+        seed: of k-means.
+
+    Returns:
+        The clusters, and the (n, d) preprocessed features: the cosines of the clusters are those of these features.
+
+    Raises:
+        UserError: K is out of range, or a feature is not finite or a zero vector.
+
+    Example:
+        >>> import numpy as np
+        >>> features = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], np.float32)
+        >>> options = {"clustering": Clustering(whitening=0), "centre_cameras": False, "seed": 0}
+        >>> clusters, _ = cluster_features(features, np.full(4, -1), algorithm=Dbscan(num_neighbours=1, num_averaged=1), **options)
+        >>> clusters.cluster.tolist()
+        [0, 0, 1, 1]
+    """
+    features = preprocess_features(features, camids, clustering, centre_cameras=centre_cameras)
+    if isinstance(algorithm, KMeans):
+        return cluster_by_kmeans(features, algorithm, seed=seed), features
+    return cluster_by_density(features, camids, algorithm), features
+
+
+def preprocess_features(features: Features, camids: Ints, clustering: Clustering, *, centre_cameras: bool) -> Features:
+    """Centre features by camera and whiten them, as far as the settings say so."""
+    if centre_cameras:
+        features = centre_by_camera(features, camids)
+    if clustering.whitening:
+        features = whiten(features, power=clustering.whitening, shrinkage=clustering.shrinkage)
+    return features

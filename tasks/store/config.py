@@ -1,0 +1,240 @@
+"""The configuration of a run: what the user requested, completed by a recipe, and the config.json that repeats it.
+
+The forms of Prefect and the command are derived from the settings classes of the core; nothing is defined a second time.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, get_args, get_type_hints
+
+from annotated_types import Unit
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from typing_extensions import Doc
+
+from pul_core.errors import UserError
+from pul_core.recipes import RECIPES, RecipeName
+from pul_core.settings import (
+    Clustering,
+    Data,
+    Dbscan,
+    FewLabels,
+    KMeans,
+    Machine,
+    Model,
+    ReadIf,
+    Recipe,
+    Selection,
+    Stopping,
+    Training,
+)
+
+S = TypeVar("S")
+RESOLVED = "resolved"  # key of config.json: what the run was computed on, an entry per start that differs from the last one
+
+
+class Section(BaseModel):
+    """Named parameters; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", title=None)
+
+
+if TYPE_CHECKING:
+
+    class Overrides(Section, Generic[S]):
+        """The type of a form: every setting of class S, each of which may be left empty."""
+
+else:
+
+    class Overrides:
+        """``Overrides[S]`` is the form of a settings class: a Pydantic model with every setting of S, each of which may be left empty."""
+
+        def __class_getitem__(cls, settings: type) -> type[Section]:
+            return _form(settings)
+
+
+@functools.cache
+def _form(settings: Any) -> Any:
+    hints = get_type_hints(settings, include_extras=True)
+    inputs: Any = {setting.name: _form_field(hints[setting.name]) for setting in fields(settings)}
+    return create_model(settings.__name__, __base__=Section, __doc__=settings.__doc__, **inputs)
+
+
+def _form_field(hint: Any) -> tuple[Any, Any]:
+    """Return type and default of a form's input: a section for a settings class, else an optional value with its bounds."""
+    if is_dataclass(hint):
+        form = _form(hint)  # type: ignore[arg-type]
+        return form, form()
+    value, *marks = get_args(hint)
+    bounds = [mark for mark in marks if not isinstance(mark, Doc | Unit | ReadIf)]
+    bounded = Annotated[(value, *bounds)] if bounds else value
+    return bounded | None, Field(None, description=describe(hint))
+
+
+def describe(hint: Any) -> str:
+    """Return a setting's description with its unit and the condition under which it is read.
+
+    Args:
+        hint: the setting's annotated type.
+
+    Example:
+        >>> hints = get_type_hints(Clustering, include_extras=True)
+        >>> describe(hints["shrinkage"]).partition(". ")[2]
+        'Read with whitening.'
+    """
+    description = "".join(mark.documentation for mark in hint.__metadata__ if isinstance(mark, Doc))
+    for mark in hint.__metadata__:
+        if isinstance(mark, Unit):
+            description += f" Unit: {mark.unit}."
+        if isinstance(mark, ReadIf):
+            description += f" Read with {mark.name}{' ' if mark.values else ''}{' or '.join(map(str, mark.values))}."
+    return description
+
+
+Source = Annotated[
+    str | list[str] | None,
+    Field(description="The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined."),
+]
+Target = Annotated[
+    str,
+    Field(description="The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target."),
+]
+OriginalModel = Annotated[str | None, Field(description="Instead of a source: the file of a trained model, or an earlier run.")]
+RecipeChoice = Annotated[RecipeName, Field(description="Values for everything that is left empty below.")]
+Seed = Annotated[int, Field(ge=0, description="All random numbers of the run are derived from it.")]
+
+
+class Parameters(Section):
+    """The parameters of a run as they are requested."""
+
+    recipe: RecipeChoice = "paper"
+    source: Source = None
+    target: Target = ""
+    original_model: OriginalModel = None
+    seed: Seed = 0
+    source_data: Overrides[Data] = Overrides[Data]()
+    target_data: Overrides[Data] = Overrides[Data]()
+    model: Overrides[Model] = Overrides[Model]()
+    pretraining: Overrides[Training] = Overrides[Training]()
+    clustering: Overrides[Clustering] = Overrides[Clustering]()
+    kmeans: Overrides[KMeans] = Overrides[KMeans]()
+    dbscan: Overrides[Dbscan] = Overrides[Dbscan]()
+    selection: Overrides[Selection] = Overrides[Selection]()
+    fine_tuning: Overrides[Training] = Overrides[Training]()
+    stopping: Overrides[Stopping] = Overrides[Stopping]()
+    few_labels: Overrides[FewLabels] = Overrides[FewLabels]()
+    machine: Overrides[Machine] = Overrides[Machine]()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Recipe):
+    """Everything a run does: a recipe with the user's changes, the data and the machine."""
+
+    recipe: str
+    source: tuple[str, ...]
+    target: str
+    original_model: str | None
+    seed: int
+    source_data: Data = Data()
+    target_data: Data = Data()
+    few_labels: FewLabels = FewLabels()
+    machine: Machine = Machine()
+
+
+def resolve_plan(parameters: Mapping[str, Any]) -> Plan:
+    """Complete the requested parameters with the values of their recipe.
+
+    Args:
+        parameters: of flow `pul`, by name; sections as forms or as plain dicts. What is missing or None keeps the recipe's value.
+
+    Raises:
+        UserError: a recipe or a parameter does not exist, or two settings contradict each other.
+        pydantic.ValidationError: a value is out of bounds, or a setting does not exist.
+
+    Example:
+        >>> plan = resolve_plan({"target": "crops", "selection": {"min_similarity": 0.7}})
+        >>> plan.selection.min_similarity, plan.selection.close_to, plan.model.height
+        (0.7, 'own_centre', 256)
+    """
+    given = {name: value for name, value in parameters.items() if value is not None and name != RESOLVED}
+    if given.get("recipe", "paper") not in RECIPES:
+        raise UserError(f"there is no recipe {given['recipe']!r}: choose {', '.join(RECIPES)}")
+    if unknown := sorted(set(given) - set(Parameters.model_fields)):
+        raise UserError(f"there is no parameter {unknown[0]!r}: there are {', '.join(sorted(Parameters.model_fields))}")
+    request = Parameters.model_validate(given)
+    recipe = RECIPES[request.recipe]
+    values: dict[str, Any] = {setting.name: getattr(recipe, setting.name) for setting in fields(Recipe)}
+    values |= {"recipe": request.recipe, "target": request.target, "original_model": request.original_model, "seed": request.seed}
+    source = [request.source] if isinstance(request.source, str) else request.source or []
+    return override(Plan(**values, source=tuple(source)), request)
+
+
+def override(default: S, form: BaseModel) -> S:
+    """Replace the settings that a form fills in."""
+    changes: dict[str, Any] = {}
+    for name in type(form).model_fields:
+        value = getattr(form, name)
+        if isinstance(value, BaseModel):
+            changes[name] = override(getattr(default, name), value)
+        elif value is not None and not isinstance(form, Parameters):
+            changes[name] = value
+    return replace(default, **changes)  # type: ignore[type-var]
+
+
+def parameters_of(plan: Plan) -> dict[str, Any]:
+    """Return a plan as plain values: parameters of flow `pul` that repeat it."""
+    return asdict(plan) | {"source": list(plan.source)}
+
+
+def read_config(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read a config.json.
+
+    Returns:
+        The parameters, and what the run was computed on: a record for each of its starts that differs from the one before.
+
+    Raises:
+        UserError: the file is missing, or is not a config.
+    """
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): give a JSON file of parameters") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid JSON ({error}): give a JSON file of parameters") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} must contain a JSON object of parameters, got a {type(config).__name__}")
+    return config, config.pop(RESOLVED, [])
+
+
+def parameter_names(settings: Any = Plan, prefix: str = "") -> list[str]:
+    """Return the dotted names of all parameters, e.g. ``fine_tuning.optimisation.momentum``."""
+    hints, names = get_type_hints(settings), list[str]()
+    for setting in fields(settings):
+        hint = hints[setting.name]
+        names += parameter_names(hint, f"{prefix}{setting.name}.") if is_dataclass(hint) else [prefix + setting.name]
+    return names
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested parameters by their dotted names.
+
+    Example:
+        >>> flatten({"seed": 0, "stopping": {"max_iterations": 4}})
+        {'seed': 0, 'stopping.max_iterations': 4}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def set_parameter(parameters: dict[str, Any], name: str, value: Any) -> None:
+    """Set a parameter by its dotted name in nested parameters, in place."""
+    *sections, last = name.split(".")
+    for section in sections:
+        if not isinstance(parameters.get(section), dict):
+            parameters[section] = {}
+        parameters = parameters[section]
+    parameters[last] = value
