@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.cluster import DBSCAN
@@ -74,9 +74,12 @@ def filled(encoding):
 
 
 @few
+@example(seed=102, k=5, averaged=1)
 @given(seed=seeds, k=st.sampled_from([2, 5, 10]), averaged=st.sampled_from([1, 2, 4]))
 def test_the_camera_aware_distance_equals_that_of_sets(seed, k, averaged):
     features, camids = people(seed)
+    gaps = np.diff(np.sort(squared_distances(features), axis=1), axis=1)
+    assume(gaps.min() > 2e-6)  # float32 may order two neighbours that are equally near in another way than the oracle's float64
     distances = filled(camera_aware_encoding(features, camids, num_neighbours=k, num_averaged=averaged))
     np.testing.assert_allclose(distances, dense_jaccard(features, camids, k, averaged), atol=2e-6)
 
