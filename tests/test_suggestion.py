@@ -14,10 +14,8 @@ from pul_core.clustering.density import cluster_by_density, jaccard_distances_be
 from pul_core.clustering.suggestion import MAX_DISTANCES, MIN_IMAGES, Curve, NothingToSuggestError, clusters_by_distance, read_curve
 from pul_core.settings import Dbscan
 from tasks.store.artifacts import read_table, vectors, write_table
-from tasks.store.references import Compute
 from tasks.suggest import read_suggestion, suggest
 
-COMPUTE = Compute(device="cpu", threads=1, dtype="float32")
 MODERN = {"num_neighbours": 10, "num_averaged": 4, "min_samples": 2}
 seeds = st.integers(0, 2**31 - 1)
 
@@ -216,9 +214,9 @@ def write_tables(features, camids):
 
 
 @pytest.mark.parametrize("cameras", [None, 1, 3], ids=["no cameras", "one camera", "three cameras"])
-def test_the_step_centres_cameras_and_writes_the_curve(home, cameras):
+def test_the_step_centres_cameras_and_writes_the_curve(home, compute, cameras):
     features, camids = people(2, n=90, cameras=cameras or 3)
-    curve = suggest.fn(*write_tables(features, camids if cameras else None), **MODERN, centre_cameras=True, compute=COMPUTE)
+    curve = suggest.fn(*write_tables(features, camids if cameras else None), **MODERN, centre_cameras=True, compute=compute)
     camids = camids if cameras else np.full(90, -1)
     expected = clusters_by_distance(centre_by_camera(features, camids), camids, **MODERN)
     table = read_table(curve)
@@ -230,9 +228,9 @@ def test_the_step_centres_cameras_and_writes_the_curve(home, cameras):
     assert suggestion == {"curve": table.to_pylist()}
 
 
-def test_a_step_without_a_cluster_still_writes_its_curve(home):
+def test_a_step_without_a_cluster_still_writes_its_curve(home, compute):
     features, camids = people(3, n=40)
-    curve = suggest.fn(*write_tables(features, camids), **MODERN | {"min_samples": 41}, centre_cameras=True, compute=COMPUTE)
+    curve = suggest.fn(*write_tables(features, camids), **MODERN | {"min_samples": 41}, centre_cameras=True, compute=compute)
     assert read_table(curve)["num_clusters"].to_pylist() == [0] * len(MAX_DISTANCES)
     with pytest.raises(NothingToSuggestError, match="no cluster"):
         read_suggestion(curve)
