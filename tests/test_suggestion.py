@@ -1,6 +1,7 @@
 """Suggestions for K and epsilon: the curve against a plain DBSCAN on all pairs, reading of given curves, the step, and the command."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from pul_core.clustering.centring import centre_by_camera
 from pul_core.clustering.density import cluster_by_density, jaccard_distances_below
 from pul_core.clustering.suggestion import MAX_DISTANCES, MIN_IMAGES, Curve, NothingToSuggestError, clusters_by_distance, read_curve
 from pul_core.settings import Dbscan
-from tasks.store.artifacts import read_table, vectors, write_table
+from tasks.store.artifacts import locate, read_table, vectors, write_table
 from tasks.suggest import read_suggestion, suggest
 
 MODERN = {"num_neighbours": 10, "num_averaged": 4, "min_samples": 2}
@@ -250,3 +251,25 @@ def test_the_table_marks_the_suggestion_and_shows_the_options_to_pass():
         "DBSCAN (recipe modern, which needs no K): --set dbscan.max_distance=0.4",
         "suggested without labels: on the three data sets its rule was chosen on, K was off by about a fifth (docs/method.md)",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_a_suggestion_is_a_marked_table_or_json_or_an_error(pul_here, home, model, market, tmp_path, capsys):
+    arguments = ("suggest", locate(model), market(tmp_path / "crops", range(1, 31)), "--threads=1")
+    assert pul_here(*arguments, "--json") == 0
+    suggestion = json.loads(capsys.readouterr().out)
+    assert list(suggestion) == ["model", "data", "max_distance", "num_clusters", "num_clusters_at", "curve"]
+    assert [point["max_distance"] for point in suggestion["curve"]] == list(MAX_DISTANCES)
+    assert 2 <= suggestion["num_clusters"] <= 90
+    assert pul_here(*arguments) == 0
+    text = capsys.readouterr().out
+    assert text.count("<-") in (1, 2) and f"--num-clusters {suggestion['num_clusters']}" in text
+    assert len(list(home.glob("artifacts/curve/*.parquet"))) == 1
+    identical = tmp_path / "identical"
+    identical.mkdir()
+    image = next((tmp_path / "crops").rglob("*.jpg"))
+    for number in range(12):
+        shutil.copy(image, identical / f"{number}.jpg")
+    message = pul_here("suggest", locate(model), identical, "--threads=1")
+    assert message.startswith("pul: there is nothing to suggest") and "\n" not in message
