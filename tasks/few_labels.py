@@ -45,8 +45,12 @@ def reveal(images: ImageSet, *, settings: FewLabels, num_clusters: int = 0) -> L
     train = usable_rows(table, "train")
     if settings.file is not None:
         rows, identities = _read_list(Path(settings.file).expanduser(), table["path"].take(train).to_pylist(), train, images)
+    elif images.labels is None:
+        raise DataError(f"{images.root} has no identities, which few_labels requires: give a list of labels with few_labels.file")
     else:
-        rows, identities = _first_identities(train, images, settings)
+        pids = column(read_table(images.labels), "pid")[train]
+        is_labelled = np.isin(pids, first_identities(pids, count=settings.identities, share=settings.share))
+        rows, identities = train[is_labelled], pids[is_labelled]
     names, classes = np.unique(identities, return_inverse=True)
     if len(rows) == len(train):
         raise DataError(f"few_labels labels all {len(rows)} training images of {images.root}: leave some of them unlabelled")
@@ -55,15 +59,6 @@ def reveal(images: ImageSet, *, settings: FewLabels, num_clusters: int = 0) -> L
     step_logger().info("few labels: %d identities, %d images", len(names), len(rows))
     with made_by("reveal", images=images.cache_token()):
         return Labelled(labelled=write_table("labelled", pa.table([rows, classes], schema=SCHEMA)), num_identities=len(names))
-
-
-def _first_identities(train: Ints, images: ImageSet, settings: FewLabels) -> tuple[Ints, npt.NDArray[Any]]:
-    """Return the rows of the labelled images and their identities."""
-    if images.labels is None:
-        raise DataError(f"{images.root} has no identities, which few_labels requires: give a list of labels with few_labels.file")
-    pids = column(read_table(images.labels), "pid")[train]
-    chosen = np.isin(pids, first_identities(pids, count=settings.identities, share=settings.share))
-    return train[chosen], pids[chosen]
 
 
 def _read_list(file: Path, paths: list[str], train: Ints, images: ImageSet) -> tuple[Ints, npt.NDArray[Any]]:

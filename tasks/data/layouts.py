@@ -85,15 +85,7 @@ def _detect_layout(location: str) -> str:
     box_folders = [str(root / name) for name in ("detected", "labeled", "labelled") if (root / name / "bounding_box_train").is_dir()]
     if box_folders:
         raise DataError(f"{location} holds CUHK03 with two kinds of boxes: give {' or '.join(box_folders)}")
-    layouts = [name for name, matches in _match_layouts(root).items() if matches]
-    if len(layouts) > 1 and layouts[0].startswith("cuhk03"):
-        raise DataError(f"{location} holds CUHK03 with two kinds of boxes: state the layout, {' or '.join(layouts[:2])}")
-    return layouts[0] if layouts else "folder"
-
-
-def _match_layouts(root: Path) -> dict[str, bool]:
-    """Return for each detectable layout whether a folder has its files, the most specific layout first."""
-    return {
+    is_layout = {  # the most specific layout first
         "manifest": any((root / name).is_file() for name in MANIFEST_NAMES),
         "market1501": (root / "bounding_box_train").is_dir() or (root / "bounding_box_test").is_dir(),
         "msmt17": (root / "list_train.txt").is_file() and (root / "list_query.txt").is_file(),
@@ -103,6 +95,10 @@ def _match_layouts(root: Path) -> dict[str, bool]:
         "viper": (root / "cam_b").is_dir() and _first_image_matches(root, "cam_a", VIPER_NAME),
         "lists": (root / "train.list").is_file(),
     }
+    layouts = [name for name, matches in is_layout.items() if matches]
+    if len(layouts) > 1 and layouts[0].startswith("cuhk03"):
+        raise DataError(f"{location} holds CUHK03 with two kinds of boxes: state the layout, {' or '.join(layouts[:2])}")
+    return layouts[0] if layouts else "folder"
 
 
 def _first_image_matches(root: Path, folder: str, pattern: re.Pattern[str]) -> bool:

@@ -64,10 +64,8 @@ def validate_image_path(text: str, origin: str, root: Path | None) -> str:
     path = text if text and SUSPICIOUS_PATH.search(text) is None else _normalise_path(text, origin)
     if root is not None:
         base = str(root)
-        inside = _is_inside(base, path.rpartition("/")[0])
-        if inside and os.path.islink(f"{base}/{path}"):  # noqa: PTH114 Path is too slow for a million calls
-            inside = _is_inside(base, path)
-        if not inside:
+        is_link = os.path.islink(f"{base}/{path}")  # noqa: PTH114 Path is too slow for a million calls
+        if not _is_inside(base, path.rpartition("/")[0]) or (is_link and not _is_inside(base, path)):
             raise DataError(f"{origin}: {text!r} is a link that leads out of the folder: replace the link with the image itself")
     return path
 

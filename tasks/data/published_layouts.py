@@ -15,7 +15,7 @@ from pul_core.errors import DataError
 from tasks.data.listing import ListedImage, iter_image_paths, validate_image_path
 
 MARKET_NAME = re.compile(r"(-?\d+)_c(\d+)")
-MARKET_SPLITS = {"bounding_box_test": "gallery", "bounding_box_train": "train", "query": "query"}
+MARKET_FOLDERS = {"gallery": "bounding_box_test", "train": "bounding_box_train", "query": "query"}
 CUHK01_NAME = re.compile(r"campus/(?:[^/]+/)*(\d{4})(\d{3})\.png")
 CUHK03_NAME = re.compile(r"\d_\d{3}_([12])_\d{2}\.png")
 MSMT17_NAME = re.compile(r"(?:.*/)?\d+_\d+_(\d+)_[^/]*")
@@ -35,7 +35,7 @@ def list_market1501(root: Path) -> Iterator[ListedImage]:
     Raises:
         DataError: a file name does not begin with an identity and a camera.
     """
-    for folder, split in MARKET_SPLITS.items():
+    for split, folder in MARKET_FOLDERS.items():
         for path in iter_image_paths(root, f"{folder}/") if (root / folder).is_dir() else ():
             match = MARKET_NAME.match(path.rsplit("/", 1)[1])
             if match is None:
@@ -178,17 +178,14 @@ def list_pul_lists(root: Path) -> Iterator[ListedImage]:
     Raises:
         DataError: a line is not valid.
     """
-    lists = {root.name: "train"} if root.is_file() else PUL_LISTS
-    base = root.parent if root.is_file() else root
-    split_folders = {split: folder for folder, split in MARKET_SPLITS.items()}
+    base, lists = (root.parent, {root.name: "train"}) if root.is_file() else (root, PUL_LISTS)
     for name, split in lists.items():
         if not (base / name).is_file():
             continue
-        folder = f"{split_folders[split]}/" if (base / split_folders[split]).is_dir() else ""
+        folder = f"{MARKET_FOLDERS[split]}/" if (base / MARKET_FOLDERS[split]).is_dir() else ""
         for path, label, _ in _list_lines(base / name, base / folder):
             match = MARKET_NAME.match(path.rsplit("/", 1)[-1])
-            unlabelled = label == "-1" or (label is None and match is None)
-            pid = None if unlabelled else int(match[1]) if match else label
+            pid = None if label == "-1" else int(match[1]) if match else label
             yield ListedImage(folder + path, pid, int(match[2]) if match else None, split)
 
 

@@ -32,6 +32,7 @@ TYPES = (pa.string(), pa.int32(), pa.int32(), pa.string(), pa.int32(), pa.float3
 QUALITY = pa.schema(list(zip(Quality._fields, TYPES, strict=True)))
 SCANNED = pa.schema([("bytes", pa.int64()), *QUALITY])
 CACHED = pa.schema([("path", pa.string()), ("mtime_ns", pa.int64()), *SCANNED], metadata={"pul.scan": FORMAT})
+UNREADABLE_CACHE = (OSError, ValueError, KeyError, pa.ArrowException)  # what a missing, damaged or old cache raises
 
 
 def scan(root: str, batches: Iterable[Sequence[str]]) -> Iterator[pa.Table]:
@@ -44,7 +45,9 @@ def scan(root: str, batches: Iterable[Sequence[str]]) -> Iterator[pa.Table]:
         batches: paths relative to the root.
     """
     cache_file = home() / "cache" / "scans" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.parquet"
-    previous = _open_previous_scan(cache_file)
+    previous: _PreviousScan | None = None
+    with contextlib.suppress(*UNREADABLE_CACHE):
+        previous = _PreviousScan(cache_file)
     with _replace_on_success(cache_file) as writer, ThreadPoolExecutor(cpu_count() + 4) as pool:
         for paths in batches:
             files = [os.path.join(root, path) for path in paths]  # noqa: PTH118 a million Path objects take longer than all the rest
@@ -106,17 +109,10 @@ class _PreviousScan:
         return pa.concat_tables(parts).take(pa.array(positions, mask=positions < 0))
 
 
-def _open_previous_scan(file: Path) -> _PreviousScan | None:
-    try:
-        return _PreviousScan(file)
-    except (OSError, ValueError, KeyError, pa.ArrowException):
-        return None
-
-
 def _look_up(previous: _PreviousScan | None, paths: pa.ChunkedArray) -> pa.Table:
     """Return the cached records of the paths; all nulls if there is no readable cache."""
     if previous is not None:
-        with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException):
+        with contextlib.suppress(*UNREADABLE_CACHE):
             return previous.look_up(paths)
     return CACHED.empty_table().take(pa.nulls(len(paths), pa.int64()))
 
