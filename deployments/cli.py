@@ -300,7 +300,7 @@ def _print_estimate(parameters: dict[str, Any]) -> None:
     estimate = estimate_run(run)
     iterations = run.plan.stopping.max_iterations
     seconds = estimate.pretrain_seconds + iterations * estimate.iteration_seconds
-    disk_bytes = estimate.disk_bytes + iterations * estimate.disk_bytes_an_iteration
+    disk_bytes = estimate.disk_bytes + iterations * estimate.disk_bytes_per_iteration
     typer.echo(
         f"source training  about {_duration(estimate.pretrain_seconds)}\n"
         f"an iteration     at most about {_duration(estimate.iteration_seconds)} (as if every image were reliable)\n"
