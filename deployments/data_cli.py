@@ -1,4 +1,4 @@
-"""The `pul data ...` commands: check a data set, or convert one before a run."""
+"""The `pul data` commands: check a data set, crop people from video, extract CUHK03."""
 
 import json
 import logging
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployments.arguments import check_output
+from deployments.arguments import Layout, Pattern, check_output
+from deployments.errors import escape_unprintable
 from pul_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ EXIT_CODES = {"sound": 0, "usable": 1, "unusable": 2}
 
 @data_app.callback(invoke_without_command=True)
 def print_help(context: typer.Context) -> None:
-    """Print the help where there is no command."""
+    """Print the help and exit with code 2 if no command is given."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
@@ -27,13 +28,16 @@ def print_help(context: typer.Context) -> None:
 
 @data_app.command("check")
 def check_command(
-    path: Annotated[str, typer.Argument(help="A data set: a folder, or anything that `pul run` accepts as source or target.")],
-    layout: Annotated[str | None, typer.Option(help="The layout of the data set; detected by default.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="A regular expression with named groups for the file names.")] = None,
+    path: Annotated[str, typer.Argument(help="Anything that `pul run` accepts as a source or target, e.g. a folder.")],
+    layout: Layout = None,
+    pattern: Pattern = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; docs/data-check.md lists its keys.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet with crops of each camera to this .png or .jpg file.")] = None,
 ) -> None:
-    """Report what a data set contains, its problems and how to fix them; exit code 0 sound, 1 usable with warnings, 2 unusable."""
+    """Report the contents of a data set and its problems.
+
+    The exit code is 0 for a sound data set, 1 for a usable one with warnings, and 2 for an unusable one.
+    """
     from tasks.data.contact_sheet import SHEET_SUFFIXES, write_sheet
     from tasks.preflight import check_path
 
@@ -41,7 +45,9 @@ def check_command(
         raise typer.BadParameter(f"--sheet must be a file that ends in {' or '.join(SHEET_SUFFIXES)}, got {sheet}")
     if sheet:
         check_output(sheet, "--sheet")
-    _log_progress()
+    logger = logging.getLogger("pul")  # reports the progress of the scan
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
     report, images = check_path(path, layout, pattern)
     typer.echo(json.dumps(report.model_dump(), indent=2) if as_json else _report_text(report))
     if sheet and images:
@@ -51,14 +57,21 @@ def check_command(
 
 @data_app.command("crop")
 def crop_command(
-    sequences: Annotated[list[Path], typer.Argument(help="MOT Challenge folders: img1/, det/det.txt or gt/gt.txt, seqinfo.ini.")],
+    sequences: Annotated[
+        list[Path], typer.Argument(help="Folders in MOT Challenge format: img1/, seqinfo.ini, and det/det.txt or gt/gt.txt.")
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist yet.")],
-    boxes: Annotated[str | None, typer.Option(help="det or gt; default det if det/det.txt exists. Only gt has identities.")] = None,
-    min_height: Annotated[int, typer.Option(min=1, help="Minimum height of a crop in pixels.")] = 64,
-    min_confidence: Annotated[float, typer.Option(help="Minimum confidence of a detected box.")] = 0.5,
+    boxes: Annotated[
+        str | None, typer.Option(help="Detections (det) or ground truth (gt, with identities); default det if det/det.txt exists.")
+    ] = None,
+    min_height: Annotated[int, typer.Option(min=1, help="The minimum height of a crop in pixels.")] = 64,
+    min_confidence: Annotated[float, typer.Option(help="The minimum confidence of a detected box.")] = 0.5,
     every: Annotated[int, typer.Option(min=1, help="Use every N-th frame, starting with the first.")] = 1,
 ) -> None:
-    """Crop people from video frames by detector boxes, with camera and time: OUT/manifest.parquet is a target."""
+    """Crop people from video frames by their bounding boxes.
+
+    OUT/manifest.parquet lists the crops with camera and time; OUT can be the target of a run.
+    """
     from tasks.data.crops import crop_sequences
 
     if boxes not in (None, "det", "gt"):
@@ -71,29 +84,23 @@ def crop_command(
 
 @data_app.command("extract")
 def extract_command(
-    mat: Annotated[Path, typer.Argument(help="cuhk-03.mat of CUHK03.")],
+    mat: Annotated[Path, typer.Argument(help="The file cuhk-03.mat.")],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist yet.")],
 ) -> None:
-    """Extract the images of cuhk-03.mat, with a manifest for every protocol and kind of boxes."""
+    """Extract the images of CUHK03 from cuhk-03.mat.
+
+    Writes a manifest for each protocol and each kind of bounding boxes.
+    """
     from tasks.data.cuhk03 import extract_cuhk03
 
     check_output(out, "--out")
     names = extract_cuhk03(mat, out)
     typer.echo(f"{len(names)} manifests in {out}, from {names[0]} to {names[-1]}")
     if not any(name.endswith("-new.parquet") for name in names):
-        typer.echo("without the new protocol: cuhk03_new_protocol_config_*.mat are not beside cuhk-03.mat", err=True)
-
-
-def _log_progress() -> None:
-    """Print the progress of the scan to stderr."""
-    logger = logging.getLogger("pul")
-    logger.addHandler(logging.StreamHandler())
-    logger.setLevel(logging.INFO)
+        typer.echo("no manifests of the new protocol: copy cuhk03_new_protocol_config_*.mat to the folder of cuhk-03.mat", err=True)
 
 
 def _report_text(report: "Report") -> str:
-    from deployments.errors import escape_unprintable
-
     identities, cameras = ("unknown" if count is None else f"{count:,}" for count in (report.identities, report.cameras))
     lines = [
         escape_unprintable(report.path),

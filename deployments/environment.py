@@ -1,4 +1,4 @@
-"""Default environment variables: everything is stored below ``$PUL_HOME`` and no library sends usage data.
+"""Default environment variables: all files are stored below ``$PUL_HOME``, and no library sends usage data.
 
 A variable that is already set keeps its value.
 """
@@ -11,7 +11,7 @@ from pul_core.errors import UserError
 from tasks.store.home import home
 
 PROFILES = """\
-# Written by `pul`: "up" while `pul up` is running, otherwise "ephemeral", where every process starts its own server.
+# Written by `pul`: "up" while `pul up` is running, otherwise "ephemeral": each process starts a temporary server.
 active = "{active}"
 
 [profiles.ephemeral]
@@ -59,7 +59,7 @@ def configure() -> Path:
 
 
 def use_server(api_url: str | None) -> None:
-    """Set the Prefect server of all `prefect` and `pul` commands in this directory; with None every process starts its own."""
+    """Select the Prefect server of all `prefect` and `pul` commands in this directory; None: each starts a temporary server."""
     path = home() / "prefect" / "profiles.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
@@ -68,10 +68,7 @@ def use_server(api_url: str | None) -> None:
 
 
 def active_server() -> str | None:
-    """Return the API URL of the Prefect server that commands use, None if every process starts its own."""
-    if api_url := os.environ.get("PREFECT_API_URL"):
-        return api_url
+    """Return the API URL of the Prefect server that commands use, or None if each starts a temporary server."""
     path = home() / "prefect" / "profiles.toml"
     profiles = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    url: str | None = profiles.get("profiles", {}).get(profiles.get("active"), {}).get("PREFECT_API_URL")
-    return url
+    return os.environ.get("PREFECT_API_URL") or profiles.get("profiles", {}).get(profiles.get("active"), {}).get("PREFECT_API_URL")

@@ -1,7 +1,7 @@
-"""What the terminal shows when a command fails: one line for an error that the user can fix, one line and a log entry for any other.
+"""Error messages on the terminal: one line for each error that ends a command.
 
-A user error is reported by its message alone. Anything else is a bug or a fault: its traceback is appended to ``$PUL_HOME/error.log`` and
-stays in the log of its run. `pul --debug COMMAND` shows the traceback of both.
+An error that the user can fix is reported by its message. Any other error is a bug or a fault: its traceback is also appended to
+``$PUL_HOME/error.log`` and kept in the log of the run. `pul --debug COMMAND` shows all tracebacks.
 """
 
 import copy
@@ -19,12 +19,15 @@ from pydantic import ValidationError
 from pul_core.errors import UserError
 from tasks.store.home import home
 
-FREE_SPACE = "free disk space (pul gc), then run pul resume"
-DISK_REMEDIES = {errno.ENOSPC: FREE_SPACE, errno.EDQUOT: FREE_SPACE, errno.EROFS: "make it writable, then run pul resume"}
+DISK_REMEDIES = {
+    errno.ENOSPC: "free disk space (pul gc), then run pul resume",
+    errno.EDQUOT: "free disk space (pul gc), then run pul resume",
+    errno.EROFS: "make it writable, then run pul resume",
+}
 
 
 def debugging() -> bool:
-    """Return whether the command was started as ``pul --debug ...``; known before the arguments are parsed."""
+    """Return whether the command was started as ``pul --debug ...``. It does not require parsed arguments."""
     return "--debug" in sys.argv[1:2]
 
 
@@ -62,15 +65,15 @@ def _message(error: BaseException) -> str | None:
 
 
 def _imported(module: str, name: str) -> tuple[type[BaseException], ...]:
-    """Return a library's error class if the library is imported: importing it takes seconds, and otherwise it cannot have raised."""
+    """Return an error class of a library, or nothing if the library is not imported: importing it takes seconds."""
     return (getattr(sys.modules[module], name),) if module in sys.modules else ()
 
 
 def log_unexpected(error: BaseException) -> str:
-    """Append the traceback of a bug or a fault to ``$PUL_HOME/error.log`` and return the line for the terminal.
+    """Append the traceback of a bug or a fault to ``$PUL_HOME/error.log``, and return the line for the terminal.
 
     Raises:
-        BaseException: the error itself, where the log cannot be written.
+        BaseException: the error itself, if the log cannot be written.
     """
     path = home() / "error.log"
     time = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -79,23 +82,21 @@ def log_unexpected(error: BaseException) -> str:
             log.write(f"{time} {shlex.join(sys.argv)}\n{''.join(traceback.format_exception(error))}\n")
     except OSError:
         raise error from None
-    line = f"unexpected error: {type(error).__name__}: {' '.join(str(error).split())} (traceback in {path}; --debug shows it here)"
-    return escape_unprintable(line)
+    message = " ".join(str(error).split())
+    return escape_unprintable(f"unexpected error: {type(error).__name__}: {message} (traceback in {path}; --debug shows it here)")
 
 
-class _UserErrorFilter(logging.Filter):
-    """Replaces the traceback of a user error by its message."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if error is not None and (line := user_message(error)):
-            record.exc_info = record.exc_text = None
-            record.msg, record.args = line, ()
-        return True
+def _shorten_user_error(record: logging.LogRecord) -> bool:
+    """Replace the traceback of a user error by its message: a log filter that drops no record."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and (line := user_message(error)):
+        record.exc_info = record.exc_text = None
+        record.msg, record.args = line, ()
+    return True
 
 
 class _WithoutTraceback(logging.Formatter):
-    """Formats a record as another formatter does, but without its traceback; the record keeps it for the other handlers."""
+    """Omits the traceback from the text of another formatter; the record keeps it for the other handlers."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         self._formatter = formatter
@@ -106,19 +107,16 @@ class _WithoutTraceback(logging.Formatter):
         return self._formatter.format(shortened)
 
 
-_USER_ERRORS = _UserErrorFilter()  # one instance: a logger adds the same filter only once
-
-
 def quieten() -> None:
-    """Keep tracebacks and the libraries' advice to their developers off the terminal; ``--debug`` lets the tracebacks through."""
+    """Hide tracebacks (unless ``--debug`` is given) and the libraries' messages for developers on the terminal."""
     warnings.filterwarnings("ignore", module="mlflow")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if debugging():
         return
     for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_USER_ERRORS)
+        logging.getLogger(name).addFilter(_shorten_user_error)
     for handler in logging.getLogger().handlers:
-        console = handler if isinstance(handler, _imported("prefect.logging.handlers", "PrefectConsoleHandler")) else None
-        if console and console.formatter and not isinstance(console.formatter, _WithoutTraceback):
-            console.setFormatter(_WithoutTraceback(console.formatter))
+        on_terminal = isinstance(handler, _imported("prefect.logging.handlers", "PrefectConsoleHandler"))
+        if on_terminal and handler.formatter and not isinstance(handler.formatter, _WithoutTraceback):
+            handler.setFormatter(_WithoutTraceback(handler.formatter))

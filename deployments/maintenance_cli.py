@@ -7,15 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+from deployments.arguments import Layout, Pattern
 from deployments.environment import active_server
+from deployments.errors import quieten
+from deployments.servers import server_answers
 from pul_core.errors import UserError
 from tasks.store.home import home
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Report running and lost runs, damaged files and free disk space; exit code 1 if something requires attention."""
-    from deployments.errors import quieten
-    from deployments.servers import server_answers
+    """Report lost runs, damaged files and free disk space.
+
+    The exit code is 1 if something requires attention.
+    """
     from tasks.operations.housekeeping import find_damage, sizes
     from tasks.operations.lost_runs import lost_runs, open_runs
 
@@ -53,12 +57,16 @@ def _health_text(health: dict[str, Any]) -> str:
 
 
 def gc(
-    older_than: Annotated[float, typer.Option(min=0, help="Days since a file was last written or read.")] = 7,
-    thin: Annotated[bool, typer.Option(help="Also remove features and models between the first and the last iteration.")] = False,
+    older_than: Annotated[
+        float, typer.Option(min=0, help="Only remove files that were last written or read at least this many days ago.")
+    ] = 7,
+    thin: Annotated[bool, typer.Option(help="Also remove features and models of all iterations except the first and the last.")] = False,
     dry_run: Annotated[bool, typer.Option(help="List the files without removing them.")] = False,
 ) -> None:
-    """Remove what no run needs: old unfinished work, unused caches, unreferenced files. Configs, tables and scores of runs are kept."""
-    from deployments.errors import quieten
+    """Free disk space: remove files that no run needs.
+
+    These are old unfinished steps, unused caches and unreferenced files. The configs, tables and scores of runs are kept.
+    """
     from tasks.operations.housekeeping import find_garbage, remove
     from tasks.operations.lost_runs import lost_runs, open_runs
 
@@ -66,24 +74,30 @@ def gc(
     lost = {run.info.run_name for run in lost_runs()}
     if older_than < 1 and (running := [name for name in open_runs() if name not in lost]):
         raise UserError(f"run {running[0]} is running and its newest files must not be removed: wait, or use --older-than 1")
-    rubbish = find_garbage(older_than_days=older_than, keep_iterations=not thin)
-    for item in rubbish:
+    garbage = find_garbage(older_than_days=older_than, keep_iterations=not thin)
+    for item in garbage:
         typer.echo(f"{item.bytes / 1e6:10.1f} MB  {item.path.relative_to(home())}  {item.reason}")
     if not dry_run:
-        remove(rubbish)
-    typer.echo(f"{sum(item.bytes for item in rubbish) / 1e6:10.1f} MB in {len(rubbish)} {'would be removed' if dry_run else 'removed'}")
+        remove(garbage)
+    typer.echo(f"{sum(item.bytes for item in garbage) / 1e6:10.1f} MB in {len(garbage)} {'would be removed' if dry_run else 'removed'}")
 
 
 def purge(
-    run: Annotated[str | None, typer.Argument(help="A run to delete, with all files that only it uses.")] = None,
-    images: Annotated[list[Path] | None, typer.Option(help="An image, or a folder of images, whose traces to delete; repeatable.")] = None,
-    identity: Annotated[str | None, typer.Option(help="Delete all traces of this person in the data set of --data.")] = None,
-    data: Annotated[str | None, typer.Option(help="The data set that labels the identity.")] = None,
-    layout: Annotated[str | None, typer.Option(help="The layout of that data set; detected by default.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="A regular expression for its file names, for layout pattern.")] = None,
+    run: Annotated[str | None, typer.Argument(help="The name of a run to delete, with all files that no other run uses.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="An image or a folder of images; delete all data derived from them; repeatable.")
+    ] = None,
+    identity: Annotated[
+        str | None, typer.Option(help="The identity of a person in the data set --data; delete all data derived from the person's images.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="The data set that contains the identity.")] = None,
+    layout: Layout = None,
+    pattern: Pattern = None,
 ) -> None:
-    """Delete a run, or all pixels, features and names derived from certain images, and list the deleted files; data sets are kept."""
-    from deployments.errors import quieten
+    """Delete a run, or all data derived from certain images.
+
+    Derived data are pixels, features and file names. The deleted files are listed; data sets are not changed.
+    """
     from tasks.operations.purge import digests_of_identity, digests_of_images, purge_images, purge_run
 
     quieten()

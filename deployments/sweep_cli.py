@@ -12,68 +12,75 @@ from deployments.arguments import (
     Source,
     Weights,
     absolute_path,
-    absolute_paths,
     parse_assignment,
     parse_size,
     set_parameters,
 )
-from deployments.servers import choose_server
+from deployments.servers import prepare_flow_run
 from deployments.tables import render_table
 from pul_core.errors import UserError
 from tasks.store.config import read_config
 
 
 def sweep_command(
-    target: Annotated[str | None, typer.Option(help="Unlabelled images, as in `pul run`.")] = None,
+    target: Annotated[str | None, typer.Option(parser=absolute_path, metavar="PATH", help="Unlabelled images, as in `pul run`.")] = None,
     source: Source = None,
     original_model: OriginalModel = None,
-    recipe: Annotated[str | None, typer.Option(help="The recipe of all runs, unless it is swept.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="The recipe of all runs, unless --grid sets it.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model name.")] = None,
     weights: Weights = None,
     size: Size = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of each run; default one per core.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Any parameter of all runs, e.g. --set fine_tuning.epochs=4.")] = None,
-    grid: Annotated[list[str] | None, typer.Option(help="Values of a parameter: selection.min_similarity=0.35,0.45; repeatable.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Set any parameter of all runs; repeatable.")] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(help="The values of a parameter, e.g. selection.min_similarity=0.35,0.45; repeatable.")
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="The seeds of every run, e.g. 0,1,2; default the single seed 0.")] = None,
-    parallel: Annotated[int | None, typer.Option(min=1, help="Number of simultaneous runs; default cores / threads.")] = None,
-    config: Annotated[Path | None, typer.Option(help="base, grid, variants, seeds, parallel as JSON; other options override it.")] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="The number of simultaneous runs; default cores / threads.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A JSON file with base, grid, variants, seeds and parallel (docs/sweep.md); other options override it."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="List the runs without starting them.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: fractions, every run and the means over seeds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: every run and the means over seeds; scores are fractions.")] = False,
 ) -> None:
-    r"""Run a grid of parameters with several seeds, and print means and standard deviations. docs/sweep.md has more examples.
+    """Run a grid of parameters with several seeds and compare them.
+
+    Prints means and standard deviations over seeds. docs/sweep.md has more examples.
 
     \b
     pul sweep --source data/market --target crops/ --grid selection.min_similarity=0.35,0.45,0.55 --seeds 0,1,2
     pul sweep --config sweep.json --dry-run
-    """
+    """  # noqa: D301 \b keeps the lines of the examples
     parameters: dict[str, Any] = {"base": {}, "grid": None, "variants": None, "seeds": None, "parallel": None}
-    names = ", ".join(parameters)
-    parameters |= read_config(config)[0] if config else {}
-    if unknown := sorted(set(parameters) - set(names.split(", "))):
-        raise UserError(f"there is no parameter {unknown[0]!r} in a sweep's config, {config}: there are {names}")
-    options = {
-        "target": absolute_path(target),
-        "source": absolute_paths(source),
-        "original_model": absolute_path(original_model),
-        "recipe": recipe,
-        "model.backbone": backbone,
-        "model.weights": absolute_path(weights),
-        **{f"model.{side}": pixels for side, pixels in parse_size(size).items()},
-        "machine.threads": threads,
-    }
-    set_parameters(parameters["base"], options, set_)
+    from_config = read_config(config)[0] if config else {}
+    if unknown := sorted(set(from_config) - set(parameters)):
+        raise UserError(f"{config} contains {unknown[0]!r}, but a sweep has no parameter {unknown[0]!r}: there are {', '.join(parameters)}")
+    parameters |= from_config
+    set_parameters(
+        parameters["base"],
+        {
+            "target": target,
+            "source": source,
+            "original_model": original_model,
+            "recipe": recipe,
+            "model.backbone": backbone,
+            "model.weights": weights,
+            **{f"model.{side}": pixels for side, pixels in parse_size(size).items()},
+            "machine.threads": threads,
+        },
+        set_,
+    )
     if grid:
         parameters["grid"] = (parameters["grid"] or {}) | dict(map(_parse_values, grid))
-    if seeds:
-        parameters["seeds"] = _parse_values(f"seeds={seeds}")[1]
-    if parallel:
-        parameters["parallel"] = parallel
+    set_parameters(parameters, {"seeds": _parse_values(f"seeds={seeds}")[1] if seeds else None, "parallel": parallel})
     _validate(parameters, list_runs=dry_run)
     if not dry_run:
         _run(parameters, as_json)
 
 
 def _parse_values(text: str) -> tuple[str, list[Any]]:
+    """Parse name=value,value."""
     name, equals, values = text.partition("=")
     if not equals or not all(values.split(",")):
         raise UserError(f"--grid must be name=value,value, e.g. selection.min_similarity=0.35,0.45, got {text!r}")
@@ -81,7 +88,7 @@ def _parse_values(text: str) -> tuple[str, list[Any]]:
 
 
 def _validate(parameters: dict[str, Any], *, list_runs: bool) -> None:
-    """Check parameters and data before anything is started, and print the number of runs."""
+    """Check the parameters and the data before anything is started, and print the number of runs."""
     from flows.sweep import default_parallel, jobs_of
     from tasks.operations.grid import sweep_children, validate_children
     from tasks.operations.sweeps import OpenSweep
@@ -97,7 +104,7 @@ def _validate(parameters: dict[str, Any], *, list_runs: bool) -> None:
 
 
 def _run(parameters: dict[str, Any], as_json: bool) -> None:
-    choose_server()
+    prepare_flow_run()
     from flows.sweep import sweep
     from tasks.operations.lost_runs import close_lost_runs
     from tasks.operations.sweeps import SweepFailedError, read_sweep
@@ -117,11 +124,9 @@ def _run(parameters: dict[str, Any], as_json: bool) -> None:
 def _means_text(table: dict[str, Any]) -> str:
     from tasks.operations.sweeps import MEANS_TITLES, format_mean
 
-    titles = ["setting", "seeds", *MEANS_TITLES.values()]
     rows = [[row["setting"] or "-", str(row["seeds"]), *(format_mean(row, name) for name in MEANS_TITLES)] for row in table["means"]]
-    lines = [
-        render_table(titles, rows, left=titles[:1]),
-        "scores in percent, mean ± standard deviation over seeds; gain: the last iteration minus direct transfer",
-        f"{table['sweep']}: {table['table']}",
-    ]
-    return "\n".join(lines)
+    return (
+        f"{render_table(['setting', 'seeds', *MEANS_TITLES.values()], rows, left=['setting'])}\n"
+        "scores in percent, mean ± standard deviation over seeds; gain: the last iteration minus direct transfer\n"
+        f"{table['sweep']}: {table['table']}"
+    )

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 
@@ -24,11 +24,10 @@ def render_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: 
         rank-1 | 51.2 %
         mAP    |  9.8 %
     """
-    table = Table(box=box.ASCII, show_edge=False, pad_edge=False)
-    for title in titles:
-        table.add_column(Text(title), justify="left" if title in left else "right", no_wrap=True)
+    columns = [Column(Text(title), justify="left" if title in left else "right", no_wrap=True) for title in titles]
+    table = Table(*columns, box=box.ASCII, show_edge=False, pad_edge=False)
     for row in rows:
-        table.add_row(*map(Text, row))  # not str, in which rich would read [...] as markup
+        table.add_row(*map(Text, row))  # not str: rich parses [...] in a str as markup
     text = io.StringIO()
     Console(file=text, width=100_000, color_system=None, force_terminal=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

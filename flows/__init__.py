@@ -1,1 +1,1 @@
-"""Composition: which task runs next and when to stop. No tensors and no files; a flow reads like the method's description."""
+"""The Prefect flows: the order in which tasks run, and when the loop stops. Flows contain no tensors and read no files."""

@@ -1,4 +1,4 @@
-"""The original model: trained on a labelled source, or given by the user. Training it is also a flow of its own."""
+"""Flow `pretrain`: trains the original model on a labelled source. Flow `pul` obtains its original model from here, too."""
 
 from prefect import flow
 
@@ -17,7 +17,7 @@ from tasks.training import pretrain
 
 
 def original_model_of(plan: Plan, sources: list[ImageSet], compute: Resources) -> tuple[Artifact, dict[str, int]]:
-    """Return the model that the loop starts from, and its input size."""
+    """Train the model that the loop starts from, or import the one that the user gave; return it with its input size."""
     size = {"height": plan.model.height, "width": plan.model.width}
     if plan.original_model:
         imported = import_model(plan.original_model, backbone=plan.model.backbone, **size)
@@ -25,8 +25,10 @@ def original_model_of(plan: Plan, sources: list[ImageSet], compute: Resources) -
     initial = initial_model(plan.model.backbone, weights=plan.model.weights, seed=derive_seed(plan.seed, "initial"), **size)
     pixels = [decode(source, split="train", **size) for source in sources]
     labels = [source.labels for source in sources if source.labels]
-    seed = derive_seed(plan.seed, "pretrain")
-    return pretrain(initial, pixels, labels, settings=plan.pretraining, seed=seed, compute=compute.training).model, size
+    trained = pretrain(
+        initial, pixels, labels, settings=plan.pretraining, seed=derive_seed(plan.seed, "pretrain"), compute=compute.training
+    )
+    return trained.model, size
 
 
 @flow(name="pretrain", validate_parameters=True)
@@ -39,8 +41,16 @@ def pretrain_original(
     machine: Overrides[Machine] = Overrides[Machine](),
     seed: Seed = 0,
 ) -> str:
-    """Train the original model on a labelled source and return the location of its file; `pul` with the same parameters reuses it."""
-    plan = resolve_plan(locals())
+    """Train the original model on a labelled source and return the path of its file.
+
+    A run of `pul` with the same parameters reuses the model.
+
+    Args:
+        source: The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined.
+        recipe: Values for everything that is left empty below.
+        seed: All random numbers of the run are derived from it.
+    """
+    plan = resolve_plan(locals())  # at this point, the local variables are the parameters
     sources = [index(path, "source", plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     check_sets(sources, None, plan)
     trained, _ = original_model_of(plan, sources, resolve_compute(plan.machine))

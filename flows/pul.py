@@ -1,4 +1,4 @@
-"""Progressive Unsupervised Learning as a flow: extract, cluster, select, fine-tune the original model, until the reliable set is stable."""
+"""Flow `pul`, Progressive Unsupervised Learning: extract, cluster, select and fine-tune, until the reliable set is stable."""
 
 from typing import Any
 
@@ -53,8 +53,15 @@ def pul(
 
     Clusters the target's features, keeps the reliable images, fine-tunes the original model on them, and repeats until the size of the
     reliable set is stable. Every step writes an artifact; iterations can be compared in MLflow. Returns the name of the run.
+
+    Args:
+        target: The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target.
+        source: The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined.
+        original_model: Instead of a source: the file of a trained model, or an earlier run.
+        recipe: Values for everything that is left empty below.
+        seed: All random numbers of the run are derived from it.
     """
-    plan = resolve_plan(locals())
+    plan = resolve_plan(locals())  # at this point, the local variables are the parameters
     images = index(plan.target, "target", plan.target_data.layout, plan.target_data.pattern)
     sources = [index(path, "source", plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     check_sets(sources, images, plan)
@@ -66,11 +73,18 @@ def pul(
 
     current = Iteration(iteration=0, model=original, scores=score(original, images, pixels, plan, compute, 0))
     history = [track_iteration(run, current, images.labels)]
-    sizes: list[int] = []
+    reliable_sizes: list[int] = []
     reason = None
     while reason is None:
-        t = len(sizes) + 1
-        features = features_of(current.model, pixels["train"], "train", plan, compute, t - 1)
+        t = len(reliable_sizes) + 1
+        features = extract_features(
+            current.model,
+            pixels["train"],
+            batch_size=plan.machine.extraction_batch_size,
+            compute=compute.inference,
+            iteration=t - 1,
+            split="train",
+        )
         clusters = cluster(
             features,
             images.images,
@@ -83,8 +97,8 @@ def pul(
             iteration=t,
         )
         reliable = select(clusters, labelled, settings=plan.selection, iteration=t)
-        sizes.append(reliable.size)
-        reason = reason_to_stop(sizes, plan.stopping, num_clusters=clusters.num_clusters, num_images=clusters.clusters.rows)
+        reliable_sizes.append(reliable.size)
+        reason = reason_to_stop(reliable_sizes, plan.stopping, num_clusters=clusters.num_clusters, num_images=clusters.clusters.rows)
         trained = fine_tune(
             current.model if plan.model.start_from == "last" else original,
             pixels["train"],
@@ -109,16 +123,21 @@ def pul(
     return run.name
 
 
-def features_of(model: Artifact, pixels: Pixels, split: str, plan: Plan, compute: Resources, iteration: int) -> Artifact:
-    """Extract the features of a split."""
-    batch_size = plan.machine.extraction_batch_size
-    return extract_features(model, pixels, batch_size=batch_size, compute=compute.inference, iteration=iteration, split=split)
-
-
 def score(model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Plan, compute: Resources, iteration: int) -> Artifact | None:
-    """Evaluate a model on the target's queries and gallery, if it has them; the scores are recorded and do not influence the run."""
+    """Score a model on the target's labelled queries and gallery, or return None if it has none. The scores do not influence the run."""
     if not images.scorable or images.labels is None:
         return None
-    query, gallery = (features_of(model, pixels[split], split, plan, compute, iteration) for split in ("query", "gallery"))
-    centre = plan.model.centre_cameras
-    return evaluate(query, gallery, images, images.labels, compute=compute.host, iteration=iteration, centre_cameras=centre)
+    query, gallery = (
+        extract_features(
+            model,
+            pixels[split],
+            batch_size=plan.machine.extraction_batch_size,
+            compute=compute.inference,
+            iteration=iteration,
+            split=split,
+        )
+        for split in ("query", "gallery")
+    )
+    return evaluate(
+        query, gallery, images, images.labels, compute=compute.host, iteration=iteration, centre_cameras=plan.model.centre_cameras
+    )

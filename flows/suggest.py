@@ -1,37 +1,56 @@
-"""A suggestion of K and epsilon for a data set as a flow: index, decode, extract, count clusters. No label is read."""
+"""Flow `suggest`: suggests K and epsilon for a data set. It reads no labels; its steps are those of the loop."""
 
 from typing import Any
 
 from prefect import flow
-from pydantic import Field
 
-from flows.evaluate import Backbone, Layout, ModelReference, Pattern, Pixels, split_features
+from flows.evaluate import Pixels
 from pul_core.recipes import MODERN
 from pul_core.settings import Machine
+from tasks.decode import decode
 from tasks.engine.compute import resolve_compute
+from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import import_model
 from tasks.store.config import Overrides, override
+from tasks.store.model_file import model_size
 from tasks.suggest import read_suggestion, suggest
 
 
 @flow(name="suggest", validate_parameters=True)
 def suggest_clusters(
-    model: ModelReference,
-    data: str = Field(description="The images that a run would cluster: any data set; only its training images are used."),
-    layout: Layout = None,
-    pattern: Pattern = None,
-    backbone: Backbone = "resnet50",
+    model: str,
+    data: str,
+    layout: str | None = None,
+    pattern: str | None = None,
+    backbone: str = "resnet50",
     height: Pixels = 256,
     width: Pixels = 128,
     machine: Overrides[Machine] = Overrides[Machine](),
 ) -> dict[str, Any]:
-    """Count the clusters of a data set at a series of distances, and return the curve with the suggested epsilon and K."""
+    """Count the clusters of a data set at a series of distances, and return the curve with the suggested epsilon and K.
+
+    Args:
+        model: A model file, the name of an earlier run, RUN/iteration=N, or an MLflow model URI.
+        data: The images that a run would cluster: any data set; only its training images are used.
+        layout: The layout of the data set (docs/data.md). Empty: detected.
+        pattern: A regular expression with named groups for the image paths; implies layout pattern.
+        backbone: A timm model name; only used if the model file does not name its backbone.
+        height: Input size in pixels; only used if the model file does not state it.
+        width: Input size in pixels; only used if the model file does not state it.
+    """
     hardware = override(Machine(), machine)
     compute = resolve_compute(hardware)
     images = index(data, "target", layout, pattern)
     imported = import_model(model, backbone=backbone, height=height, width=width)
-    features = split_features(imported, images, "train", hardware, compute.inference)
+    features = extract_features(
+        imported,
+        decode(images, split="train", **model_size(imported)),
+        batch_size=hardware.extraction_batch_size,
+        compute=compute.inference,
+        iteration=0,
+        split="train",
+    )
     curve = suggest(
         features,
         images.images,

@@ -30,11 +30,11 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
     Args:
         images: the indexed data set.
         split: train, query or gallery.
-        height: pixels.
-        width: pixels.
+        height: of the decoded images, in pixels.
+        width: of the decoded images, in pixels.
 
     Returns:
-        The decoded images, and a table with the position of each row or the reason why it was skipped.
+        The decoded images, and a table with the position of each row in them or the reason why it was skipped.
 
     Raises:
         DataError: no image of the split can be decoded, or a file changed since it was indexed.
@@ -42,33 +42,27 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
     table = read_table(images.images)
     split_rows = np.flatnonzero(column(table, "split") == split)
     paths, digests, problems = (table.column(name).take(split_rows).to_pylist() for name in ("path", "sha256", "problem"))
-    root = images.root
-    with (
-        progress(f"decode {split}", len(split_rows)) as progress_bar,
-        writing("pixels", "u8", 0) as output,
-        ThreadPoolExecutor(cpu_count() + 4) as pool,
-    ):
-
-        def load(path: str, digest: str, problem: str | None) -> npt.NDArray[np.uint8] | None:
-            return None if problem else _load(root, path, digest, height, width)
-
-        for start in range(0, len(split_rows), BLOCK):
-            block = slice(start, start + BLOCK)
-            for image in pool.map(load, paths[block], digests[block], problems[block]):
-                if image is not None:
-                    output.file.write(image.tobytes())
-                    output.rows += 1
-            progress_bar.advance(len(paths[block]))
-        if output.rows == 0:
-            raise DataError(
-                f"none of the {len(split_rows)} {split} images in {root} can be decoded (the first is {paths[0]}, {problems[0]}): "
-                "copy them again, or leave the split out"
-            )
+    is_usable = np.array([problem is None for problem in problems])
+    usable = np.flatnonzero(is_usable)
+    if len(usable) == 0:
+        raise DataError(
+            f"none of the {len(split_rows)} {split} images in {images.root} can be decoded (the first is {paths[0]}, {problems[0]}): "
+            "copy them again, or leave the split out"
+        )
     for path, problem in zip(paths, problems, strict=True):
         if problem:
-            step_logger().warning("skipped %s: %s", ascii(f"{root}/{path}"), problem)  # a name may contain line breaks
-    is_decoded = np.array([problem is None for problem in problems])
-    positions = np.where(is_decoded, np.cumsum(is_decoded) - 1, -1)
+            step_logger().warning("skipped %s: %s", ascii(f"{images.root}/{path}"), problem)  # a name may contain line breaks
+    with (
+        progress(f"decode {split}", len(usable)) as progress_bar,
+        writing("pixels", "u8", len(usable)) as output,
+        ThreadPoolExecutor(cpu_count() + 4) as pool,
+    ):
+        for start in range(0, len(usable), BLOCK):
+            block = usable[start : start + BLOCK]
+            for image in pool.map(lambda i: _load(images.root, paths[i], digests[i], height, width), block):
+                output.file.write(image.tobytes())
+            progress_bar.advance(len(block))
+    positions = np.where(is_usable, np.cumsum(is_usable) - 1, -1)
     decoded = write_table(
         "decoded", pa.table({"row": split_rows.astype(np.int64), "position": positions, "error": pa.array(problems, pa.string())})
     )
@@ -76,7 +70,7 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
 
 
 def _load(root: str, path: str, digest: str, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Return an image (h, w, 3) that had no problem when it was indexed."""
+    """Read, decode and resize an image that had no problem when it was indexed; returns (h, w, 3)."""
     try:
         data = read_image(root, path)
     except OSError as error:

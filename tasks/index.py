@@ -1,8 +1,8 @@
 """Step *index*: lists and inspects the images of a data set and writes images.parquet, which every step reads, and labels.parquet.
 
-labels.parquet is kept apart so that no step that trains on a target can read its identities. The step is not cached, because the folder may
-have changed. Its artifacts are named by their content, so an unchanged data set hits the caches of all later steps, even after it is moved.
-Memory grows with the number of identities, and by a few bytes per image for the labels.
+labels.parquet is a separate file, so that no step that trains on a target can read its identities. The step is not cached, because the
+folder may have changed. Its artifacts are named by their content, so all later steps of an unchanged data set come from the cache, even if
+it was moved. Memory grows with the number of identities, and by a few bytes per image for the labels.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from pul_core.synthetic.people import GENERATOR_VERSION, Domain
 from tasks.data.layouts import read_layout
 from tasks.data.listing import ListedImage
 from tasks.data.locations import dataset_name, image_root, is_url, validate_location
-from tasks.data.scan import BATCH, QUALITY, scan
+from tasks.data.scan import BATCH, SCANNED, scan
 from tasks.data.synthesize import synthesize_domain
 from tasks.engine.links import linked
 from tasks.engine.progress import Progress, progress, step_logger
@@ -28,8 +28,17 @@ from tasks.store.artifacts import made_by, write_batches
 from tasks.store.home import home
 from tasks.store.references import ImageSet
 
-_LISTED = [("camid", pa.int64()), ("camera", pa.string()), ("split", pa.string()), ("timestamp", pa.float64())]
-IMAGES = pa.schema([("row", pa.int64()), ("path", pa.string()), *_LISTED, ("bytes", pa.int64()), *QUALITY])
+IMAGES = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("path", pa.string()),
+        ("camid", pa.int64()),
+        ("camera", pa.string()),
+        ("split", pa.string()),
+        ("timestamp", pa.float64()),
+        *SCANNED,
+    ]
+)
 LABELS = pa.schema([("row", pa.int64()), ("pid", pa.int64()), ("identity", pa.string())])
 SPLITS = ("train", "query", "gallery")
 SYNTHETIC = re.compile(r"synthetic:(\d+)/(source|target)")
@@ -40,10 +49,10 @@ def index(path: str, role: str, layout: str | None = None, pattern: str | None =
     """List the images of a data set with their digests and quality, and number their identities and cameras.
 
     Args:
-        path: a folder, a manifest or its URL, or ``synthetic:SEED/source`` and ``synthetic:SEED/target`` for drawn people.
+        path: a folder, a manifest or its URL, or ``synthetic:SEED/source`` or ``synthetic:SEED/target`` for drawn people.
         role: source or target; part of the name of the task run.
         layout: one of `tasks.data.layouts.LAYOUTS`; None detects it.
-        pattern: for layout ``pattern`` only.
+        pattern: for layout ``pattern`` only: a regular expression for the image paths, with named groups.
 
     Returns:
         The indexed data set.
@@ -56,8 +65,6 @@ def index(path: str, role: str, layout: str | None = None, pattern: str | None =
     layout_name, listing = read_layout(location, layout, pattern)
     summary = _summarise(listing)
     rows = summary.splits.total()
-    if rows == 0:
-        raise DataError(f"{location} holds no images: give the folder that holds them, at any depth")
     label_batches: list[pa.RecordBatch] = []
     with made_by("index", layout=layout_name), progress(f"index {role}", rows) as progress_bar:
         listing = read_layout(location, layout, pattern)[1]  # again, because a listing can only be iterated once
@@ -78,16 +85,31 @@ def dataset_root(path: str) -> str:
     """
     if "\0" in path:
         raise DataError(f"{path!r} is not a path: remove the null character")
-    return validate_location(path) if is_url(path) else str(_draw_synthetic(path) or Path(path).expanduser().resolve())
+    if is_url(path):
+        return validate_location(path)
+    if not path.startswith("synthetic:"):
+        return str(Path(path).expanduser().resolve())
+    match = SYNTHETIC.fullmatch(path)
+    if match is None:
+        raise DataError(f"{path} is not a synthetic domain: write synthetic:SEED/source or synthetic:SEED/target, e.g. synthetic:0/target")
+    seed, domain = int(match[1]), cast(Domain, match[2])
+    with progress(f"draw {path}", 1) as progress_bar:
+
+        def report(done: int, total: int) -> None:
+            progress_bar.total = total
+            progress_bar.advance(done - progress_bar.done)
+
+        root = home() / "synthetic" / f"v{GENERATOR_VERSION}-seed-{seed}"
+        return str(synthesize_domain(root, domain, seed=seed, on_progress=report))
 
 
 class ListingSummary(NamedTuple):
-    """The result of a first pass over a listing: images per split, and the number of every identity and camera."""
+    """The result of a first pass over a listing: the number of images per split, and the numbers of all identities and cameras."""
 
     splits: Counter[str]
-    labelled: bool
-    pids: dict[int | str | None, int | None]
-    camids: dict[int | str | None, int | None]
+    labelled: bool  # whether an image has an identity
+    pids: dict[int | str | None, int | None]  # number of each identity as it is listed
+    camids: dict[int | str | None, int | None]  # number of each camera as it is listed
 
 
 def _summarise(listing: Iterable[ListedImage]) -> ListingSummary:
@@ -109,17 +131,16 @@ def _number(names: Iterable[int | str | None], reserved: tuple[int, ...] = ()) -
     present = [name for name in names if name is not None]
     if all(isinstance(name, int) for name in present):
         return {name: int(name) for name in present}
-    unchanged = {name: name for name in present if isinstance(name, int) and name in reserved}
-    texts = sorted({str(name) for name in present if name not in unchanged})
+    texts = sorted({str(name) for name in present if name not in reserved})
     number_of_text = {text: number for number, text in enumerate(texts, 1)}
-    return {name: unchanged[name] if name in unchanged else number_of_text[str(name)] for name in present}
+    return {name: int(name) if name in reserved else number_of_text[str(name)] for name in present}
 
 
 def _batches(
     root: str, listing: Iterable[ListedImage], summary: ListingSummary, label_batches: list[pa.RecordBatch], progress_bar: Progress
 ) -> Iterator[pa.RecordBatch]:
     """Yield images.parquet in batches of rows, and append those of labels.parquet, a few bytes per image, to `label_batches`."""
-    batches, batches_to_scan = itertools.tee(_split_into_batches(listing))  # the scan is never more than a batch behind
+    batches, batches_to_scan = itertools.tee(_split_into_batches(listing))  # only one batch is held in memory
     row = 0
     for batch, scanned in zip(batches, scan(root, (_paths(root, batch) for batch in batches_to_scan)), strict=True):
         rows = pa.array(range(row, row + len(batch)), pa.int64())
@@ -131,16 +152,16 @@ def _batches(
         if summary.labelled:
             identities = pa.array([None if image.pid is None else str(image.pid) for image in batch], pa.string())
             label_batches.append(pa.record_batch([rows, pa.array(pids, pa.int64()), identities.dictionary_encode()], LABELS.names))
-        listed = {
+        columns = {
             "row": rows,
-            "path": pa.array([image.path for image in batch]),
-            "camid": pa.array(camids, pa.int64()),
-            "camera": pa.array([image.camid if isinstance(image.camid, str) else None for image in batch], pa.string()),
-            "split": pa.array([image.split for image in batch]),
-            "timestamp": pa.array([image.timestamp for image in batch], pa.float64()),
+            "path": [image.path for image in batch],
+            "camid": camids,
+            "camera": [image.camid if isinstance(image.camid, str) else None for image in batch],
+            "split": [image.split for image in batch],
+            "timestamp": [image.timestamp for image in batch],
         }
-        columns = listed | {name: scanned[name].combine_chunks() for name in scanned.column_names}
-        yield pa.record_batch([columns[name] for name in IMAGES.names], schema=IMAGES)
+        columns |= {name: scanned[name].combine_chunks() for name in SCANNED.names}
+        yield pa.record_batch(columns, schema=IMAGES)
         progress_bar.advance(len(batch))
     if row != summary.splits.total():
         raise _changed_error(root)
@@ -169,20 +190,3 @@ def _paths(root: str, batch: list[ListedImage]) -> list[str]:
 
 def _changed_error(root: str) -> DataError:
     return DataError(f"{root} changed while it was being indexed: start again when nothing writes to it")
-
-
-def _draw_synthetic(path: str) -> Path | None:
-    """Return the folder of a synthetic domain, drawn on first use; None if the path is not synthetic."""
-    if not path.startswith("synthetic:"):
-        return None
-    match = SYNTHETIC.fullmatch(path)
-    if match is None:
-        raise DataError(f"{path} is not a synthetic domain: write synthetic:SEED/source or synthetic:SEED/target, e.g. synthetic:0/target")
-    seed, domain = int(match[1]), cast(Domain, match[2])
-    with progress(f"draw {path}", 1) as progress_bar:
-
-        def report(done: int, total: int) -> None:
-            progress_bar.total = total
-            progress_bar.advance(done - progress_bar.done)
-
-        return synthesize_domain(home() / "synthetic" / f"v{GENERATOR_VERSION}-seed-{seed}", domain, seed=seed, on_progress=report)

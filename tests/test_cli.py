@@ -54,6 +54,14 @@ def test_help_names_every_command(pul):
         assert command in done.stdout
 
 
+@pytest.mark.parametrize("command", ["run", "evaluate", "sweep", "suggest"])
+def test_the_help_shows_every_example_on_a_line_of_its_own(pul_here, capsys, command):
+    assert pul_here(command, "--help") == 0
+    usage, _, options = capsys.readouterr().out.partition("Options:")
+    examples = [line for line in usage.splitlines() if line.startswith(f"  pul {command} ")]
+    assert len(examples) >= 2 and options and "\\b" not in usage
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

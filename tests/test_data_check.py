@@ -15,7 +15,7 @@ from deployments.cli import app
 from pul_core.errors import DataError
 from pul_core.scoring.evaluation import score_queries
 from tasks import preflight
-from tasks.data.check import EXAMPLES, FILE_ADVICE, MODE_ADVICE, answerable, check_set
+from tasks.data.check import EXAMPLES, FILE_PROBLEMS, answerable, check_set
 from tasks.data.synthesize import Sizes, synthesize_domain
 from tasks.index import index
 from tasks.preflight import check_path, check_sets
@@ -95,7 +95,7 @@ def broken(tmp_path, draw, monkeypatch):
 @pytest.mark.fault("corrupt, truncated, empty, CMYK, 16-bit, animated, oversized images", "a finding each, with what to do")
 def test_each_kind_of_broken_file_is_found_once_and_named(broken):
     findings = findings_by_code(broken)
-    expected = {*FILE_ADVICE, *MODE_ADVICE, "animated", "blank", "duplicates"}
+    expected = {*FILE_PROBLEMS, "greyscale", "sixteen_bit", "not_rgb", "animated", "blank", "duplicates"}
     assert set(findings) == expected
     for code, finding in findings.items():
         assert finding.count == 1 and len(finding.examples) == 1 and code in finding.examples[0]

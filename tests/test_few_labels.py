@@ -67,7 +67,7 @@ def test_a_list_names_files_or_identities(target, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nobody.jpg 3", "labels nobody.jpg, which is not a decodable training image"),
+        ("nobody.jpg 3", "labels nobody.jpg in .*, which is not a decodable training image"),
         ("0011_c1s1_000000_00.jpg 1\nx\n", "line 2"),
         ("0011_c1s1_000000_00.jpg -1", "every identity is -1"),
         ("77\n78", "names identity 77"),

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from yaml import safe_load
 
 from deployments.servers import PREFECT_FILE
+from flows.evaluate import evaluate_model
 from flows.pretrain import pretrain_original
 from flows.pul import pul
+from flows.suggest import suggest_clusters
 from flows.sweep import sweep
 from pul_core.errors import UserError
 from pul_core.recipes import MODERN, PAPER, RECIPES, RELEASED_CODE
@@ -126,9 +128,19 @@ def test_no_recipe_uses_the_switches_of_other_methods(recipe):
     assert (recipe.dbscan.margin, recipe.selection.keep_unclustered) == (0, False)
 
 
+@pytest.mark.parametrize("flow", [pul, pretrain_original, evaluate_model, suggest_clusters, sweep])
+def test_every_field_of_a_form_has_a_description(flow):
+    """Prefect reads them from the docstring of the flow; those of the sections come with their type."""
+    for name, field in flow.parameters.properties.items():
+        if "$ref" not in field:
+            assert field["description"], name
+            if flow in (pul, pretrain_original):
+                assert field["description"] == Parameters.model_fields[name].description
+
+
 def test_no_description_contains_what_the_form_renders_as_a_tag():
     """Prefect's page renders descriptions as Markdown with HTML: `(?P<camera>)` lost its name there."""
-    for flow in (pul, pretrain_original, sweep):
+    for flow in (pul, pretrain_original, evaluate_model, suggest_clusters, sweep):
         schema = json.dumps(flow.parameters.model_dump())
         assert '"description"' in schema and "<" not in schema, flow.name
 

@@ -249,7 +249,7 @@ def test_the_table_marks_the_suggestion_and_shows_the_options_to_pass():
         "    0.45 |    1,100 |   100.0 % |   1,300 | <- K = 1100",
         "k-means (recipes paper and released-code): --num-clusters 1100",
         "DBSCAN (recipe modern, which needs no K): --set dbscan.max_distance=0.4",
-        "suggested without labels: on the three data sets its rule was chosen on, K was off by about a fifth (docs/method.md)",
+        "The rule reads no labels: on the three data sets on which it was chosen, K was off by about a fifth (docs/method.md).",
     ]
 
 

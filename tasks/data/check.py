@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from pul_core.identities import DISTRACTOR_PID, NO_CAMERA
 from tasks.store.artifacts import column, read_table
@@ -21,18 +22,36 @@ EXAMPLES = 5
 Severity = Literal["info", "warning", "error"]
 Verdict = Literal["sound", "usable", "unusable"]
 
-FILE_ADVICE = {
+# The values of column `problem` in images.parquet: the files that no step can use.
+FILE_PROBLEMS = ("missing", "unreadable", "zero_bytes", "too_large", "truncated", "undecodable")
+ADVICE = {
     "missing": "these files are listed but do not exist, and are skipped: correct their names in the list, or ignore this",
     "unreadable": "these files cannot be opened and are skipped: check their permissions and links",
     "zero_bytes": "these files are empty, usually after an interrupted copy, and are skipped: copy them again, or delete them",
     "too_large": "these images have more than 50 million pixels or 200 MB and are skipped: give crops of people, not whole pictures",
     "truncated": "these images are cut off, usually by an interrupted copy, and are skipped: copy them again, or delete them",
     "undecodable": "these files are damaged or not images, and are skipped: save them again, or delete them",
-}
-MODE_ADVICE = {
     "greyscale": "these images have no colour and are converted to RGB: expect worse features, and do not mix day and night images",
     "sixteen_bit": "these images are converted to 8 bits, and bright pixels are clipped to white: scale them to 8 bits yourself",
     "not_rgb": "these images (palette, CMYK, transparency, ...) are converted to RGB: check on a contact sheet that they look right",
+    "animated": "these files have several frames, and only the first is used: save the other frames as separate files",
+    "blank": "these images show a single colour: check the detector or the camera that made them",
+    "duplicates": "these files have the same bytes as an earlier file, count twice in training and inflate scores: delete the copies",
+    "test_images_in_train": "these query or gallery images have the same bytes as a training image: remove them from the training split",
+    "unlabelled": "these images have no identity: they are neither used as labelled source images nor scored",
+    "one_identity": "a source needs at least two identities: add people, or use the set as a target",
+    "single_image_identities": "these identities have a single training image each: add images of them, or ignore this",
+    "single_camera_identities": (
+        "these identities are seen by a single camera, so nothing is learned across cameras: add images or check the camera numbers"
+    ),
+    "no_query": "there are gallery images but no query images, so nothing can be scored: add the query",
+    "no_gallery": "there are query images but no gallery images, so nothing can be scored: add the gallery",
+    "identities_in_train_and_test": (
+        "these identities are in training and in query or gallery, so scores of a model trained here are too good: keep them in one"
+    ),
+    "unanswerable_queries": (
+        "the gallery has no image of these identities from another camera, so these queries are not scored: check names and cameras"
+    ),
 }
 
 
@@ -40,9 +59,9 @@ class Finding(Reference):
     """A problem or peculiarity of a data set: how many images or identities it concerns, examples of them, and what to do."""
 
     code: str
-    severity: Severity
-    count: int
-    examples: list[str]
+    severity: Severity = "warning"
+    count: int = 1
+    examples: list[str] = Field(default_factory=list)
     advice: str
 
 
@@ -59,11 +78,11 @@ class Report(Reference):
 
     path: str
     layout: str | None
-    images: int
-    identities: int | None
-    cameras: int | None
-    splits: dict[str, int]
-    sizes: dict[str, Spread]
+    images: int = 0
+    identities: int | None = None
+    cameras: int | None = None
+    splits: dict[str, int] = Field(default_factory=dict)
+    sizes: dict[str, Spread] = Field(default_factory=dict)
     findings: list[Finding]
     verdict: Verdict
 
@@ -71,18 +90,17 @@ class Report(Reference):
 def check_set(images: ImageSet) -> Report:
     """Check an indexed data set, independently of what it will be used for."""
     table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
-    pids = column(labels, "pid") if labels else None
     findings = [
         *file_findings(table),
         *identity_findings(table, labels),
         *evaluation_findings(table, labels),
-        *training_findings(table, pids),
+        *training_findings(table, labels),
     ]
     return Report(
         path=images.root,
         layout=images.layout,
         images=table.num_rows,
-        identities=len(np.unique(pids[pids > DISTRACTOR_PID])) if pids is not None else None,
+        identities=count_identities(column(labels, "pid")) if labels else None,
         cameras=pc.count_distinct(table["camid"]).as_py() or None,
         splits=images.splits,
         sizes={name: spread for name in ("width", "height", "bytes") if (spread := _spread(table[name]))},
@@ -108,33 +126,31 @@ def file_findings(table: pa.Table) -> Iterator[Finding]:
     Args:
         table: images.parquet.
     """
-    paths, mode, is_usable = table["path"], table["mode"], usable(table)
-    for code, advice in FILE_ADVICE.items():
-        yield from _image_finding(code, _equals(table["problem"], code), paths, advice)
+    paths, mode, is_usable = table["path"], table["mode"], usable_mask(table)
+    for code in FILE_PROBLEMS:
+        yield from _image_finding(code, np.flatnonzero(_equals(table["problem"], code)), paths)
     greyscale = _as_mask(pc.is_in(mode, pa.array(["1", "L", "LA", "La"])))
     sixteen_bit = _as_mask(pc.starts_with(mode, "I")) | _equals(mode, "F")
-    other = ~(greyscale | sixteen_bit | _equals(mode, "RGB"))
-    for code, mask in (("greyscale", greyscale), ("sixteen_bit", sixteen_bit), ("not_rgb", other)):
-        yield from _image_finding(code, is_usable & mask, paths, MODE_ADVICE[code])
-    animated, blank = _as_mask(pc.greater(table["frames"], 1)), _equals(table["sharpness"], 0)
-    advice = "these files have several frames, and only the first is used: save the other frames as separate files"
-    yield from _image_finding("animated", is_usable & animated, paths, advice)
-    advice = "these images show a single colour: check the detector or the camera that made them"
-    yield from _image_finding("blank", is_usable & blank, paths, advice, "info")
-    yield from _duplicate_findings(table, is_usable)
+    masks = {
+        "greyscale": greyscale,
+        "sixteen_bit": sixteen_bit,
+        "not_rgb": ~(greyscale | sixteen_bit | _equals(mode, "RGB")),
+        "animated": _as_mask(pc.greater(table["frames"], 1)),
+        "blank": _equals(table["sharpness"], 0),
+    }
+    for code, mask in masks.items():
+        yield from _image_finding(code, np.flatnonzero(is_usable & mask), paths, "info" if code == "blank" else "warning")
+    yield from _duplicate_findings(table)
 
 
-def _duplicate_findings(table: pa.Table, is_usable: npt.NDArray[np.bool_]) -> Iterator[Finding]:
-    rows = np.flatnonzero(is_usable)
-    content = column(pa.table({"code": table["sha256"].take(rows).combine_chunks().dictionary_encode().indices}), "code")
+def _duplicate_findings(table: pa.Table) -> Iterator[Finding]:
+    rows = np.flatnonzero(usable_mask(table))
+    content = table["sha256"].take(rows).combine_chunks().dictionary_encode().indices.to_numpy()  # one number per digest
     is_copy = np.ones(len(rows), bool)
     is_copy[np.unique(content, return_index=True)[1]] = False  # the first file with each content
-    advice = "these files have the same bytes as an earlier file, so they count twice in training and inflate scores: delete the copies"
-    yield from _image_finding("duplicates", _row_mask(table, rows[is_copy]), table["path"], advice)
+    yield from _image_finding("duplicates", rows[is_copy], table["path"])
     in_train = _equals(table["split"], "train")[rows]
-    leaked = _row_mask(table, rows[~in_train & np.isin(content, content[in_train])])
-    advice = "these query or gallery images have the same bytes as a training image: remove them from the training split"
-    yield from _image_finding("test_images_in_train", leaked, table["path"], advice)
+    yield from _image_finding("test_images_in_train", rows[~in_train & np.isin(content, content[in_train])], table["path"])
 
 
 def identity_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Finding]:
@@ -146,26 +162,18 @@ def identity_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Find
     """
     if labels is None:
         return
-    pids = column(labels, "pid")
-    advice = "these images have no identity: they are neither used as labelled source images nor scored"
-    yield from _image_finding("unlabelled", _as_mask(pc.is_null(labels["identity"])), table["path"], advice, "info")
-    rows = np.flatnonzero(usable(table) & _equals(table["split"], "train") & (pids > DISTRACTOR_PID))
+    yield from _image_finding("unlabelled", np.flatnonzero(labels["identity"].is_null()), table["path"], "info")
+    pids, rows = column(labels, "pid"), usable_rows(table, "train")
+    rows = rows[pids[rows] > DISTRACTOR_PID]
     identities, counts = np.unique(pids[rows], return_counts=True)
     if len(identities) == 1:
-        advice = "a source needs at least two identities: add people, or use the set as a target"
-        yield from _identity_finding("one_identity", identities, labels, pids, advice)
-    single_image = identities[counts == 1]
-    advice = "these identities have a single training image each: add images of them, or ignore this"
-    yield from _identity_finding("single_image_identities", single_image, labels, pids, advice)
+        yield from _identity_finding("one_identity", identities, labels)
+    yield from _identity_finding("single_image_identities", identities[counts == 1], labels)
     cameras = camids(table)[rows]
     if (cameras != NO_CAMERA).any():
         pid_of_pair = np.unique(np.stack((pids[rows], cameras)), axis=1)[0]  # one entry for each pair of identity and camera
-        seen, num_cameras = np.unique(pid_of_pair, return_counts=True)
-        single_camera = np.setdiff1d(seen[num_cameras == 1], single_image)
-        advice = (
-            "these identities are seen by a single camera, so nothing is learned across cameras: add images or check the camera numbers"
-        )
-        yield from _identity_finding("single_camera_identities", single_camera, labels, pids, advice)
+        num_cameras = np.unique(pid_of_pair, return_counts=True)[1]
+        yield from _identity_finding("single_camera_identities", identities[(num_cameras == 1) & (counts > 1)], labels)
 
 
 def evaluation_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Finding]:
@@ -175,44 +183,41 @@ def evaluation_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Fi
         table: images.parquet.
         labels: labels.parquet; None if the data set has no identities.
     """
-    train, query, gallery = _usable_rows_by_split(table)
-    for name, rows, missing, missing_rows in (("query", query, "gallery", gallery), ("gallery", gallery, "query", query)):
-        if len(rows) and not len(missing_rows):
-            advice = f"there are {name} images but no {missing} images, so nothing can be scored: add the {missing}"
-            yield _finding("no_" + missing, "warning", 1, [], advice)
+    train, query, gallery = (usable_rows(table, split) for split in ("train", "query", "gallery"))
+    if len(query) == 0 < len(gallery):
+        yield Finding(code="no_query", advice=ADVICE["no_query"])
+    if len(gallery) == 0 < len(query):
+        yield Finding(code="no_gallery", advice=ADVICE["no_gallery"])
     if labels is None:
         return
-    pids, cameras = column(labels, "pid"), camids(table)
+    pids = column(labels, "pid")
     shared = np.intersect1d(pids[train], pids[np.concatenate((query, gallery))])
-    advice = "these identities are in training and in query or gallery, so scores of a model trained here are too good: keep them in one"
-    yield from _identity_finding("identities_in_train_and_test", shared[shared > DISTRACTOR_PID], labels, pids, advice)
+    yield from _identity_finding("identities_in_train_and_test", shared[shared > DISTRACTOR_PID], labels)
     if len(query) and len(gallery):
-        has_match = answerable(pids[query], cameras[query], pids[gallery], cameras[gallery])
-        advice = (
-            "the gallery has no image of these identities from another camera, so these queries are not scored: check names and cameras"
-        )
-        if not has_match.any():
-            advice = "no query has a match in the gallery from another camera, so nothing can be scored: check names and cameras"
-        yield from _image_finding("unanswerable_queries", _row_mask(table, query[~has_match]), table["path"], advice)
+        has_match = _answerable_queries(table, labels)
+        advice = "no query has a match in the gallery from another camera, so nothing can be scored: check names and cameras"
+        yield from _image_finding("unanswerable_queries", query[~has_match], table["path"], advice=None if has_match.any() else advice)
 
 
-def training_findings(table: pa.Table, pids: npt.NDArray[np.int64] | None) -> Iterator[Finding]:
+def training_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Finding]:
     """Yield a finding if there are no training images: a warning if the set can be scored, otherwise an error.
 
     Args:
         table: images.parquet.
-        pids: (n,) identities of its rows; None if the data set has no identities.
+        labels: labels.parquet; None if the data set has no identities.
     """
-    train, query, gallery = _usable_rows_by_split(table)
-    if len(train):
+    if len(usable_rows(table, "train")):
         return
-    cameras = camids(table)
-    if pids is not None and answerable(pids[query], cameras[query], pids[gallery], cameras[gallery]).any():
-        advice = "the training split has no usable image: use the set for scoring only"
-        yield _finding("no_training_images", "warning", 1, [], advice)
+    if labels is not None and _answerable_queries(table, labels).any():
+        yield Finding(code="no_training_images", advice="the training split has no usable image: use the set for scoring only")
     else:
         advice = "the training split has no usable image, and nothing can be scored: see the other findings"
-        yield _finding("no_training_images", "error", 1, [], advice)
+        yield Finding(code="no_training_images", severity="error", advice=advice)
+
+
+def _answerable_queries(table: pa.Table, labels: pa.Table) -> npt.NDArray[np.bool_]:
+    pids, cameras, query, gallery = column(labels, "pid"), camids(table), usable_rows(table, "query"), usable_rows(table, "gallery")
+    return answerable(pids[query], cameras[query], pids[gallery], cameras[gallery])
 
 
 def answerable(
@@ -247,21 +252,19 @@ def _count_columns(columns: npt.NDArray[np.int64], query_columns: npt.NDArray[np
     return np.bincount(code[: columns.shape[1]], minlength=code.max(initial=0) + 1)[code[columns.shape[1] :]]
 
 
-def usable(table: pa.Table) -> npt.NDArray[np.bool_]:
-    """Return for each row of images.parquet whether the image can be decoded."""
+def usable_mask(table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return for each row of images.parquet whether the image can be decoded (n,)."""
     return _as_mask(pc.is_null(table["problem"]))
 
 
-def _usable_rows_by_split(table: pa.Table) -> list[npt.NDArray[np.int64]]:
-    """Return the rows of the usable images in train, query and gallery."""
-    is_usable = usable(table)
-    return [np.flatnonzero(is_usable & _equals(table["split"], split)) for split in ("train", "query", "gallery")]
+def usable_rows(table: pa.Table, split: str) -> npt.NDArray[np.int64]:
+    """Return the rows of images.parquet whose images belong to a split and can be decoded (m,), ascending."""
+    return np.flatnonzero(usable_mask(table) & _equals(table["split"], split))
 
 
-def _row_mask(table: pa.Table, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    mask = np.zeros(table.num_rows, bool)
-    mask[rows] = True
-    return mask
+def count_identities(pids: npt.NDArray[np.int64]) -> int:
+    """Return the number of different identities, not counting distractors and junk."""
+    return len(np.unique(pids[pids > DISTRACTOR_PID]))
 
 
 def _equals(values: pa.ChunkedArray, value: str | float) -> npt.NDArray[np.bool_]:
@@ -277,24 +280,18 @@ def _spread(values: pa.ChunkedArray) -> Spread | None:
     return Spread(min=int(numbers.min()), median=float(np.median(numbers)), max=int(numbers.max())) if len(numbers) else None
 
 
-def _identity_finding(
-    code: str, identities: npt.NDArray[np.int64], labels: pa.Table, pids: npt.NDArray[np.int64], advice: str
-) -> Iterator[Finding]:
-    """Yield a warning with the names of some identities, if there are any."""
+def _identity_finding(code: str, identities: npt.NDArray[np.int64], labels: pa.Table) -> Iterator[Finding]:
+    """Yield a warning with the names of the first identities, if there are any."""
     if len(identities):
-        rows = [int(np.argmax(pids == pid)) for pid in identities[:EXAMPLES]]
-        names = [str(name) for name in labels["identity"].take(pa.array(rows, pa.int64())).to_pylist()]
-        yield _finding(code, "warning", len(identities), names, advice)
+        rows = [np.argmax(column(labels, "pid") == pid) for pid in identities[:EXAMPLES]]
+        names = [str(name) for name in labels["identity"].take(pa.array(rows)).to_pylist()]
+        yield Finding(code=code, count=len(identities), examples=names, advice=ADVICE[code])
 
 
 def _image_finding(
-    code: str, mask: npt.NDArray[np.bool_], paths: pa.ChunkedArray, advice: str, severity: Severity = "warning"
+    code: str, rows: npt.NDArray[np.int64], paths: pa.ChunkedArray, severity: Severity = "warning", advice: str | None = None
 ) -> Iterator[Finding]:
-    """Yield a finding with the paths of some images of the mask, if there are any."""
-    rows = np.flatnonzero(mask)
+    """Yield a finding with the paths of the first images, if there are any."""
     if len(rows):
-        yield _finding(code, severity, len(rows), paths.take(pa.array(rows[:EXAMPLES])).to_pylist(), advice)
-
-
-def _finding(code: str, severity: Severity, count: int, examples: list[str], advice: str) -> Finding:
-    return Finding(code=code, severity=severity, count=count, examples=examples, advice=advice)
+        examples = paths.take(pa.array(rows[:EXAMPLES])).to_pylist()
+        yield Finding(code=code, severity=severity, count=len(rows), examples=examples, advice=advice or ADVICE[code])

@@ -1,6 +1,5 @@
 """Contact sheet: one picture with a row of sample crops for each camera, for a quick visual check of a data set."""
 
-import io
 import os
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw
 
-from tasks.data.check import usable
+from tasks.data.check import usable_mask
 from tasks.data.quality import upright
 from tasks.store.artifacts import read_table
 from tasks.store.references import ImageSet
@@ -16,8 +15,7 @@ from tasks.store.references import ImageSet
 SHEET_SUFFIXES = (".png", ".jpg")
 CROPS_PER_CAMERA = 12
 MAX_CAMERAS = 40
-CELL = (64, 128)  # width and height of a crop in pixels
-TITLE_HEIGHT = 14  # pixels
+CROP_WIDTH, CROP_HEIGHT, TITLE_HEIGHT = 64, 128, 14  # pixels
 
 
 def write_sheet(images: ImageSet, file: Path) -> None:
@@ -28,11 +26,10 @@ def write_sheet(images: ImageSet, file: Path) -> None:
         file: the file to write; its suffix is one of `SHEET_SUFFIXES`.
     """
     table = read_table(images.images, ["path", "camid", "camera", "problem"])
-    table = table.filter(usable(table))
+    table = table.filter(usable_mask(table))
     camids = sorted(table["camid"].unique().to_pylist(), key=lambda camid: (camid is None, camid))[:MAX_CAMERAS]
-    width, height = CELL
-    row_height = TITLE_HEIGHT + height
-    sheet = Image.new("RGB", (CROPS_PER_CAMERA * width, max(len(camids), 1) * row_height), "white")
+    row_height = TITLE_HEIGHT + CROP_HEIGHT
+    sheet = Image.new("RGB", (CROPS_PER_CAMERA * CROP_WIDTH, max(len(camids), 1) * row_height), "white")
     draw = ImageDraw.Draw(sheet)
     for row, camid in enumerate(camids):
         crops = table.filter(pc.is_null(table["camid"]) if camid is None else pc.equal(table["camid"], camid))
@@ -41,9 +38,8 @@ def write_sheet(images: ImageSet, file: Path) -> None:
         samples = np.unique(np.linspace(0, crops.num_rows - 1, CROPS_PER_CAMERA).round().astype(np.int64))
         for column, path in enumerate(crops["path"].take(samples).to_pylist()):
             with Image.open(Path(images.root, path)) as image:
-                sheet.paste(upright(image).resize(CELL), (column * width, row * row_height + TITLE_HEIGHT))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG" if file.suffix.lower() == ".png" else "JPEG")
+                crop = upright(image).resize((CROP_WIDTH, CROP_HEIGHT))
+                sheet.paste(crop, (column * CROP_WIDTH, row * row_height + TITLE_HEIGHT))
     partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_bytes(buffer.getvalue())
+    sheet.save(partial, "PNG" if file.suffix.lower() == ".png" else "JPEG")
     partial.replace(file)

@@ -5,11 +5,12 @@ frame rate converts frame numbers to seconds. No detector is run.
 """
 
 import configparser
+import itertools
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ class Sequence(NamedTuple):
     frames: dict[int, Path]
     frame_rate: float | None
     boxes: dict[int, list[Box]]  # by frame
-    labelled: bool
+    labelled: bool  # whether the boxes are ground truth, with identities
 
 
 def crop_sequences(
@@ -68,9 +69,9 @@ def crop_sequences(
     """Cut the boxes out of the frames of several sequences and write the crops with a manifest.
 
     Args:
-        folders: the sequences; the name of a folder is the name of its camera.
-        out: a folder that does not exist yet; it is complete or it is not created.
-        boxes: det or gt; None uses det/det.txt where it exists.
+        folders: the folders of the sequences; the name of a folder is the name of its camera.
+        out: a folder that does not exist yet; it is created only if everything succeeds.
+        boxes: det or gt; None uses det/det.txt where it exists, and otherwise gt/gt.txt.
         min_height: minimum height of a crop in pixels, after the box is clipped to the frame.
         min_confidence: minimum confidence of a detector's box; boxes in gt.txt are used unless marked as ignored or not a pedestrian.
         every: use every N-th frame, from the first.
@@ -84,7 +85,7 @@ def crop_sequences(
     sequences = [read_sequence(folder, boxes, min_confidence, every) for folder in folders]
     if len({sequence.camera for sequence in sequences}) < len(sequences):
         raise DataError("two sequence folders have the same name, which is used as the camera: rename one of them")
-    counts = {"frames": 0, "boxes": 0, "too_small": 0, "crops": 0}
+    counts: Counter[str] = Counter()
     with (
         atomic_folder(out) as partial,
         pq.ParquetWriter(partial / "manifest.parquet", SCHEMA, compression="zstd") as writer,
@@ -94,13 +95,12 @@ def crop_sequences(
         for sequence in sequences:
             (partial / sequence.camera).mkdir()
             remaining = iter(sorted(sequence.boxes))
-            while frames := list(islice(remaining, FRAMES_PER_BATCH)):
-                crops = list(pool.map(lambda frame, sequence=sequence: _crop_frame(sequence, frame, partial, min_height), frames))
-                rows = [row for rows in crops for row in rows]
+            while frames := list(itertools.islice(remaining, FRAMES_PER_BATCH)):
+                crops = pool.map(lambda frame, sequence=sequence: _crop_frame(sequence, frame, partial, min_height), frames)
+                rows = list(itertools.chain.from_iterable(crops))
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
                 num_boxes = sum(len(sequence.boxes[frame]) for frame in frames)
-                for name, count in zip(counts, (len(frames), num_boxes, num_boxes - len(rows), len(rows)), strict=True):
-                    counts[name] += count
+                counts.update(frames=len(frames), boxes=num_boxes, too_small=num_boxes - len(rows), crops=len(rows))
                 progress_bar.advance(len(frames))
         if counts["crops"] == 0:
             raise DataError(
@@ -110,7 +110,7 @@ def crop_sequences(
 
 
 def read_sequence(folder: Path, boxes: str | None, min_confidence: float, every: int) -> Sequence:
-    """Read the boxes of a sequence and list its frames, without opening these; the arguments are those of `crop_sequences`.
+    """Read the boxes of a sequence and list its frames without opening them; the arguments are those of `crop_sequences`.
 
     Raises:
         DataError: a file is missing or invalid.
@@ -118,39 +118,39 @@ def read_sequence(folder: Path, boxes: str | None, min_confidence: float, every:
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: give the folder of a sequence, with img1/ and det/det.txt or gt/gt.txt")
-    kinds = [kind for kind in ("det", "gt") if (folder / kind / f"{kind}.txt").is_file() and boxes in (None, kind)]
-    if not kinds:
+    kind = boxes or ("det" if (folder / "det" / "det.txt").is_file() else "gt")
+    file = folder / kind / f"{kind}.txt"
+    if not file.is_file():
         raise DataError(f"{folder} has no {f'{boxes}/{boxes}.txt' if boxes else 'det/det.txt and no gt/gt.txt'}: put the boxes there")
     image_folder, frame_rate = _read_sequence_info(folder)
     if not (folder / image_folder).is_dir():
         raise DataError(f"{folder} has no folder {image_folder}: put the frames there, named by their numbers")
-    frames = {}
-    for path in (folder / image_folder).iterdir():
-        number = re.search(r"(\d+)$", path.stem)
-        if number and path.suffix.lower() in IMAGE_SUFFIXES:
-            frames[int(number[1])] = path
-    file = folder / kinds[0] / f"{kinds[0]}.txt"
+    frames = {
+        int(number[0]): path
+        for path in (folder / image_folder).iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and (number := re.search(r"\d+$", path.stem))
+    }
     boxes_by_frame: dict[int, list[Box]] = {}
-    for box in read_boxes(file, min_confidence=None if kinds[0] == "gt" else min_confidence):
+    for box in read_boxes(file, min_confidence=None if kind == "gt" else min_confidence):
         if (box.frame - 1) % every == 0:
             boxes_by_frame.setdefault(box.frame, []).append(box)
     if missing := sorted(boxes_by_frame.keys() - frames.keys()):
         raise DataError(
             f"{file} has boxes in frame {missing[0]}, which is not in {folder / image_folder}: use boxes and frames of the same recording"
         )
-    return Sequence(folder.name, frames, frame_rate, boxes_by_frame, labelled=kinds[0] == "gt")
+    return Sequence(folder.name, frames, frame_rate, boxes_by_frame, labelled=kind == "gt")
 
 
 def read_boxes(file: Path, *, min_confidence: float | None) -> Iterator[Box]:
     """Yield the boxes to crop from a MOT Challenge file.
 
     Args:
-        file: lines of frame, track, left, top, width, height, confidence; further columns may follow.
+        file: each line has frame, track, left, top, width, height, confidence; further columns may follow.
         min_confidence: minimum confidence of a detector's box; None reads ground truth, where column 7 is 0 for an ignored box and column 8
             is 1 for a pedestrian.
 
     Raises:
-        DataError: a line does not have these numbers.
+        DataError: a line does not have these columns, or has numbers out of range.
 
     Source: Milan et al. 2016, MOT16.
     """
@@ -168,14 +168,18 @@ def read_boxes(file: Path, *, min_confidence: float | None) -> Iterator[Box]:
         raise DataError(f"{file} has {lines.shape[1]} columns: write at least frame,track,left,top,width,height,confidence")
     invalid = np.flatnonzero(~np.isfinite(lines[:, :7]).all(axis=1) | (lines[:, 0] < 1) | (np.abs(lines[:, :6]) > 1e9).any(axis=1))
     if len(invalid):
-        raise DataError(f"{file}, line {invalid[0] + 1}: frame numbers must be at least 1 and all values finite: correct the line")
+        values = ",".join(f"{value:g}" for value in lines[invalid[0], :7])
+        raise DataError(
+            f"{file}, line {invalid[0] + 1}: frame numbers must be at least 1 and all values finite and at most 1e9, got {values}: "
+            "correct the line"
+        )
     if min_confidence is not None:
-        valid = lines[:, 6] >= min_confidence
+        is_used = lines[:, 6] >= min_confidence
     else:
-        valid = lines[:, 6] != 0
+        is_used = lines[:, 6] != 0
         if lines.shape[1] > 7:
-            valid &= np.isin(lines[:, 7], (1, -1))  # -1: an older file without classes
-    for frame, track, *rest in lines[valid, :7].tolist():
+            is_used &= np.isin(lines[:, 7], (1, -1))  # -1: an older file without classes
+    for frame, track, *rest in lines[is_used, :7].tolist():
         yield Box(int(frame), int(track), *rest)
 
 

@@ -11,10 +11,11 @@ from PIL import Image
 
 from pul_core.errors import DataError
 from tasks.data.folders import atomic_folder
-from tasks.data.published_layouts import CUHK03_NAME, read_new_protocol
+from tasks.data.listing import ListedImage
+from tasks.data.published_layouts import read_new_protocol
 from tasks.engine.progress import progress
 
-BOXES = {"detected": "detected", "labeled": "labelled"}  # name in the file -> name in our manifests
+BOXES = {"detected": "detected", "labeled": "labelled"}  # kind of boxes: its name in cuhk-03.mat -> its name in the manifests
 SCHEMA = pa.schema([("path", pa.string()), ("identity", pa.string()), ("camera", pa.string()), ("split", pa.string())])
 
 
@@ -27,7 +28,7 @@ def extract_cuhk03(mat: Path, out: Path) -> list[str]:
 
     Args:
         mat: cuhk-03.mat, in MATLAB 7.3 format.
-        out: a folder that does not exist yet; it is complete or it is not created.
+        out: a folder that does not exist yet; it is created only if everything succeeds.
 
     Returns:
         The names of the manifests.
@@ -58,11 +59,9 @@ def extract_cuhk03(mat: Path, out: Path) -> list[str]:
         for boxes, image_names in names.items():
             for number, test_set in enumerate(test_sets, 1):
                 _write_manifest(partial / f"{BOXES[boxes]}-old-{number:02d}.parquet", boxes, _old_protocol(image_names, test_set))
-            for folder in (mat.resolve().parent, mat.resolve().parent.parent):
-                config = folder / f"cuhk03_new_protocol_config_{boxes}.mat"
-                if config.is_file():
-                    _write_manifest(partial / f"{BOXES[boxes]}-new.parquet", boxes, read_new_protocol(config))
-                    break
+            configs = [folder / f"cuhk03_new_protocol_config_{boxes}.mat" for folder in mat.resolve().parents[:2]]
+            if config := next(filter(Path.is_file, configs), None):
+                _write_manifest(partial / f"{BOXES[boxes]}-new.parquet", boxes, read_new_protocol(config))
         return sorted(path.name for path in partial.glob("*.parquet"))
 
 
@@ -83,20 +82,17 @@ def _write_images(file: Any, boxes: str, folder: Path) -> list[str]:
     return names
 
 
-def _old_protocol(names: list[str], test_set: set[tuple[int, int]]) -> Iterator[tuple[str, str, str]]:
-    """Yield name, split and identity (PAIR_PERSON) of each image."""
+def _old_protocol(names: list[str], test_set: set[tuple[int, int]]) -> Iterator[ListedImage]:
+    """Yield the images with identity PAIR_PERSON, split by a test set of pairs and people."""
     for name in names:
         pair, person, view, _ = name.split("_")
         test_split = "query" if view == "1" else "gallery"
-        yield name, test_split if (int(pair), int(person)) in test_set else "train", f"{pair}_{person}"
+        yield ListedImage(name, f"{pair}_{person}", view, test_split if (int(pair), int(person)) in test_set else "train")
 
 
-def _write_manifest(path: Path, boxes: str, images: Iterable[tuple[str, str, Any]]) -> None:
-    """Write a manifest of images given as name, split and identity."""
-    rows = []
-    for name, split, pid in images:
-        match = CUHK03_NAME.fullmatch(name)
-        if match is None:
-            raise DataError(f"{path.name}: {name!r} is not named like 1_001_1_01.png: use the original configuration file")
-        rows.append({"path": f"images_{boxes}/{name}", "identity": str(pid), "camera": match[1], "split": split})
+def _write_manifest(path: Path, boxes: str, images: Iterable[ListedImage]) -> None:
+    rows = [
+        {"path": f"images_{boxes}/{image.path}", "identity": str(image.pid), "camera": str(image.camid), "split": image.split}
+        for image in images
+    ]
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)

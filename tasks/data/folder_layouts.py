@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pul_core.errors import DataError
-from tasks.data.listing import ListedImage, iter_image_paths, parse_pid, parse_split, parse_timestamp
+from tasks.data.listing import ListedImage, iter_image_paths, parse_image, parse_pid
 
 PATTERN_GROUPS = ("identity", "camera", "split", "timestamp")
 
@@ -30,7 +30,7 @@ def list_folder_per_identity(root: Path) -> Iterator[ListedImage]:
     for path in iter_image_paths(root):
         *folders, _ = path.split("/")
         if len(folders) <= depth:
-            raise DataError(f"{root / path} is not in the folder of an identity: layout folder-per-identity requires IDENTITY/image.jpg")
+            raise DataError(f"{root / path} is not in the folder of an identity: move it to IDENTITY/image.jpg, or choose another layout")
         split = folders[0] if depth else "train"
         yield ListedImage(path, parse_pid(folders[depth], split, str(root / path)), None, split)
 
@@ -40,25 +40,12 @@ def list_by_pattern(root: Path, pattern: str) -> Iterator[ListedImage]:
 
     Args:
         root: the folder.
-        pattern: searched for in each path relative to the root; its named groups are some of `PATTERN_GROUPS`. A group that takes no part
-            in the match counts as not stated.
+        pattern: searched for in each path relative to the root; its named groups are some of `PATTERN_GROUPS`. Optional groups may remain
+            unmatched.
 
     Raises:
         DataError: the pattern is not valid, or an image does not match it.
     """
-    expression = _compile_pattern(pattern)
-    for path in iter_image_paths(root):
-        match = expression.search(path)
-        origin = str(root / path)
-        if match is None:
-            raise DataError(f"{origin} does not match the pattern {pattern!r}: correct the pattern, or give a folder without other images")
-        fields = {name: value or "" for name, value in match.groupdict().items()}
-        split = parse_split(fields.get("split", ""), origin)
-        pid, timestamp = parse_pid(fields.get("identity", ""), split, origin), parse_timestamp(fields.get("timestamp", ""), origin)
-        yield ListedImage(path, pid, fields.get("camera") or None, split, timestamp)
-
-
-def _compile_pattern(pattern: str) -> re.Pattern[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -66,4 +53,10 @@ def _compile_pattern(pattern: str) -> re.Pattern[str]:
     if not expression.groupindex or not set(expression.groupindex) <= set(PATTERN_GROUPS):
         groups = ", ".join(PATTERN_GROUPS)
         raise DataError(f"the pattern {pattern!r} must have named groups, and only these: {groups}; for example (?P<camera>[^/]+)")
-    return expression
+    for path in iter_image_paths(root):
+        match = expression.search(path)
+        if match is None:
+            raise DataError(
+                f"{root / path} does not match the pattern {pattern!r}: correct the pattern, or give a folder without other images"
+            )
+        yield parse_image(path, match.groupdict(), str(root / path))

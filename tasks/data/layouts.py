@@ -46,7 +46,7 @@ def read_layout(root: str | Path, layout: str | None = None, pattern: str | None
             f"{location} has no {Path(error.filename).name}, which layout {layout} requires: give the folder that has it, or another layout"
         ) from error
     if first is None:
-        raise DataError(f"{location} holds no images ({', '.join(IMAGE_SUFFIXES)}): give the folder that holds them, at any depth")
+        raise DataError(f"{location} holds no images ({', '.join(IMAGE_SUFFIXES)}): give a folder that holds images, at any depth")
     return layout, itertools.chain((first,), images)
 
 
@@ -64,7 +64,7 @@ def _list_images(location: str, layout: str, pattern: str | None) -> Iterator[Li
 
 
 def _detect_layout(location: str) -> str:
-    """Return the layout of a location.
+    """Return the name of the layout of a folder, file or URL.
 
     Raises:
         DataError: the images are in a form that cannot be read directly, or the layout is ambiguous.
@@ -85,30 +85,26 @@ def _detect_layout(location: str) -> str:
     box_folders = [str(root / name) for name in ("detected", "labeled", "labelled") if (root / name / "bounding_box_train").is_dir()]
     if box_folders:
         raise DataError(f"{location} holds CUHK03 with two kinds of boxes: give {' or '.join(box_folders)}")
-    layouts = [name for name, matches in _match_layouts(root).items() if matches]
-    if len(layouts) > 1 and layouts[0].startswith("cuhk03"):
-        raise DataError(f"{location} holds CUHK03 with two kinds of boxes: state the layout, {' or '.join(layouts[:2])}")
-    return layouts[0] if layouts else "folder"
-
-
-def _match_layouts(root: Path) -> dict[str, bool]:
-    """Return for each detectable layout whether a folder has its files, the most specific layout first."""
-    return {
+    is_layout = {  # the most specific layout first
         "manifest": any((root / name).is_file() for name in MANIFEST_NAMES),
         "market1501": (root / "bounding_box_train").is_dir() or (root / "bounding_box_test").is_dir(),
         "msmt17": (root / "list_train.txt").is_file() and (root / "list_query.txt").is_file(),
         "cuhk03-np-detected": (root / "images_detected").is_dir(),
         "cuhk03-np-labelled": (root / "images_labeled").is_dir(),
-        "cuhk01": _first_image_matches(root, "campus", CUHK01_NAME, file_name_only=True),
+        "cuhk01": _first_image_matches(root, "campus", CUHK01_NAME),
         "viper": (root / "cam_b").is_dir() and _first_image_matches(root, "cam_a", VIPER_NAME),
         "lists": (root / "train.list").is_file(),
     }
+    layouts = [name for name, matches in is_layout.items() if matches]
+    if len(layouts) > 1 and layouts[0].startswith("cuhk03"):
+        raise DataError(f"{location} holds CUHK03 with two kinds of boxes: state the layout, {' or '.join(layouts[:2])}")
+    return layouts[0] if layouts else "folder"
 
 
-def _first_image_matches(root: Path, folder: str, name: re.Pattern[str], *, file_name_only: bool = False) -> bool:
-    """Return whether the first image below a folder is named as expected: a user's own folder may be called campus or cam_a, too."""
-    first = next(iter_image_paths(root, f"{folder}/"), None) if (root / folder).is_dir() else None
-    return first is not None and name.fullmatch(first.rsplit("/", 1)[1] if file_name_only else first) is not None
+def _first_image_matches(root: Path, folder: str, pattern: re.Pattern[str]) -> bool:
+    """Return whether the path of the first image below a folder matches: a user's own folder may be called campus or cam_a, too."""
+    first = next(iter_image_paths(root, f"{folder}/"), "") if (root / folder).is_dir() else ""
+    return pattern.fullmatch(first) is not None
 
 
 def _manifest_file(location: str) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -13,12 +13,12 @@ from pul_core.identities import DISTRACTOR_PID, JUNK_PID
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SPLITS = {"train": "train", "query": "query", "probe": "query", "gallery": "gallery", "test": "gallery"}
-# Paths that need a closer look: absolute, a URL, with "..", or not in normal form.
+# Paths that may be invalid: absolute, a URL, with "..", or not in normal form. Most paths match nothing and are not checked further.
 SUSPICIOUS_PATH = re.compile(r"[\0\\~]|^/|//|:[/\\]|\.\.|%2e|(^|/)\./|/\.?$", re.IGNORECASE)
 
 
 class ListedImage(NamedTuple):
-    """An image as its file name, a list or a manifest describes it; None where nothing is stated. Identities and cameras are int or str."""
+    """An image as its file name, a list or a manifest describes it; a field is None if it is not stated."""
 
     path: str  # relative to the root of the data set, with forward slashes
     pid: int | str | None  # in a gallery, the integers 0 and -1 mean a distractor and junk
@@ -30,7 +30,7 @@ class ListedImage(NamedTuple):
 def iter_image_paths(root: Path, folder: str = "") -> Iterator[str]:
     """Yield the paths of the images below a folder, relative to the root and sorted as strings.
 
-    Memory holds the names of the folders that are open, and nothing else. Hidden files are skipped, links to folders are not followed.
+    Memory holds only the names in the folders on the current path. Hidden files are skipped, and links to folders are not followed.
 
     Args:
         root: the root of the data set.
@@ -64,10 +64,8 @@ def validate_image_path(text: str, origin: str, root: Path | None) -> str:
     path = text if text and SUSPICIOUS_PATH.search(text) is None else _normalise_path(text, origin)
     if root is not None:
         base = str(root)
-        inside = _is_inside(base, path.rpartition("/")[0])
-        if inside and os.path.islink(f"{base}/{path}"):  # noqa: PTH114 Path is too slow for a million calls
-            inside = _is_inside(base, path)
-        if not inside:
+        is_link = os.path.islink(f"{base}/{path}")  # noqa: PTH114 Path is too slow for a million calls
+        if not _is_inside(base, path.rpartition("/")[0]) or (is_link and not _is_inside(base, path)):
             raise DataError(f"{origin}: {text!r} is a link that leads out of the folder: replace the link with the image itself")
     return path
 
@@ -88,10 +86,10 @@ def _is_inside(root: str, path: str) -> bool:
 
 
 def parse_pid(text: str, split: str, origin: str) -> int | str | None:
-    """Parse an identity from a user's file: the text itself, except for -1 and 0, which mean what they mean in Market-1501.
+    """Parse an identity from a user's file: the text itself, except for -1 and 0, which have the meaning they have in Market-1501.
 
     In a gallery they are junk and a distractor. In a training split -1 is an image without an identity, and 0 an ordinary identity. A
-    query can be neither.
+    query must have neither.
 
     Args:
         text: the identity as written; empty if there is none.
@@ -118,16 +116,23 @@ def parse_pid(text: str, split: str, origin: str) -> int | str | None:
     return special
 
 
-def parse_split(text: str, origin: str) -> str:
-    """Parse a split from a user's file; an empty text means train.
+def parse_image(path: str, fields: Mapping[str, str | None], origin: str) -> ListedImage:
+    """Parse the description of an image in a user's file.
+
+    Args:
+        path: relative to the root of the data set.
+        fields: identity, camera, split and timestamp as written; missing, None or empty if not stated. An image without a split is train.
+        origin: file and line, for error messages.
 
     Raises:
-        DataError: the text is not a key of `SPLITS`.
+        DataError: the split is not a key of `SPLITS`, or the identity or the timestamp is not valid.
     """
-    split = SPLITS.get(text.lower() or "train")
+    text = fields.get("split") or "train"
+    split = SPLITS.get(text.lower())
     if split is None:
         raise DataError(f"{origin}: {text!r} is not a split: write train, query or gallery")
-    return split
+    pid = parse_pid(fields.get("identity") or "", split, origin)
+    return ListedImage(path, pid, fields.get("camera") or None, split, parse_timestamp(fields.get("timestamp") or "", origin))
 
 
 def parse_timestamp(text: str, origin: str) -> float | None:

@@ -6,6 +6,7 @@ Images are listed, not opened.
 
 import csv
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pul_core.errors import DataError
-from tasks.data.listing import ListedImage, parse_pid, parse_split, parse_timestamp, utc_seconds, validate_image_path
+from tasks.data.listing import ListedImage, parse_image, utc_seconds, validate_image_path
 from tasks.data.locations import image_root, is_url, open_location
 
 COLUMNS = ("path", "identity", "camera", "timestamp", "split")
@@ -36,17 +37,10 @@ def list_manifest(location: str) -> Iterator[ListedImage]:
     with open_location(location) as file:
         rows = _csv_rows(file, location) if location.lower().endswith(".csv") else _parquet_rows(file, location)
         for origin, cells in rows:
-            split = parse_split(cells["split"], origin)
-            yield ListedImage(
-                validate_image_path(cells["path"], origin, root),
-                parse_pid(cells["identity"], split, origin),
-                cells["camera"] or None,
-                split,
-                parse_timestamp(cells["timestamp"], origin),
-            )
+            yield parse_image(validate_image_path(cells["path"] or "", origin, root), cells, origin)
 
 
-def _csv_rows(file: IO[bytes], location: str) -> Iterator[tuple[str, dict[str, str]]]:
+def _csv_rows(file: IO[bytes], location: str) -> Iterator[tuple[str, dict[str, str | None]]]:
     """Yield the origin (file and line) and the cells of each row."""
     reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
     try:
@@ -55,26 +49,22 @@ def _csv_rows(file: IO[bytes], location: str) -> Iterator[tuple[str, dict[str, s
             origin = f"{location}, line {reader.line_num}"
             if None in row:
                 raise DataError(f"{origin} has more fields than the header: quote fields that contain commas")
-            yield origin, {name: row.get(name) or "" for name in COLUMNS}
+            yield origin, row
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(
             f"{location}, line {reader.line_num + 1} is not valid CSV in UTF-8 ({error}): correct the line, or save the file as UTF-8"
         ) from error
 
 
-def _parquet_rows(file: IO[bytes], location: str) -> Iterator[tuple[str, dict[str, str]]]:
+def _parquet_rows(file: IO[bytes], location: str) -> Iterator[tuple[str, dict[str, str | None]]]:
     """Yield the origin (file and row) and the cells of each row."""
     try:
         parquet = pq.ParquetFile(file)
         _check_columns(parquet.schema_arrow.names, location)
         present = [name for name in COLUMNS if name in parquet.schema_arrow.names]
-        empty_row = dict.fromkeys(COLUMNS, "")
-        row = 0
-        for batch in parquet.iter_batches(batch_size=BATCH, columns=present):
-            columns = [[_cell_text(value) for value in batch.column(name).to_pylist()] for name in present]
-            for values in zip(*columns, strict=True):
-                row += 1
-                yield f"{location}, row {row}", empty_row | dict(zip(present, values, strict=True))
+        batches = parquet.iter_batches(batch_size=BATCH, columns=present)
+        for number, row in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+            yield f"{location}, row {number}", {name: _cell_text(cell) for name, cell in row.items()}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{location} is not a readable Parquet file ({str(error).splitlines()[0]}): write it again") from error
 

@@ -1,7 +1,7 @@
 """Readers of published data sets, in the form in which their authors distribute them.
 
-Images are listed, not opened; only a set's own lists are read. Where a set numbers identities from 0, they become strings, because the
-integer 0 means a distractor.
+Images are listed, not opened; only the lists of a data set are read. Where a data set numbers identities from 0, they become strings,
+because the integer 0 means a distractor.
 """
 
 import re
@@ -15,8 +15,8 @@ from pul_core.errors import DataError
 from tasks.data.listing import ListedImage, iter_image_paths, validate_image_path
 
 MARKET_NAME = re.compile(r"(-?\d+)_c(\d+)")
-MARKET_SPLITS = {"bounding_box_test": "gallery", "bounding_box_train": "train", "query": "query"}
-CUHK01_NAME = re.compile(r"(\d{4})(\d{3})\.png")
+MARKET_FOLDERS = {"gallery": "bounding_box_test", "train": "bounding_box_train", "query": "query"}
+CUHK01_NAME = re.compile(r"campus/(?:[^/]+/)*(\d{4})(\d{3})\.png")
 CUHK03_NAME = re.compile(r"\d_\d{3}_([12])_\d{2}\.png")
 MSMT17_NAME = re.compile(r"(?:.*/)?\d+_\d+_(\d+)_[^/]*")
 MSMT17_LISTS = {"list_train.txt": "train", "list_val.txt": "train", "list_query.txt": "query", "list_gallery.txt": "gallery"}
@@ -35,7 +35,7 @@ def list_market1501(root: Path) -> Iterator[ListedImage]:
     Raises:
         DataError: a file name does not begin with an identity and a camera.
     """
-    for folder, split in MARKET_SPLITS.items():
+    for split, folder in MARKET_FOLDERS.items():
         for path in iter_image_paths(root, f"{folder}/") if (root / folder).is_dir() else ():
             match = MARKET_NAME.match(path.rsplit("/", 1)[1])
             if match is None:
@@ -83,7 +83,7 @@ def list_cuhk01(root: Path) -> Iterator[ListedImage]:
     """
     records = []
     for path in iter_image_paths(root, "campus/"):
-        match = CUHK01_NAME.fullmatch(path.rsplit("/", 1)[1])
+        match = CUHK01_NAME.fullmatch(path)
         if match is None or not 1 <= int(match[2]) <= 4:
             raise DataError(f"{root / path} is not named like CUHK01's 0001001.png (identity, then image 001 to 004): remove it")
         records.append((path, int(match[1]), (int(match[2]) + 1) // 2))
@@ -97,8 +97,8 @@ def list_viper(root: Path, half: int | None = None) -> Iterator[ListedImage]:
     """List VIPeR: one image per identity in cam_a, the query, and one in cam_b, the gallery.
 
     Args:
-        root: has cam_a and cam_b.
-        half: 1 to `VIPER_HALVES` makes a random half of the identities train, always the same one; None keeps all of them for scoring.
+        root: the folder that holds cam_a and cam_b.
+        half: number of the random half of the identities that is train, from 1 to `VIPER_HALVES`; None keeps all identities for scoring.
 
     Source: Gray, Brennan, Tao 2007; the halves are ours (NumPy's PCG64 seeded with the number of the half).
 
@@ -123,7 +123,7 @@ def list_cuhk03_np(root: Path, boxes: str) -> Iterator[ListedImage]:
     """List CUHK03 with the new protocol: PNG files extracted from cuhk-03.mat, split by the protocol's configuration file.
 
     Args:
-        root: has images_detected or images_labeled, and cuhk03_new_protocol_config_detected.mat or ..._labeled.mat.
+        root: the folder that holds images_`boxes` and cuhk03_new_protocol_config_`boxes`.mat.
         boxes: detected or labeled.
 
     Source: Zhong et al. 2017.
@@ -134,19 +134,15 @@ def list_cuhk03_np(root: Path, boxes: str) -> Iterator[ListedImage]:
     config = root / f"cuhk03_new_protocol_config_{boxes}.mat"
     if not config.is_file():
         raise DataError(f"{config} is missing: put the new protocol's configuration there, or give a manifest made by `pul data extract`")
-    for name, split, pid in read_new_protocol(config):
-        path = validate_image_path(f"images_{boxes}/{name}", str(config), root)
-        match = CUHK03_NAME.fullmatch(name)
-        if match is None:
-            raise DataError(f"{config}: {name!r} is not named like 1_001_1_01.png (the third number is the camera): use the original file")
-        yield ListedImage(path, pid, int(match[1]), split)
+    for image in read_new_protocol(config):
+        yield image._replace(path=validate_image_path(f"images_{boxes}/{image.path}", str(config), root))
 
 
-def read_new_protocol(config: Path) -> Iterator[tuple[str, str, int]]:
-    """Yield name, split and identity of the images in CUHK03's new protocol, split by split, in the order of the file.
+def read_new_protocol(config: Path) -> Iterator[ListedImage]:
+    """Yield the images of CUHK03's new protocol, with file names as paths, split by split, in the order of the file.
 
     Raises:
-        DataError: the file is not such a configuration.
+        DataError: the file is not such a configuration, or an image is named differently.
     """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
@@ -154,18 +150,22 @@ def read_new_protocol(config: Path) -> Iterator[tuple[str, str, int]]:
     try:
         variables = loadmat(config)
         names = [str(name.item()) for name in variables["filelist"].ravel()]
-        labels = variables["labels"].ravel()
-        for split in ("train", "query", "gallery"):
-            for position in variables[f"{split}_idx"].ravel():
-                yield names[int(position) - 1], split, int(labels[int(position) - 1])
+        labels = variables["labels"].ravel().tolist()
+        rows = {split: variables[f"{split}_idx"].ravel().astype(int) - 1 for split in ("train", "query", "gallery")}  # MATLAB counts from 1
+        images = [(names[row], int(labels[row]), split) for split in rows for row in rows[split]]
     except (MatReadError, KeyError, IndexError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise DataError(
             f"{config} is not the configuration of CUHK03's new protocol ({error}): use the file from Zhong et al.'s re-ranking code"
         ) from error
+    for name, pid, split in images:
+        match = CUHK03_NAME.fullmatch(name)
+        if match is None:
+            raise DataError(f"{config}: {name!r} is not named like 1_001_1_01.png (the third number is the camera): use the original file")
+        yield ListedImage(name, pid, int(match[1]), split)
 
 
 def list_pul_lists(root: Path) -> Iterator[ListedImage]:
-    """List the files that PUL's authors publish: train.list (`name label`, -1 for unlabelled), query.list and test.list (names).
+    """List the images in the lists that PUL's authors publish: train.list (`name label`, -1: unlabelled), query.list and test.list (names).
 
     Images are in bounding_box_train, query and bounding_box_test where these folders exist, and otherwise beside the lists. Identity and
     camera come from names in Market-1501's form; for other names the label is the identity, and there is no camera.
@@ -178,17 +178,14 @@ def list_pul_lists(root: Path) -> Iterator[ListedImage]:
     Raises:
         DataError: a line is not valid.
     """
-    lists = {root.name: "train"} if root.is_file() else PUL_LISTS
-    base = root.parent if root.is_file() else root
-    split_folders = {split: folder for folder, split in MARKET_SPLITS.items()}
+    base, lists = (root.parent, {root.name: "train"}) if root.is_file() else (root, PUL_LISTS)
     for name, split in lists.items():
         if not (base / name).is_file():
             continue
-        folder = f"{split_folders[split]}/" if (base / split_folders[split]).is_dir() else ""
+        folder = f"{MARKET_FOLDERS[split]}/" if (base / MARKET_FOLDERS[split]).is_dir() else ""
         for path, label, _ in _list_lines(base / name, base / folder):
             match = MARKET_NAME.match(path.rsplit("/", 1)[-1])
-            unlabelled = label == "-1" or (label is None and match is None)
-            pid = None if unlabelled else int(match[1]) if match else label
+            pid = None if label == "-1" else int(match[1]) if match else label
             yield ListedImage(folder + path, pid, int(match[2]) if match else None, split)
 
 

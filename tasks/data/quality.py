@@ -12,12 +12,12 @@ from PIL import Image, ImageOps
 
 from tasks.data.locations import is_url, read_image, remote_size
 
-MAX_PIXELS = 50_000_000  # anything larger is not a crop of a person, or is a decompression bomb
-MAX_BYTES = 200_000_000  # anything larger is not read into memory
+MAX_PIXELS = 50_000_000  # a larger image is not a crop of a person, and may be a decompression bomb
+MAX_BYTES = 200_000_000  # a larger file is not read into memory
 
 
 class Quality(NamedTuple):
-    """The result of inspecting an image file; a field is None where a problem prevents measuring it."""
+    """The result of inspecting an image file; a field is None if a problem prevented measuring it."""
 
     sha256: str | None = None
     width: int | None = None  # pixels, upright
@@ -30,9 +30,9 @@ class Quality(NamedTuple):
 
 
 def file_state(path: str) -> tuple[int, int, str | None]:
-    """Return the size of a file in bytes, its modification time in ns and its problem, without opening it.
+    """Return the size of a file in bytes, its modification time in ns and its problem, if any, without opening it.
 
-    The modification time of a URL cannot be trusted. It is reported as the current time, so that the file is never cached.
+    The modification time of a URL is unreliable. It is reported as the current time, so that the file is never cached.
     """
     if is_url(path):
         return remote_size(path), time.time_ns(), None
@@ -42,32 +42,26 @@ def file_state(path: str) -> tuple[int, int, str | None]:
         return 0, 0, "missing"
     except OSError:  # no permission, or a symbolic link to itself
         return 0, 0, "unreadable"
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
-        return 0, 0, "unreadable"
-    return status.st_size, status.st_mtime_ns, None
+    is_regular = stat.S_ISREG(status.st_mode)  # opening a pipe would block forever
+    return (status.st_size, status.st_mtime_ns, None) if is_regular else (0, 0, "unreadable")
 
 
 def inspect_image(path: str) -> Quality:
-    """Read an image file, digest it and decode it completely; the same bytes give the same result.
-
-    Brightness and sharpness are always measured: they take a tenth of the decoding time and would need another decoding later.
+    """Read an image file, digest it, decode it completely and measure it; the same bytes give the same result.
 
     Args:
         path: a regular file, or a URL.
     """
     try:
         if is_url(path):
-            return _inspect_bytes(read_image(*path.rsplit("/", 1)))
-        with open(path, "rb") as file:  # noqa: PTH123
-            if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                return Quality(hashlib.file_digest(file, "sha256").hexdigest(), problem="too_large")
-            data = file.read()
+            data = read_image(*path.rsplit("/", 1))
+        else:
+            with open(path, "rb") as file:  # noqa: PTH123
+                if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                    return Quality(hashlib.file_digest(file, "sha256").hexdigest(), problem="too_large")
+                data = file.read()
     except OSError:
         return Quality(problem="unreadable")
-    return _inspect_bytes(data)
-
-
-def _inspect_bytes(data: bytes) -> Quality:
     sha256 = hashlib.sha256(data).hexdigest()
     return _decode(data)._replace(sha256=sha256) if data else Quality(sha256, problem="zero_bytes")
 
@@ -78,7 +72,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _decode(data: bytes) -> Quality:
-    """Decode an image and measure it; the digest is left out."""
+    """Decode an image and measure everything but its digest."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -91,5 +85,5 @@ def _decode(data: bytes) -> Quality:
         return Quality(problem="truncated" if "truncated" in str(error).lower() else "undecodable")
     grey = np.asarray(rgb.convert("L"), np.int16)
     differences = np.abs(grey[:, 1:] - grey[:, :-1])
-    sharpness = float(differences.mean()) if differences.size else 0.0
+    sharpness = float(differences.mean()) if differences.size else 0.0  # an image that is one pixel wide has no differences
     return Quality(None, rgb.width, rgb.height, mode, frames, float(grey.mean()), sharpness)

@@ -26,12 +26,13 @@ from tasks.data.quality import Quality, file_state, inspect_image
 from tasks.store.home import home
 
 BATCH = 4096  # files in memory at a time, and in a row group of the cache
-JUST_CHANGED_NS = 2_000_000_000  # a file this young may change again without a new modification time, so it is not cached
+MIN_AGE_NS = 2_000_000_000  # a file modified more recently may change again without a new modification time, so it is not cached
 FORMAT = f"1, Pillow {PIL.__version__}".encode()  # another version of Pillow may decode differently
-_KINDS = (pa.string(), pa.int32(), pa.int32(), pa.string(), pa.int32(), pa.float32(), pa.float32(), pa.string())
-QUALITY = pa.schema(list(zip(Quality._fields, _KINDS, strict=True)))
+TYPES = (pa.string(), pa.int32(), pa.int32(), pa.string(), pa.int32(), pa.float32(), pa.float32(), pa.string())
+QUALITY = pa.schema(list(zip(Quality._fields, TYPES, strict=True)))
 SCANNED = pa.schema([("bytes", pa.int64()), *QUALITY])
 CACHED = pa.schema([("path", pa.string()), ("mtime_ns", pa.int64()), *SCANNED], metadata={"pul.scan": FORMAT})
+UNREADABLE_CACHE = (OSError, ValueError, KeyError, pa.ArrowException)  # what a missing, damaged or old cache raises
 
 
 def scan(root: str, batches: Iterable[Sequence[str]]) -> Iterator[pa.Table]:
@@ -44,24 +45,27 @@ def scan(root: str, batches: Iterable[Sequence[str]]) -> Iterator[pa.Table]:
         batches: paths relative to the root.
     """
     cache_file = home() / "cache" / "scans" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.parquet"
-    previous = _open_previous_scan(cache_file)
+    previous: _PreviousScan | None = None
+    with contextlib.suppress(*UNREADABLE_CACHE):
+        previous = _PreviousScan(cache_file)
     with _replace_on_success(cache_file) as writer, ThreadPoolExecutor(cpu_count() + 4) as pool:
         for paths in batches:
             files = [os.path.join(root, path) for path in paths]  # noqa: PTH118 a million Path objects take longer than all the rest
             sizes, mtimes, problems = zip(*map(file_state, files), strict=True)
             current = pa.table([pa.array(paths), pa.array(mtimes), pa.array(sizes)], names=["path", "mtime_ns", "bytes"])
-            cached = _look_up(previous, current)
-            unchanged = _is_unchanged(cached, current)
+            cached = _look_up(previous, current["path"])
+            is_equal = functools.reduce(pc.and_, (pc.equal(cached[name], current[name]) for name in current.column_names))
+            unchanged = np.asarray(pc.fill_null(is_equal, False))  # path, modification time and size equal the cached ones
             inspected = [Quality(problem=problem) for problem in problems]
             to_inspect = [row for row in np.flatnonzero(~unchanged).tolist() if problems[row] is None]
-            for row, quality in zip(to_inspect, pool.map(inspect_image, [files[row] for row in to_inspect]), strict=True):
-                inspected[row] = quality
-            columns = [pa.array(values, kind) for values, kind in zip(zip(*inspected, strict=True), _KINDS, strict=True)]
+            for row, result in zip(to_inspect, pool.map(inspect_image, [files[row] for row in to_inspect]), strict=True):
+                inspected[row] = result
+            columns = [pa.array(values, kind) for values, kind in zip(zip(*inspected, strict=True), TYPES, strict=True)]
             candidates = pa.concat_tables([pa.table(columns, schema=QUALITY), cached.select(QUALITY.names)])
-            quality_table = candidates.take(np.arange(len(paths)) + len(paths) * unchanged)
-            records = pa.table([*current.columns, *quality_table.columns], schema=CACHED)
-            old_enough = np.array(mtimes) < time.time_ns() - JUST_CHANGED_NS
-            writer.write_table(records.filter(pc.and_(pc.is_valid(records["sha256"]), pa.array(old_enough))))
+            quality = candidates.take(np.arange(len(paths)) + len(paths) * unchanged)
+            records = pa.table([*current.columns, *quality.columns], schema=CACHED)
+            is_old_enough = pc.less(records["mtime_ns"], time.time_ns() - MIN_AGE_NS)
+            writer.write_table(records.filter(pc.and_(pc.is_valid(records["sha256"]), is_old_enough)))
             yield records.select(SCANNED.names)
 
 
@@ -78,7 +82,7 @@ class _PreviousScan:
         self.file = pq.ParquetFile(file, page_checksum_verification=True)
         if (self.file.schema_arrow.metadata or {}).get(b"pul.scan") != FORMAT:
             raise ValueError(f"{file} has another format")
-        self.read_group = functools.lru_cache(maxsize=4)(self.file.read_row_group)  # listings rarely change their order: few are needed
+        self.read_group = functools.lru_cache(maxsize=4)(self.file.read_row_group)  # a batch needs few groups: listings keep their order
         groups = range(self.file.num_row_groups)
         self.group_ends = np.cumsum([self.file.metadata.row_group(group).num_rows for group in groups], dtype=np.int64)
         hashes = [_hash_paths(self.file.read_row_group(group, ["path"])["path"]) for group in groups]
@@ -92,9 +96,9 @@ class _PreviousScan:
         Where two paths have the same hash, the record may be that of the other path; compare the paths.
         """
         hashes = _hash_paths(paths)
-        candidates = np.searchsorted(self.hashes, hashes).clip(0, max(len(self.hashes) - 1, 0))
-        hits = np.flatnonzero(self.hashes[candidates] == hashes) if len(self.hashes) else np.zeros(0, np.int64)
-        rows = self.order[candidates[hits]]
+        first, end = (np.searchsorted(self.hashes, hashes, side) for side in ("left", "right"))
+        hits = np.flatnonzero(first < end)
+        rows = self.order[first[hits]]
         groups = np.searchsorted(self.group_ends, rows, side="right")
         parts, positions = [CACHED.empty_table()], np.full(len(hashes), -1)
         for group in np.unique(groups):
@@ -105,25 +109,12 @@ class _PreviousScan:
         return pa.concat_tables(parts).take(pa.array(positions, mask=positions < 0))
 
 
-def _open_previous_scan(file: Path) -> _PreviousScan | None:
-    try:
-        return _PreviousScan(file)
-    except (OSError, ValueError, KeyError, pa.ArrowException):
-        return None
-
-
-def _look_up(previous: _PreviousScan | None, current: pa.Table) -> pa.Table:
-    """Return the cached records of the current paths; all nulls if there is no readable cache."""
+def _look_up(previous: _PreviousScan | None, paths: pa.ChunkedArray) -> pa.Table:
+    """Return the cached records of the paths; all nulls if there is no readable cache."""
     if previous is not None:
-        with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException):
-            return previous.look_up(current["path"])
-    return CACHED.empty_table().take(pa.nulls(current.num_rows, pa.int64()))
-
-
-def _is_unchanged(cached: pa.Table, current: pa.Table) -> npt.NDArray[np.bool_]:
-    """Return for each file whether path, size and modification time equal the cached ones."""
-    equal = functools.reduce(pc.and_, (pc.equal(cached[name], current[name]) for name in current.column_names))
-    return np.asarray(pc.fill_null(equal, False))
+        with contextlib.suppress(*UNREADABLE_CACHE):
+            return previous.look_up(paths)
+    return CACHED.empty_table().take(pa.nulls(len(paths), pa.int64()))
 
 
 def _hash_paths(paths: pa.ChunkedArray) -> npt.NDArray[np.int64]:

@@ -1,13 +1,12 @@
-"""Writes synthetic pedestrians to disk in the layout of Market-1501; `pul_core.synthetic.people` draws them.
+"""Writer of synthetic pedestrians, drawn by `pul_core.synthetic.people`, in the layout of Market-1501.
 
-A domain's folder exists completely or not at all: it is written under a temporary name and renamed. Its file `synthetic.json` holds the
-settings it was generated with. A folder with the same settings is reused; any other folder at that path is left untouched and reported.
+The folder of a domain exists completely or not at all. Its file `synthetic.json` holds the settings that it was generated with. A folder
+with the same settings is reused; any other folder at that path is an error and is not changed.
 """
 
 import itertools
 import json
 import multiprocessing
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -20,24 +19,12 @@ from PIL import Image
 
 from pul_core.errors import DataError
 from pul_core.synthetic.people import GENERATOR_VERSION, SIZES, Domain, Folder, PlannedImage, Sizes, draw_image, plan_domain
+from tasks.data.folders import atomic_folder
 
 SETTINGS_FILE = "synthetic.json"  # in every complete folder
 JPEG_QUALITY = 90
 CHUNK_SIZE = 64  # images a worker draws between two progress reports
-IMAGES_PER_PROCESS = 200  # one more worker process for every so many images
-
-ProgressCallback = Callable[[int, int], None]
-
-
-def _settings(domain: Domain, seed: int, sizes: Sizes) -> dict[str, object]:
-    """Return everything that determines the bytes of a folder, as written to its `synthetic.json`."""
-    return {
-        "generator_version": GENERATOR_VERSION,
-        "domain": domain,
-        "seed": seed,
-        "sizes": asdict(sizes),
-        "jpeg_quality": JPEG_QUALITY,
-    }
+IMAGES_PER_PROCESS = 200  # each further worker process requires this many more images
 
 
 def _is_complete(folder: Path, settings: dict[str, object], num_images: int) -> bool:
@@ -76,7 +63,7 @@ def synthesize_domain(
     seed: int,
     sizes: Sizes | None = None,
     processes: int | None = None,
-    on_progress: ProgressCallback | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the images of one domain to `root`/`domain`.
 
@@ -89,7 +76,7 @@ def synthesize_domain(
         domain: "source" or "target".
         seed: seed of the data set, from 0.
         sizes: the sizes; None for the domain's default.
-        processes: number of processes that draw; None for one per available core, fewer for small data sets.
+        processes: number of worker processes; None for one per available core, or fewer for a small data set.
         on_progress: called with (images written, images in total) after each chunk.
 
     Returns:
@@ -98,7 +85,7 @@ def synthesize_domain(
     Raises:
         DataError: the folder exists, but with other settings or content, or incomplete.
         UserError: the sizes are inconsistent.
-        ValueError: `processes` is below 1.
+        ValueError: `processes` is less than 1.
 
     Source: ours; file and folder names are Market-1501's.
 
@@ -112,25 +99,28 @@ def synthesize_domain(
     if processes is not None and processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}.")
     sizes = sizes or SIZES[domain]
-    plan, settings, domain_folder = plan_domain(domain, seed, sizes), _settings(domain, seed, sizes), root / domain
+    plan, domain_folder = plan_domain(domain, seed, sizes), root / domain
+    settings: dict[str, object] = {  # everything that determines the bytes of the images
+        "generator_version": GENERATOR_VERSION,
+        "domain": domain,
+        "seed": seed,
+        "sizes": asdict(sizes),
+        "jpeg_quality": JPEG_QUALITY,
+    }
     if _is_complete(domain_folder, settings, len(plan)):
         return domain_folder
     if domain_folder.exists():
         raise DataError(f"{domain_folder} exists but does not contain exactly these images: move it away or choose another folder.")
-    root.mkdir(parents=True, exist_ok=True)
     workers = processes or min(cpu_count(), 1 + len(plan) // IMAGES_PER_PROCESS)
-    with tempfile.TemporaryDirectory(prefix=f".{domain}-", dir=root) as temporary:
-        # A subfolder, because the temporary folder itself is not readable by other users.
-        unfinished = Path(temporary) / domain
-        for name in get_args(Folder):
-            (unfinished / name).mkdir(parents=True)
-        for num_written in _write_images(unfinished, domain, seed, plan, workers):
-            if on_progress is not None:
-                on_progress(num_written, len(plan))
-        (unfinished / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        try:
-            unfinished.rename(domain_folder)
-        except OSError:
-            if not _is_complete(domain_folder, settings, len(plan)):
-                raise
+    try:
+        with atomic_folder(domain_folder) as partial_folder:
+            for name in get_args(Folder):
+                (partial_folder / name).mkdir()
+            for num_written in _write_images(partial_folder, domain, seed, plan, workers):
+                if on_progress is not None:
+                    on_progress(num_written, len(plan))
+            (partial_folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    except OSError:  # another process may have completed the folder in the meantime
+        if not _is_complete(domain_folder, settings, len(plan)):
+            raise
     return domain_folder
