@@ -1,7 +1,6 @@
 """examples/pul_by_hand.py: short, on the core alone, the same models as the flow tensor by tensor, and a loop that learns."""
 
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -40,12 +39,15 @@ def test_it_has_at_most_120_lines():
     assert len(FILE.read_text(encoding="utf-8").splitlines()) <= 120
 
 
-def test_it_imports_no_orchestration_tracking_or_tables():
-    script = "import json, runpy, sys; runpy.run_path(sys.argv[1]); print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script, FILE], capture_output=True, text=True, check=True)
-    modules = {name.partition(".")[0] for name in json.loads(done.stdout)}
-    assert {"pul_core", "torch", "numpy", "PIL"} <= modules
-    assert not {"prefect", "mlflow", "pydantic", "pandas", "pyarrow", "fsspec", "tasks", "flows", "deployments"} & modules
+WITHOUT = ("prefect", "mlflow", "pydantic", "pandas", "pyarrow", "fsspec", "tasks", "flows", "deployments")
+
+
+def test_it_loads_where_nothing_but_the_core_and_what_it_computes_with_can_be_imported():
+    """A name that is None in sys.modules cannot be imported; scikit-learn imports pandas only where it is installed."""
+    script = "import runpy, sys; sys.modules.update(dict.fromkeys(sys.argv[2:])); print(*runpy.run_path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", script, FILE, *WITHOUT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"adapt", "read_split"} <= set(done.stdout.split())
 
 
 @pytest.mark.parametrize("domain", ["source", "target"])
@@ -65,15 +67,6 @@ def test_drawn_people_have_the_pixels_of_the_steps(by_hand, home, monkeypatch, d
         np.testing.assert_array_equal(ours.camids, column(read_table(images.images), "camid")[rows])
 
 
-@pytest.fixture(scope="module")
-def drawn_pair(tmp_path_factory):
-    """Folders of drawn people in the layout of Market-1501: a source and a target."""
-    from tasks.data.synthesize import synthesize_domain
-
-    root = tmp_path_factory.mktemp("drawn")
-    return [str(synthesize_domain(root, domain, seed=10, sizes=SMALL, processes=1)) for domain in ("source", "target")]
-
-
 SIZES = {
     "paper": {"kmeans": {"num_clusters": 8}, "selection": {"min_similarity": 0.4}},
     "modern": {"dbscan": {"num_neighbours": 6, "num_averaged": 2, "max_distance": 0.6}},
@@ -88,7 +81,7 @@ def test_its_models_equal_those_of_the_flow_tensor_by_tensor(by_hand, module_hom
     from flows.pul import pul
     from tasks.tracking.results import read_results
 
-    source, target = drawn_pair
+    source, target = map(str, drawn_pair)
     kept = {name: tiny[name] for name in ("model", "pretraining", "fine_tuning", "stopping", "machine")}
     parameters = kept | SIZES[recipe] | {"recipe": recipe, "source": source, "target": target, "seed": 4}
     results = read_results(pul(**parameters))
