@@ -60,7 +60,10 @@ def process_group(nodeid):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Distribute the groups; xdist's own (`--dist loadgroup`) have no effect with xdist 3.8 and pytest 9.2, which ignores its new node ids."""
+    """Distribute the groups.
+
+    The groups of xdist 3.8 itself (`--dist loadgroup`) have no effect with pytest 9.2, which ignores the node ids that xdist sets.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class GroupScheduling(LoadFileScheduling):

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pul_core.recipes import RECIPES
+from pul_core.learning.backbone import build_backbone
+from pul_core.recipes import MODERN, RECIPES
 from pul_core.synthetic import people
 from pul_core.synthetic.people import Sizes
+from tasks.models import _load_packaged
 from tasks.store.config import resolve_plan
 
 FILE = Path(__file__).parents[1] / "examples" / "pul_by_hand.py"
@@ -65,6 +68,29 @@ def test_drawn_people_have_the_pixels_of_the_steps(by_hand, home, monkeypatch, d
         np.testing.assert_array_equal(ours.images, pixels)
         np.testing.assert_array_equal(ours.pids, column(read_table(images.labels), "pid")[rows])
         np.testing.assert_array_equal(ours.camids, column(read_table(images.images), "camid")[rows])
+
+
+def test_the_loop_learns(by_hand, monkeypatch):
+    """One iteration of `modern` on 400 drawn target images raises mAP by more than 3 points above that of the source model.
+
+    Measured: seed 10, 0.105 to 0.163; seed 11, 0.064 to 0.124; seed 12, 0.139 to 0.205 (19 s on one core).
+    """
+    source = Sizes(train_identities=20, train_images=200, test_identities=2, queries=2, gallery_images=8)
+    target = Sizes(train_identities=40, train_images=400, test_identities=30, queries=60, gallery_images=150)
+    for domain, sizes in (("source", source), ("target", target)):
+        monkeypatch.setitem(people.SIZES, domain, sizes)
+    backbone = build_backbone("mobilenetv2_100")
+    _load_packaged(backbone, "mobilenetv2_100")
+    monkeypatch.setattr(by_hand, "build_backbone", lambda *_, **__: backbone)
+    recipe = replace(
+        MODERN,
+        model=replace(MODERN.model, backbone="mobilenetv2_100", height=64, width=32),
+        pretraining=replace(MODERN.pretraining, epochs=2),
+        fine_tuning=replace(MODERN.fine_tuning, epochs=12),
+        stopping=replace(MODERN.stopping, max_iterations=1),
+    )
+    before, after = (scores.mean_ap for _, scores, *_ in by_hand.adapt("synthetic:11/source", "synthetic:11/target", recipe, 11))
+    assert 0.02 < before < after - 0.03
 
 
 SIZES = {
