@@ -107,7 +107,8 @@ def _provenance(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def cache_token(value: Any) -> Any:
     """Return what a value adds to a cache key: plain values, with artifacts replaced by their digests.
 
-    Of settings only those count that are read, given the choices among them (`pul_core.settings.ReadIf`).
+    Of settings only those count that are read, given the choices among them (`pul_core.settings.ReadIf`). Equal numbers add the same: a
+    setting whose default is 0 is read back from config.json as 0.0.
 
     Raises:
         TypeError: neither a plain value, settings, nor a reference.
@@ -122,6 +123,8 @@ def cache_token(value: Any) -> Any:
         return {str(name): cache_token(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [cache_token(part) for part in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(f"the input of a step must be a plain value, settings or a reference, not {type(value).__name__}")
