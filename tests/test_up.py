@@ -22,10 +22,10 @@ def prefect(folder, *arguments, timeout=540):
 
 def test_the_deployment_completes(finished_run):
     assert "Completed" in finished_run.printed
-    command = [BIN / "pul", "results", "--json"]
-    results = subprocess.run(command, cwd=finished_run.folder, env={}, capture_output=True, text=True, check=True)
-    assert json.loads(results.stdout)["run"] == finished_run.name, "without a name, the newest run"
-    assert len(json.loads(results.stdout)["iterations"]) == 3
+    command = [BIN / "pul", "results", finished_run.name, "--json"]
+    done = subprocess.run(command, cwd=finished_run.folder, env={}, capture_output=True, text=True, check=True)
+    results = json.loads(done.stdout)
+    assert (results["run"], results["status"], len(results["iterations"])) == (finished_run.name, "finished", 3)
 
 
 def test_the_sweep_completes_beside_it(finished_run, tiny, tiny_pair):
