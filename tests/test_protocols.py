@@ -108,7 +108,7 @@ def test_multi_query_pools_the_images_of_an_identity_from_a_camera():
     assert (scores.num_positives > 0).sum() > 5
     for left, right in zip(scores, expected, strict=True):
         np.testing.assert_allclose(left, right)
-    with pytest.raises(ValueError, match="needs the camera"):
+    with pytest.raises(ValueError, match="requires the camera of every query"):
         score_protocol(PROTOCOLS["multi_query"], FeatureSet(*query[:2]), gallery)
 
 
@@ -166,7 +166,7 @@ def test_viper_draws_half_of_the_identities_ten_times():
 @pytest.mark.parametrize(("name", "needed"), [("cuhk03_old", "100"), ("viper", "2")])
 def test_too_few_identities_for_a_protocol_are_an_error(name, needed):
     query, gallery = two_cameras(np.random.default_rng(0), 1)
-    with pytest.raises(ValueError, match=f"needs {needed} identities .* there are 1"):
+    with pytest.raises(ValueError, match=f"requires {needed} identities .* got 1"):
         score_protocol(PROTOCOLS[name], query, gallery)
 
 
@@ -232,15 +232,6 @@ def test_queries_without_a_match_are_left_out_or_count_as_zero():
     assert (left_out.mean_ap, zero.mean_ap) == (0.75, 0.5)
     assert (left_out.cmc[0], zero.cmc[0], left_out.cmc[1], zero.cmc[1]) == pytest.approx((1 / 2, 1 / 3, 1, 2 / 3))
     assert left_out[-2:] == zero[-2:] == (2, 1)
-
-
-@pytest.mark.parametrize("options", [{"ties": "lucky"}, {"same_camera": "none"}])
-def test_a_policy_that_does_not_exist_is_an_error(options):
-    query, gallery = draw_sets(np.random.default_rng(0))
-    with pytest.raises(ValueError, match=f"{next(iter(options))} must be one of"):
-        score_queries(*query, *gallery, **options)
-    with pytest.raises(ValueError, match="unscored must be left_out or zero, got 'forgotten'"):
-        summarise(score_queries(*query, *gallery), unscored="forgotten")
 
 
 @few_examples

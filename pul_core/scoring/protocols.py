@@ -20,7 +20,7 @@ ProtocolName = Literal["market1501", "cross_camera", "cuhk03_new", "cuhk03_old",
 
 
 class Protocol(NamedTuple):
-    """The rules of a protocol."""
+    """The rules of a protocol; the defaults are those of Market-1501."""
 
     same_camera: SameCamera = "ignore_same_identity"  # which gallery images of the query's camera are ignored
     num_splits: int = 1
@@ -109,8 +109,6 @@ def score_protocol(
             distances=distances,
         )
         parts.append((scores, query_idx, np.full(len(query_idx), split)))
-    if not parts:
-        raise UserError("there is no query to score: check the data set's query images")
     score_parts, query_idx_parts, split_parts = zip(*parts, strict=True)
     scores = Scores(*map(np.concatenate, zip(*score_parts, strict=True)))
     return ProtocolScores(scores, np.concatenate(query_idx_parts), np.concatenate(split_parts))
@@ -119,7 +117,7 @@ def score_protocol(
 def _splits(
     protocol: Protocol, query_pids: Ints, query_camids: Ints, gallery_pids: Ints, gallery_camids: Ints, seed: int
 ) -> Iterator[tuple[int, Ints, Ints]]:
-    """Yield (split number, query positions, positions of the gallery they search); the queries of a split may come in several parts."""
+    """Yield (split number, query positions, gallery positions that they search); the queries of a split may come in several parts."""
     if protocol.num_identities == "all":
         yield 0, np.arange(len(query_pids)), np.arange(len(gallery_pids))
         return
@@ -127,7 +125,9 @@ def _splits(
     shared = shared[shared > DISTRACTOR_PID]
     count = len(shared) // 2 if protocol.num_identities == "half" else protocol.num_identities
     if not 1 <= count <= len(shared):
-        raise UserError(f"the protocol needs {max(count, 2)} identities in both query and gallery, but there are {len(shared)}")
+        raise UserError(
+            f"the protocol requires {max(count, 2)} identities in both query and gallery, got {len(shared)}: choose another protocol"
+        )
     for split in range(protocol.num_splits):
         rng = np.random.default_rng((seed, split))
         drawn_pids = rng.choice(shared, count, replace=False)
@@ -143,12 +143,12 @@ def _splits(
 
 
 def _pooled(query: FeatureSet, query_camids: Ints, gallery: FeatureSet, gallery_camids: Ints) -> Features:
-    """Return, for each query, the mean of the L2-normalised features of all query and gallery images of its identity from its camera.
+    """Return, for each query, the sum of the L2-normalised features of all query and gallery images of its identity from its camera.
 
-    The mean is not divided by the number of images, because cosine distance ignores lengths.
+    The sum replaces the mean, because cosine distance ignores lengths. Without cameras the correct matches would be pooled, too.
     """
     if (query_camids == NO_CAMERA).any():
-        raise UserError("multi_query needs the camera of every query, because it would pool the correct matches otherwise")
+        raise UserError("multi_query requires the camera of every query, but some are unknown: choose another protocol")
     q = len(query.pids)
     pids, camids = np.append(query.pids, gallery.pids), np.append(query_camids, gallery_camids)
     _, groups = np.unique(np.stack((pids, camids), 1), axis=0, return_inverse=True)
@@ -161,5 +161,4 @@ def _pooled(query: FeatureSet, query_camids: Ints, gallery: FeatureSet, gallery_
             cells = np.searchsorted(query_groups, image_groups[block]), np.arange(len(block))
             membership = sparse.csr_matrix((np.ones(len(block), np.float32), cells), shape=(len(query_groups), len(block)))
             total += membership @ unit_rows(features, block, "multi-query").numpy()
-    pooled: Features = total[query_group_idx]
-    return pooled
+    return total[query_group_idx]

@@ -1,6 +1,6 @@
-"""One synthetic pedestrian: draws a `Person` in a `Pose` and returns the colour of every pixel the figure covers.
+"""One synthetic pedestrian: draws a `Person` in a `Pose` and returns the colour of every pixel that the figure covers.
 
-Which clothes people wear, and how often, is defined in `people`; backgrounds, colour casts and lenses in `camera`.
+`people` defines the frequency of clothes; `camera` draws backgrounds, and simulates colour casts and lenses.
 
 The figure is a three-dimensional skeleton (x towards the person's left, h up, z forward; the unit is the body height), rotated to the
 viewing direction and drawn as flat shapes from far to near. Each pixel first holds a part number and a shade; colours and patterns are
@@ -29,22 +29,8 @@ SHOULDER, HIP = 0.815, 0.50  # heights of the shoulders and hips, in body height
 FAR_SHADE, PLAIN_SHADE = 100, 128  # shade of limbs on the far side, and of all other parts; 128 leaves a colour unchanged
 
 
-class Part(IntEnum):
-    """The part of the figure that a pixel belongs to."""
-
-    BACKGROUND = 0
-    SKIN = 1
-    HAIR = 2
-    HAT = 3
-    UPPER = 4
-    SLEEVE = 5
-    INNER = 6
-    LOWER = 7
-    SHOES = 8
-    BAG = 9
-    SCARF = 10
-    EYES = 11
-    PATTERN = 12
+# The part of the figure that a pixel belongs to.
+Part = IntEnum("Part", "BACKGROUND SKIN HAIR HAT UPPER SLEEVE INNER LOWER SHOES BAG SCARF EYES PATTERN", start=0)
 
 
 @dataclass(frozen=True)
@@ -101,14 +87,14 @@ class _Sketch:
     def __init__(self, person: Person, pose: Pose) -> None:
         self.person, self.pose = person, pose
         self.cos, self.sin = math.cos(math.radians(pose.view)), math.sin(math.radians(pose.view))
-        self.shapes: list[tuple[float, str, list[Point], tuple[int, int, int]]] = []
+        self.shapes: list[tuple[float, str, list[Point], tuple[int, int, int]]] = []  # depth, name of ImageDraw's method, points, fill
 
     def scale(self, h: float) -> float:
         """Return pixels per body height at height h; a camera above eye level is nearer to the upper body."""
         return self.pose.height * (1 - self.pose.elevation + 2 * self.pose.elevation * h)
 
     def depth(self, x: float, z: float) -> float:
-        """Return by how much a point is nearer to the camera than the body's axis."""
+        """Return how much nearer a point is to the camera than the body's axis."""
         return self.cos * z - self.sin * x
 
     def project(self, x: float, h: float, z: float) -> Point:
@@ -160,10 +146,7 @@ class _Sketch:
         image = Image.new("RGB", (size[1], size[0]), (0, PLAIN_SHADE, 0))
         draw = ImageDraw.Draw(image)
         for _, kind, points, fill in sorted(self.shapes, key=lambda shape: shape[0]):
-            if kind == "polygon":
-                draw.polygon(points, fill=fill)
-            else:
-                draw.ellipse(points, fill=fill)
+            getattr(draw, kind)(points, fill=fill)
         pixels = np.asarray(image)
         return pixels[..., 0], pixels[..., 1]
 
@@ -262,12 +245,13 @@ def _torso(sketch: _Sketch) -> None:
         rings.append((person.top_hem, 0.1 + padding + flare, 0.085 + padding + flare))
     sketch.tube(Part.UPPER, rings, 0.0)
     if sketch.cos > 0.15:
-        half = (0.042 if person.is_open else 0.0) * sketch.cos * person.build
-        if half > 0:
+        if person.is_open:
+            half = 0.042 * sketch.cos * person.build
             shift = 0.07 * sketch.sin
             rows = [(SHOULDER + 0.02, 0.4), (0.7, 1.0), (max(person.top_hem, hip - 0.05), 1.25)]
-            left = [(sketch.project(0, h, 0)[0] + (shift - half * w) * sketch.scale(h), sketch.project(0, h, 0)[1]) for h, w in rows]
-            right = [(sketch.project(0, h, 0)[0] + (shift + half * w) * sketch.scale(h), sketch.project(0, h, 0)[1]) for h, w in rows]
+            axis = [sketch.project(0, h, 0) for h, _ in rows]
+            left = [(x + (shift - half * w) * sketch.scale(h), y) for (x, y), (h, w) in zip(axis, rows, strict=True)]
+            right = [(x + (shift + half * w) * sketch.scale(h), y) for (x, y), (h, w) in zip(axis, rows, strict=True)]
             sketch.polygon(Part.INNER, left + right[::-1], 1e-3)
         x, y = sketch.project(0, SHOULDER + 0.03, 0.05)
         scale = sketch.scale(SHOULDER)
@@ -444,11 +428,6 @@ def draw_person(
     Returns:
         (colours, mask): the colours (n, 3), about 0..1, of the n pixels where `mask` (rows, columns) is true, in row-major order.
 
-    Raises:
-        ValueError: `folds` does not have the size of the canvas.
-
-    Source: ours.
-
     >>> import numpy as np
     >>> from pul_core.synthetic.people import make_person
     >>> pose = Pose(view=0, phase=0, stride=0.4, elevation=0, x=64, y=245, height=230)
@@ -456,8 +435,6 @@ def draw_person(
     >>> colours.shape == (mask.sum(), 3), bool(mask[40, 64]), bool(mask[40, 0])
     (True, True, False)
     """
-    if folds.shape != size:
-        raise ValueError(f"folds must have the shape of the canvas, {size}, got {folds.shape}.")
     sketch = _Sketch(person, pose)
     _torso(sketch)
     _bag(sketch)
