@@ -56,7 +56,7 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
             block = slice(start, start + BLOCK)
             for image in pool.map(load, paths[block], digests[block], problems[block]):
                 if image is not None:
-                    output.file.write(image.tobytes())
+                    output.write(image.tobytes())
                     output.rows += 1
             progress_bar.advance(len(paths[block]))
         if output.rows == 0:
@@ -72,7 +72,7 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
     decoded = write_table(
         "decoded", pa.table({"row": split_rows.astype(np.int64), "position": positions, "error": pa.array(problems, pa.string())})
     )
-    return Pixels(decoded=decoded, pixels=output.done, height=height, width=width)
+    return Pixels(decoded=decoded, pixels=output.artifact, height=height, width=width)
 
 
 def _load(root: str, path: str, digest: str, height: int, width: int) -> npt.NDArray[np.uint8]:
