@@ -3,7 +3,9 @@
 import contextlib
 import copy
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +15,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -44,10 +47,25 @@ def pytest_configure(config):
         os.sched_setaffinity(0, cores[first :: worker["workercount"]] or cores)
 
 
+# Of several test processes, one gets all tests of a group: those that use the shared `up`, and otherwise those of a file. The groups that
+# take minutes come first, in this order (the longest first), then the other slow ones, then the fast ones.
+LONG_GROUPS = ("up", "test_flow.py", "test_sweep.py", "test_access.py", "test_kills.py", "test_pul_by_hand.py")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(config, items):
-    """Begin with the slow files where several processes share the work, so that none of them is last."""
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Distribute the tests over several processes so that the shared servers are started once and no slow test is last."""
+    if not hasattr(config, "workerinput"):
+        return
+
+    def place(item):
+        slow = item.get_closest_marker("slow") is not None
+        return LONG_GROUPS.index(groups[item]) if slow and groups[item] in LONG_GROUPS else len(LONG_GROUPS) + (not slow)
+
+    groups = {item: "up" if "up" in getattr(item, "fixturenames", ()) else item.path.name for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=place)
 
 
 @pytest.fixture
@@ -61,7 +79,7 @@ def pytest_runtest_makereport(item):
     """Note of which fault a test is, for the campaign's record."""
     report = (yield).get_result()
     if marker := item.get_closest_marker("fault"):
-        report.fault = {"fault": marker.args[0], "seen": marker.args[1], "test": item.nodeid.split("[")[0]}
+        report.fault = {"fault": marker.args[0], "seen": marker.args[1], "test": re.split(r"[\[@]", item.nodeid)[0]}
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -315,7 +333,85 @@ def graph():
 
 @pytest.fixture(scope="session")
 def up(tmp_path_factory):
-    """`pul up` as it is by default: the directory and the ports."""
+    """`pul up` as it is by default: the directory and the ports. All tests that use it run in one process."""
     folder = tmp_path_factory.mktemp("project")
     with running_up(folder) as ports:
         yield folder, ports
+
+
+class FinishedRun(NamedTuple):
+    """A run of the tiny pair: its project's directory, its names in `pul` and in Prefect, and what the command printed."""
+
+    folder: Path
+    name: str
+    flow_run_id: str
+    printed: str
+
+    @property
+    def home(self):
+        """``$PUL_HOME`` of the run."""
+        return self.folder / ".pul"
+
+
+@pytest.fixture(scope="session")
+def finished_run(up, tiny, tiny_pair):
+    """One run that many tests read, made by the deployment of the shared `pul up`; a test that changes it uses a copy of its home."""
+    folder, _ = up
+    parameters = json.dumps(tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])})
+    command = [BIN / "prefect", "deployment", "run", "pul/iterate", "--params", parameters, "--watch"]
+    done = subprocess.run(command, cwd=folder, env={}, capture_output=True, text=True, timeout=540, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (name,) = (path.name for path in (folder / ".pul" / "runs").iterdir())
+    return FinishedRun(folder, name, done.stdout.split("UUID: ")[1].split()[0], done.stdout)
+
+
+@pytest.fixture
+def pul_here(home, monkeypatch):
+    """Run `pul` in this process, which has imported everything already, and return its exit code or error message.
+
+    Its flows use the Prefect server of the session, if a test asks for it.
+    """
+    with commands_in(home, monkeypatch) as run:
+        yield run
+
+
+@pytest.fixture
+def pul_at_finished_run(finished_run, up, monkeypatch):
+    """Run `pul` in this process with the home of the finished run and the servers of `pul up`; return its exit code or error message."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    prefect_home = finished_run.home / "prefect"
+    settings = {PREFECT_API_URL: f"http://127.0.0.1:{up[1][0]}/api", PREFECT_HOME: prefect_home}
+    with temporary_settings(settings | {PREFECT_LOCAL_STORAGE_PATH: prefect_home / "storage"}):
+        monkeypatch.setenv("PUL_HOME", str(finished_run.home))
+        with commands_in(finished_run.home, monkeypatch) as run:
+            yield run
+
+
+@contextlib.contextmanager
+def commands_in(home, monkeypatch):
+    """Yield a function that runs `pul` in this process, and undo what the command does to the process."""
+    import mlflow
+
+    from deployments.cli import main
+    from tasks.tracking import runs as tracking
+
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
+    monkeypatch.setenv(tracking.RESUME, "")  # `pul resume` sets it
+    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
+    tracking.client.cache_clear()
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pul", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield run
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        logging.captureWarnings(False)
+        tracking.client.cache_clear()

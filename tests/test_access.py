@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from deployments.access import Access, UpError, check_authentication, http_status, read_access, server_environment
@@ -194,7 +195,8 @@ def test_a_run_works_with_passwords_and_writes_none(locked, tiny, tiny_pair):
     def run(*command, **variables):
         return subprocess.run(command, cwd=folder, env=clean | variables, capture_output=True, text=True, timeout=900, check=False)
 
-    parameters = json.dumps(tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])})
+    data = {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])}
+    parameters = json.dumps(tiny | data | {"stopping": {"max_iterations": 1}})
     start = (BIN / "prefect", "deployment", "run", "pul/iterate", "--params", parameters)
     assert run(*start).returncode != 0
     rejected = run(BIN / "pul", "run", "--source", tiny_pair[0], "--target", tiny_pair[1])
@@ -202,8 +204,12 @@ def test_a_run_works_with_passwords_and_writes_none(locked, tiny, tiny_pair):
     done = run(*start, "--watch", **credentials)
     assert done.returncode == 0 and "Completed" in done.stdout, done.stdout + done.stderr
     over_http = run(BIN / "pul", "results", "--json", **credentials, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{ports[1]}")
-    assert json.loads(over_http.stdout) == json.loads(run(BIN / "pul", "results", "--json").stdout)
-    assert len(json.loads(over_http.stdout)["iterations"]) == 3
+    results = json.loads(over_http.stdout)
+    (written,) = (folder / ".pul" / "runs").iterdir()
+    assert (results["run"], results["status"]) == (written.name, "finished")
+    table = pq.read_table(written / "iterations.parquet").to_pylist()
+    assert [(row["iteration"], row["mAP"]) for row in results["iterations"]] == [(row["iteration"], row["mAP"]) for row in table]
+    assert len(table) == 2
     output = "".join((rejected.stderr, done.stdout, done.stderr, over_http.stderr)).encode()
     assert password_occurrences(folder, output) == []
 

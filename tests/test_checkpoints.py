@@ -11,21 +11,25 @@ from tasks import extract, training
 from tasks.extract import extract_features
 from tasks.store.artifacts import read_table, write_table
 from tasks.store.readers import open_pixels
-from tasks.store.references import Compute, Reliable
+from tasks.store.references import Reliable
 from tasks.training import fine_tune
-
-COMPUTE = Compute(device="cpu", threads=1, dtype="float32")
 
 
 class KilledError(Exception):
     """Stands in for the death of the process."""
 
 
-def run_training(model, pixels, plan, **settings):
-    rows = open_pixels(pixels)[0][:12]
-    reliable = {"row": rows, "pseudo_label": np.arange(12) // 6, "similarity": np.ones(12)}
-    arguments = {"settings": replace(plan.fine_tuning, **{"epochs": 4} | settings), "seed": 3, "compute": COMPUTE, "iteration": 1}
-    return fine_tune.fn(model, pixels, Reliable(reliable=write_table("reliable", pa.table(reliable)), num_classes=2), **arguments)
+@pytest.fixture
+def run_training(model, pixels, plan, compute):
+    """A function that fine-tunes the model with these settings."""
+
+    def run(**settings):
+        rows = open_pixels(pixels)[0][:12]
+        reliable = {"row": rows, "pseudo_label": np.arange(12) // 6, "similarity": np.ones(12)}
+        arguments = {"settings": replace(plan.fine_tuning, **{"epochs": 4} | settings), "seed": 3, "compute": compute, "iteration": 1}
+        return fine_tune.fn(model, pixels, Reliable(reliable=write_table("reliable", pa.table(reliable)), num_classes=2), **arguments)
+
+    return run
 
 
 def dying(function, calls):
@@ -44,11 +48,11 @@ def dying(function, calls):
 @pytest.mark.fault(
     "a training is killed; its checkpoint is intact, empty or damaged", "resumes after the epoch, or starts again: the same bytes"
 )
-def test_a_training_resumes_after_its_last_complete_epoch(home, model, pixels, plan, monkeypatch, damage):
+def test_a_training_resumes_after_its_last_complete_epoch(home, run_training, monkeypatch, damage):
     with monkeypatch.context() as patch:
         patch.setattr(training, "_pack", dying(training._pack, 2))
         with pytest.raises(KilledError):
-            run_training(model, pixels, plan)
+            run_training()
     (checkpoint,) = home.glob("checkpoints/*/epoch")
     if damage is not None:
         checkpoint.write_bytes(damage)
@@ -58,41 +62,41 @@ def test_a_training_resumes_after_its_last_complete_epoch(home, model, pixels, p
         patch.setattr(
             training, "train", lambda *args, **kwargs: (trained_epochs.append(epoch.epoch) or epoch for epoch in train(*args, **kwargs))
         )
-        resumed = run_training(model, pixels, plan)
+        resumed = run_training()
     assert trained_epochs == ([3, 4] if damage is None else [1, 2, 3, 4])
     assert not list(home.glob("checkpoints/*"))
-    uninterrupted = run_training(model, pixels, plan)
+    uninterrupted = run_training()
     assert (resumed.model.sha256, resumed.training.sha256) == (uninterrupted.model.sha256, uninterrupted.training.sha256)
     assert [row["epoch"] for row in read_table(resumed.training).to_pylist()] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("entries", ["clusters", "images"])
-def test_a_training_resumes_with_its_memory(home, model, pixels, plan, monkeypatch, entries):
+def test_a_training_resumes_with_its_memory(home, run_training, monkeypatch, entries):
     settings = {"memory": Memory(entries=entries), "images_per_class": 2}
     with monkeypatch.context() as patch:
         patch.setattr(training, "_pack", dying(training._pack, 2))
         with pytest.raises(KilledError):
-            run_training(model, pixels, plan, **settings)
+            run_training(**settings)
     assert list(home.glob("checkpoints/*/epoch"))
-    resumed, uninterrupted, without_memory = (run_training(model, pixels, plan, **options) for options in (settings, settings, {}))
+    resumed, uninterrupted, without_memory = (run_training(**options) for options in (settings, settings, {}))
     assert (resumed.model.sha256, resumed.training.sha256) == (uninterrupted.model.sha256, uninterrupted.training.sha256)
     assert without_memory.model.sha256 != uninterrupted.model.sha256
 
 
-def test_a_training_with_other_parameters_ignores_the_checkpoint(home, model, pixels, plan, monkeypatch):
+def test_a_training_with_other_parameters_ignores_the_checkpoint(home, run_training, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training, "_pack", dying(training._pack, 1))
         with pytest.raises(KilledError):
-            run_training(model, pixels, plan)
-    other = run_training(model, pixels, plan, batch_size=6)
+            run_training()
+    other = run_training(batch_size=6)
     assert len(list(home.glob("checkpoints/*"))) == 1
-    assert other.model.sha256 == run_training(model, pixels, plan, batch_size=6).model.sha256
+    assert other.model.sha256 == run_training(batch_size=6).model.sha256
 
 
 @pytest.mark.fault("an extraction is killed", "resumes after its last group: the same bytes")
-def test_an_extraction_resumes_after_its_last_complete_group(home, model, pixels, monkeypatch):
+def test_an_extraction_resumes_after_its_last_complete_group(home, model, pixels, compute, monkeypatch):
     monkeypatch.setattr(extract, "ROW_GROUP", 8)
-    arguments = {"batch_size": 4, "compute": COMPUTE, "iteration": 0, "split": "train"}
+    arguments = {"batch_size": 4, "compute": compute, "iteration": 0, "split": "train"}
     with monkeypatch.context() as patch:
         patch.setattr(extract.extraction, "extract_features", dying(extract.extraction.extract_features, 3))
         with pytest.raises(KilledError):
@@ -107,6 +111,6 @@ def test_an_extraction_resumes_after_its_last_complete_group(home, model, pixels
 
 
 @pytest.mark.fault("a checkpoint cannot be written", "a warning; the step continues")
-def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_step(home, model, pixels, plan):
+def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_step(home, run_training):
     (home / "checkpoints").write_text("no folder")
-    assert run_training(model, pixels, plan).training.rows == 4
+    assert run_training().training.rows == 4

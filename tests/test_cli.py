@@ -8,12 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mlflow
 import pyarrow.parquet as pq
 import pytest
-
-from pul_core.clustering.suggestion import MAX_DISTANCES
-from tasks.store.artifacts import locate
 
 PUL = Path(sys.executable).with_name("pul")
 
@@ -28,27 +24,6 @@ def pul(tmp_path):
         return subprocess.run([PUL, *arguments], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run
-
-
-@pytest.fixture
-def pul_here(home, monkeypatch):
-    """Run `pul` in this process, which has imported everything already, and return its exit code or error message."""
-    from deployments.cli import main
-    from tasks.tracking import runs as tracking
-
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
-    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
-    tracking.client.cache_clear()
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pul", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code
-
-    yield run
-    tracking.client.cache_clear()
 
 
 def assert_rejected(completed, *words):
@@ -224,28 +199,15 @@ def test_a_dry_sweep_lists_its_runs_and_does_nothing(pul, tiny_pair, tmp_path):
     assert not (tmp_path / ".pul" / "sweeps").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_sweep_prints_means_and_its_table_and_its_config_repeats_it(pul, tiny_pair, tiny, tmp_path):
-    options = [f"--set={section}.{name}={value}" for section, values in tiny.items() for name, value in values.items()]
-    data = ["--source", str(tiny_pair[0]), "--target", str(tiny_pair[1])]
-    done = pul("sweep", *data, *options, "--set=stopping.max_iterations=1", "--seeds", "0,1", timeout=900)
-    assert done.returncode == 0, done.stderr
-    assert "±" in done.stdout and "(oracle)" in done.stdout
-    (folder,) = (tmp_path / ".pul" / "sweeps").iterdir()
-    assert str(folder / "children.parquet") in done.stdout
-    again = pul("sweep", "--config", str(folder / "sweep.json"), "--json", timeout=900)
-    assert again.returncode == 0, again.stderr
-    table = json.loads(again.stdout)
-    assert [(child["seed"], child["status"]) for child in table["children"]] == [(0, "finished"), (1, "finished")]
-    assert table["means"][0]["seeds"] == 2
-    assert sorted(path.name for path in (tmp_path / ".pul" / "runs").iterdir()) == sorted(child["run"] for child in table["children"])
+def options_of(parameters):
+    """Return the parameters of a run as options of the command."""
+    return [f"--set={section}.{name}={value}" for section, values in parameters.items() for name, value in values.items()]
 
 
 @pytest.mark.slow
-def test_a_run_without_a_server_prints_its_results_and_its_config_repeats_it(pul, tiny_pair, tiny, tmp_path):
-    options = [f"--set={section}.{name}={value}" for section, values in tiny.items() for name, value in values.items()]
-    done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options)
+def test_a_run_without_a_server_prints_its_results(pul, tiny_pair, tiny, tmp_path):
+    """The command starts a Prefect server of its own; that the config of a run repeats it is in test_flow."""
+    done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options_of(tiny))
     assert done.returncode == 0, done.stderr
     titles, rows = table_of(done.stdout)
     assert titles == ["iteration", "reliable", "clusters", "rank-1", "mAP"]
@@ -254,70 +216,68 @@ def test_a_run_without_a_server_prints_its_results_and_its_config_repeats_it(pul
     assert [row["iteration"] for row in results["iterations"]] == [0, 1, 2]
     assert results["iterations"][0]["reliable_set_size"] is None
     assert all(0 <= row["rank_1"] <= 1 and 0 <= row["mAP"] <= 1 for row in results["iterations"])
-    again = pul("run", "--config", f".pul/runs/{results['run']}/config.json")
-    assert again.returncode == 0, again.stderr
-    assert json.loads(pul("results", "--json").stdout)["iterations"] == results["iterations"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".pul"], "everything lies below .pul"
-    assert "Traceback" not in done.stderr + again.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- the finished run of the shared `pul up`
 
 
 @pytest.mark.slow
-def test_a_model_has_equal_scores_by_each_of_its_names(pul, tiny_pair, tiny, tmp_path):
-    options = [f"--set={section}.{name}={value}" for section, values in tiny.items() for name, value in values.items()]
-    target = str(tiny_pair[1])
-    assert pul("run", "--source", str(tiny_pair[0]), "--target", target, *options).returncode == 0
-    iterations = json.loads(pul("results", "--json").stdout)
-    (run,) = (tmp_path / ".pul" / "runs").iterdir()
+def test_a_model_has_equal_scores_by_each_of_its_names(pul_at_finished_run, finished_run, tiny_pair, capsys):
+    target, name = tiny_pair[1], finished_run.name
+    assert pul_at_finished_run("results", name, "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+
+    def printed(*arguments):
+        code = pul_at_finished_run("evaluate", *arguments, "--threads=1")
+        assert code == 0, code
+        return capsys.readouterr().out
 
     def scores_of(model, *options):
-        done = pul("evaluate", str(model), target, "--threads=1", "--json", *options)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(printed(model, target, "--json", *options))
 
-    first = scores_of(f"{run.name}/iteration=0")["plain"]
-    expected = iterations["iterations"][0]
+    first = scores_of(f"{name}/iteration=0")["plain"]
+    expected = results["iterations"][0]
     assert {name: first[name] for name in ("rank_1", "mAP", "mINP")} == {name: expected[name] for name in ("rank_1", "mAP", "mINP")}
-    registered = f"models:/pul {iterations['experiment']}/1"
-    last = scores_of(run.name, "--rerank", "--ties", "expected")
+    last = scores_of(name, "--rerank", "--ties", "expected")
     assert len(last["reranked"]["cmc"]) == 50
     assert pq.read_table(last["reranked"]["scores"]).column_names[:4] == ["row", "split", "ap", "ap_trapezoidal"]
-    for name in (run / "iteration=2" / "model.safetensors", registered):
-        assert scores_of(name, "--ties", "expected")["plain"] == last["plain"]
-    halves = scores_of(run.name, "--protocol", "viper")
+    for model in (finished_run.home / "runs" / name / "iteration=2" / "model.safetensors", f"models:/pul {results['experiment']}/1"):
+        assert scores_of(model, "--ties", "expected")["plain"] == last["plain"]
+    halves = scores_of(name, "--protocol", "viper")
     assert sorted(set(pq.read_table(halves["plain"]["scores"])["split"].to_pylist())) == list(range(10))
-    done = pul("evaluate", run.name, target, "--rerank", "--threads=1")
-    titles, rows = table_of(done.stdout)
+    text = printed(name, target, "--rerank")
+    titles, rows = table_of(text)
     assert titles == ["metric", "plain", "reranked"]
-    assert ["rank-1", f"{100 * last['plain']['rank_1']:.1f} %", f"{100 * last['reranked']['rank_1']:.1f} %"] in rows
-    assert "5 queries scored, 0 without a correct match left out" in done.stdout
-    assert_rejected(pul("evaluate", f"{run.name}/iteration=9", target), "iteration=9", "iteration=2")
-    cuhk = pul("evaluate", run.name, target, "--protocol", "cuhk03_old", "--threads=1")
-    assert error_line(cuhk) == "pul: the protocol needs 100 identities in both query and gallery, but there are 5"
+    plain = scores_of(name)["plain"]
+    assert ["rank-1", f"{100 * plain['rank_1']:.1f} %", f"{100 * last['reranked']['rank_1']:.1f} %"] in rows
+    assert "5 queries scored, 0 without a correct match left out" in text
 
 
 @pytest.mark.slow
-def test_a_suggestion_is_a_marked_table_or_json_or_an_error(pul, model, market, tmp_path):
-    arguments = ("suggest", locate(model), str(market(tmp_path / "crops", range(1, 31))), "--threads=1")
-    done = pul(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    suggestion = json.loads(done.stdout)
-    assert list(suggestion) == ["model", "data", "max_distance", "num_clusters", "num_clusters_at", "curve"]
-    assert [point["max_distance"] for point in suggestion["curve"]] == list(MAX_DISTANCES)
-    assert 2 <= suggestion["num_clusters"] <= 90
-    text = pul(*arguments).stdout
-    assert text.count("<-") in (1, 2) and f"--num-clusters {suggestion['num_clusters']}" in text
-    assert len(list(tmp_path.glob(".pul/artifacts/curve/*.parquet"))) == 1
-    identical = tmp_path / "identical"
-    identical.mkdir()
-    image = next((tmp_path / "crops").rglob("*.jpg"))
-    for number in range(12):
-        shutil.copy(image, identical / f"{number}.jpg")
-    failed = pul("suggest", locate(model), str(identical), "--threads=1")
-    assert error_line(failed).startswith("pul: there is nothing to suggest")
+def test_a_model_that_cannot_be_scored_is_reported_in_one_line(pul_at_finished_run, finished_run, tiny_pair):
+    name, target = finished_run.name, tiny_pair[1]
+    message = pul_at_finished_run("evaluate", f"{name}/iteration=9", target)
+    assert message.startswith("pul: ") and "\n" not in message and "iteration=9" in message and "iteration=2" in message
+    message = pul_at_finished_run("evaluate", name, target, "--protocol", "cuhk03_old", "--threads=1")
+    assert message == "pul: the protocol needs 100 identities in both query and gallery, but there are 5"
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_half_way_reports_why_in_one_line(pul, tiny_pair, tiny):
-    options = [f"--set={section}.{name}={value}" for section, values in tiny.items() for name, value in values.items()]
-    done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options, "--set=selection.min_similarity=1")
+def test_a_finished_run_is_not_resumed_and_the_doctor_finds_nothing(pul_at_finished_run, finished_run, up, capsys):
+    name = finished_run.name
+    assert pul_at_finished_run("resume", name) == f"pul: run {name} is finished: pul results {name} shows its results"
+    capsys.readouterr()
+    assert pul_at_finished_run("doctor", "--json") == 0
+    health = json.loads(capsys.readouterr().out)
+    assert (health["server"], health["server_answers"]) == (f"http://127.0.0.1:{up[1][0]}/api", True)
+    assert [health[problem] for problem in ("running", "lost", "unfinished_steps", "damaged")] == [[], [], [], []]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_half_way_reports_why_in_one_line(finished_run, tiny_pair, tiny):
+    """The process uses the server of `pul up`, and what the finished run has in the cache."""
+    arguments = ["run", "--source", tiny_pair[0], "--target", tiny_pair[1], *options_of(tiny), "--set=selection.min_similarity=1"]
+    done = subprocess.run([PUL, *arguments], cwd=finished_run.folder, env={}, capture_output=True, text=True, timeout=300, check=False)
     assert "lower min_similarity" in error_line(done)

@@ -21,10 +21,8 @@ from tasks.few_labels import reveal
 from tasks.index import index
 from tasks.models import initial_model
 from tasks.store.artifacts import column, read_table
-from tasks.store.references import Compute
 from tasks.training import pretrain
 
-COMPUTE = Compute(device="cpu", threads=1, dtype="float32")
 SHARED = Path(os.environ.get("PUL_SHARED", Path(__file__).parent.parent.parent / "shared"))
 SIZE = {"height": 64, "width": 32}
 
@@ -111,12 +109,12 @@ def test_the_authors_lists_label_their_first_identities(home, tmp_path, name, co
     assert 0 < labelled.labelled.rows == len(labelled_lines)
 
 
-def test_labelled_images_are_not_clustered_and_come_first_in_the_softmax(target, plan):
+def test_labelled_images_are_not_clustered_and_come_first_in_the_softmax(target, plan, compute):
     pixels = decode.fn(target, split="train", **SIZE)
     model = initial_model.fn("resnet10t", weights="random", **SIZE, seed=0)
-    features = extract_features.fn(model, pixels, batch_size=8, compute=COMPUTE, iteration=0, split="train")
+    features = extract_features.fn(model, pixels, batch_size=8, compute=compute, iteration=0, split="train")
     known = reveal.fn(target, settings=FewLabels(identities=2))
-    rest = {"clustering": plan.clustering, "centre_cameras": False, "seed": 0, "compute": COMPUTE, "iteration": 1}
+    rest = {"clustering": plan.clustering, "centre_cameras": False, "seed": 0, "compute": compute, "iteration": 1}
     clusters = cluster.fn(features, target.images, known, algorithm=replace(plan.kmeans, num_clusters=6), **rest)
     assert (clusters.num_clusters, clusters.clusters.rows) == (4, 24)
     reliable = select.fn(clusters, known, settings=plan.selection, iteration=1)
@@ -129,13 +127,13 @@ def test_labelled_images_are_not_clustered_and_come_first_in_the_softmax(target,
         cluster.fn(features, target.images, known, algorithm=replace(plan.kmeans, num_clusters=2), **rest)
 
 
-def test_equal_identity_numbers_in_two_sources_are_different_identities(home, tmp_path, market, plan):
+def test_equal_identity_numbers_in_two_sources_are_different_identities(home, tmp_path, market, plan, compute):
     sets = [index.fn(str(market(tmp_path / name, range(1, 4))), "source") for name in ("a", "b")]
     pixels = [decode.fn(images, split="train", **SIZE) for images in sets]
     initial = initial_model.fn("resnet10t", weights="random", **SIZE, seed=0)
     still = Optimisation(backbone_learning_rate=1e-9, classifier_learning_rate=1e-9)
     settings = replace(plan.pretraining, label_smoothing=0.0, epochs=1, optimisation=still)
-    trained = pretrain.fn(initial, pixels, [images.labels for images in sets], settings=settings, seed=0, compute=COMPUTE)
+    trained = pretrain.fn(initial, pixels, [images.labels for images in sets], settings=settings, seed=0, compute=compute)
     epoch = read_table(trained.training).to_pylist()[0]
     assert epoch["images"] == 36
     assert epoch["loss"] == pytest.approx(np.log(6), abs=0.05)  # an untrained softmax over six identities, not three

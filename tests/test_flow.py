@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from prefect.settings import PREFECT_API_URL
 
@@ -15,17 +16,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_home", "prefect_
 
 def run(parameters):
     """Run the flow; return its final state, and the state names of its task runs by name."""
-    from prefect.client.orchestration import get_client
-
     from flows.pul import pul
 
     state = pul(**parameters, return_state=True)
-    with get_client(sync_client=True) as client:
-        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    return state, task_states(state.state_details.flow_run_id)
 
-        only = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
-        tasks = {task.name: task.state_name for task in client.read_task_runs(flow_run_filter=only)}
-    return state, tasks
+
+def task_states(flow_run_id):
+    """Return the state names of a flow run's task runs by name."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    with get_client(sync_client=True) as client:
+        only = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+        return {task.name: task.state_name for task in client.read_task_runs(flow_run_filter=only)}
 
 
 def models(home, name):
@@ -33,14 +37,20 @@ def models(home, name):
     return [path.resolve().name for path in sorted(Path(home, "runs", name).glob("iteration=*/model.safetensors"))]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def parameters(tiny, tiny_pair):
     source, target = tiny_pair
     return tiny | {"source": str(source), "target": str(target)}
 
 
-def test_a_run_writes_the_documented_files(module_home, parameters):
-    state, tasks = run(parameters)
+@pytest.fixture(scope="module")
+def first_run(module_home, prefect_server, parameters):
+    """Final state and task states of a run that no test changes."""
+    return run(parameters)
+
+
+def test_a_run_writes_the_documented_files(module_home, first_run):
+    state, tasks = first_run
     name = state.result()
     folder = module_home / "runs" / name
     assert {"index-source", "pretrain", "cluster-1", "select-1", "fine-tune-2", "evaluate-0", "evaluate-2"} <= set(tasks)
@@ -71,13 +81,13 @@ def test_the_graph_has_the_edges_of_the_loop_and_few_enough_for_prefect_to_draw(
     assert listed.total() < 500, "Prefect's page draws no edges if there are 500 or more"
 
 
-def test_mlflow_has_one_parent_run_and_one_nested_run_per_iteration_with_its_model(module_home, parameters):
+def test_mlflow_has_one_parent_run_and_one_nested_run_per_iteration_with_its_model(first_run):
     import mlflow
     from mlflow.tracking import MlflowClient
 
     from tasks.tracking.results import read_results
 
-    state, _ = run(parameters)
+    state, _ = first_run
     results = read_results(state.result())
     assert [row["iteration"] for row in results["iterations"]] == [0, 1, 2]
     client = MlflowClient()
@@ -97,10 +107,10 @@ def test_mlflow_has_one_parent_run_and_one_nested_run_per_iteration_with_its_mod
     assert len(registered) == 1
 
 
-def test_an_equal_run_is_served_from_the_cache_and_has_full_curves(module_home, parameters):
+def test_an_equal_run_is_served_from_the_cache_and_has_full_curves(module_home, parameters, first_run):
     from tasks.tracking.results import read_results
 
-    first, _ = run(parameters)
+    first, _ = first_run
     second, tasks = run(parameters)
     steps = ("pretrain", "decode", "extract", "cluster", "select", "fine-tune", "evaluate")
     assert {status for name, status in tasks.items() if name.startswith(steps)} == {"Cached"}
@@ -109,8 +119,8 @@ def test_an_equal_run_is_served_from_the_cache_and_has_full_curves(module_home, 
     assert rows[0] == rows[1]
 
 
-def test_a_damaged_artifact_is_computed_again_and_the_result_is_the_same(module_home, parameters):
-    state, _ = run(parameters)
+def test_a_damaged_artifact_is_computed_again_and_the_result_is_the_same(module_home, parameters, first_run):
+    state, _ = first_run
     folder = module_home / "runs" / state.result()
     before = models(module_home, state.result())
     (folder / "iteration=2" / "clusters.parquet").resolve().write_bytes(b"damaged")
@@ -178,10 +188,9 @@ def test_a_target_without_identities_is_adapted_to_and_not_scored(module_home, p
     assert [row["reliable_set_size"] is None for row in read_results(state.result())["iterations"]] == [True, False, False]
 
 
-def test_the_model_of_an_earlier_run_can_be_the_original_model(module_home, parameters):
-    earlier, _ = run(parameters)
-    name = earlier.result()
-    state, tasks = run(parameters | {"source": None, "original_model": name})
+def test_the_model_of_an_earlier_run_can_be_the_original_model(module_home, parameters, first_run):
+    name = first_run[0].result()
+    state, tasks = run(parameters | {"source": None, "original_model": name, "stopping": {"max_iterations": 1}})
     assert "pretrain" not in tasks and "import-model" in tasks
     assert models(module_home, state.result())[0] == models(module_home, name)[-1]
 
@@ -210,7 +219,7 @@ def test_few_labels_and_two_sources(module_home, parameters, tmp_path, market):
     from tasks.tracking.results import read_results
 
     sources = [parameters["source"], str(market(tmp_path / "other", range(1, 4)))]
-    state, _ = run(parameters | {"source": sources, "few_labels": {"identities": 2}})
+    state, _ = run(parameters | {"source": sources, "few_labels": {"identities": 2}, "stopping": {"max_iterations": 1}})
     results = read_results(state.result())
     assert "source + other to target" in results["experiment"]
     assert results["iterations"][1]["num_labelled_images"] == 12
@@ -220,12 +229,13 @@ def test_few_labels_and_two_sources(module_home, parameters, tmp_path, market):
 def test_purging_a_person_deletes_their_data_and_names_the_models_trained_on_it(module_home, parameters):
     from tasks.operations.purge import digests_of_identity, purge_images, purge_run
 
-    state, _ = run(parameters | {"few_labels": {"identities": 1}})
+    parameters = parameters | {"few_labels": {"identities": 1}, "stopping": {"max_iterations": 1}}
+    state, _ = run(parameters)
     name = state.result()
     digests = digests_of_identity(parameters["target"], "11")  # the labelled identity, so every iteration is trained on it
     assert len(digests) == 6
     done = purge_images(digests)
-    assert {f"{name}/iteration=1", f"{name}/iteration=2"} <= set(done.models)
+    assert f"{name}/iteration=1" in done.models
     assert f"{name}/iteration=0" not in done.models
     assert done.remaining == []
     folders = {path.parent.name for path in done.removed}
@@ -240,8 +250,91 @@ def test_purging_a_person_deletes_their_data_and_names_the_models_trained_on_it(
     purged = purge_run(name)
     assert purged.remaining == [] and not folder.exists()
     assert models_of_run & {path.name for path in purged.removed}
-    state, tasks = run(parameters | {"few_labels": {"identities": 1}})
+    state, tasks = run(parameters)
     assert state.is_completed() and tasks["fine-tune-1"] == "Completed"
+
+
+RECIPES_RUN = {
+    # The recipe's own settings but for sizes: what its clustering, selection and trainings were given, from the provenance of the files.
+    "modern": ({"dbscan": {"num_neighbours": 6, "num_averaged": 2}}, {"settings": "Dbscan"}, {"centre_cameras": True}, "adam"),
+    "released-code": (
+        {"kmeans": {"num_clusters": 6}},
+        {"settings": "KMeans", "num_restarts": 10, "centre_from": "all", "normalise": False},
+        {"centre_cameras": False},
+        "sgd",
+    ),
+}
+
+
+def inputs_of(file):
+    """Return the inputs of the step that wrote a table."""
+    return json.loads(pq.read_schema(file).metadata[b"pul.provenance"])["inputs"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES_RUN)
+def test_a_recipe_runs_from_end_to_end_with_its_own_algorithm(module_home, parameters, recipe):
+    from tasks.tracking.results import read_results
+
+    sizes, algorithm, centring, optimiser = RECIPES_RUN[recipe]
+    kept = {name: parameters[name] for name in ("source", "target", "model", "pretraining", "fine_tuning", "stopping", "machine")}
+    state, _ = run(kept | {"recipe": recipe} | sizes)
+    assert state.is_completed(), state.message
+    results = read_results(state.result())
+    assert (results["status"], results["stop_reason"]) == ("finished", "limit")
+    assert [row["iteration"] for row in results["iterations"]] == [0, 1, 2]
+    assert all(0 < row["mAP"] <= 1 and 0 <= row["rank_1"] <= 1 for row in results["iterations"])
+    assert all(row["reliable_set_size"] >= 4 for row in results["iterations"][1:])
+    for iteration in (1, 2):
+        folder = module_home / "runs" / state.result() / f"iteration={iteration}"
+        clustering, training = inputs_of(folder / "clusters.parquet"), inputs_of(folder / "training.parquet")
+        assert algorithm.items() <= clustering["algorithm"].items() and centring.items() <= clustering.items()
+        assert training["settings"]["optimisation"]["optimiser"] == optimiser
+
+
+# --- resumed and repeated runs
+
+
+def test_a_run_is_resumed_with_fewer_cores_and_repeated_with_the_recorded_threads(home, pul_here, parameters, monkeypatch, tmp_path):
+    """The source model is not trained again although the number of threads differs; both numbers are recorded."""
+    import flows.pul as module
+    from tasks.engine import compute
+    from tasks.tracking.client import search_all_runs
+    from tasks.tracking.results import read_results
+
+    def fail(*_, **__):
+        raise RuntimeError("the power fails")
+
+    def parent_run(name):
+        (run,) = search_all_runs(f"tags.`pul.kind` = 'run' and attributes.run_name = '{name}'")
+        return run
+
+    file = tmp_path / "parameters.json"
+    file.write_text(json.dumps(parameters | {"machine": {}, "stopping": {"max_iterations": 1}}))
+    with monkeypatch.context() as patch:
+        patch.setattr(compute, "available_cores", lambda: 2)
+        patch.setattr(module, "cluster", fail)
+        assert "the power fails" in pul_here("run", "--config", file)
+    (folder,) = (home / "runs").iterdir()
+    first = parent_run(folder.name)
+    assert (first.info.status, first.data.tags["pul.threads"]) == ("FAILED", "2")
+    assert task_states(first.data.tags["pul.flow_run_id"])["pretrain"] == "Completed"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compute, "available_cores", lambda: 1)
+        assert pul_here("resume") == 0
+    resumed = parent_run(folder.name)
+    assert (resumed.info.status, resumed.data.tags["pul.threads"]) == ("FINISHED", "2, 1")
+    states = task_states(resumed.data.tags["pul.flow_run_id"])
+    assert (states["pretrain"], states["fine-tune-1"]) == ("Cached", "Completed")
+    config = json.loads((folder / "config.json").read_text())
+    assert [record["threads"] for record in config["resolved"]] == [2, 1] and config["machine"]["threads"] is None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compute, "available_cores", lambda: 2)
+        assert pul_here("run", "--config", folder / "config.json") == 0
+    (repeated,) = {path.name for path in (home / "runs").iterdir()} - {folder.name}
+    assert parent_run(repeated).data.tags["pul.threads"] == "1", "the last recorded number, although there are two cores"
+    assert read_results(repeated)["iterations"] == read_results(folder.name)["iterations"]
 
 
 def test_runs_that_create_an_experiment_at_the_same_time_share_it(module_home, monkeypatch):

@@ -42,11 +42,9 @@ def flow_runs(folder):
 
 
 @pytest.mark.timeout(1800)
-def test_a_run_survives_backup_restore_and_upgrade(up, tiny, tiny_pair, tmp_path):
-    folder, _ = up
-    parameters = json.dumps(tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])})
-    output_of(folder, f".venv/bin/prefect deployment run pul/iterate --params '{parameters}' --watch")
-    results = json.loads(output_of(folder, ".venv/bin/pul results --json"))
+def test_a_run_survives_backup_restore_and_upgrade(finished_run, tmp_path):
+    folder, results_of_run = finished_run.folder, f".venv/bin/pul results {finished_run.name} --json"
+    results = json.loads(output_of(folder, results_of_run))
     assert results["status"] == "finished" and len(results["iterations"]) == 3
     backup, restore = commands("Backing up")
     output_of(folder, backup)
@@ -54,9 +52,9 @@ def test_a_run_survives_backup_restore_and_upgrade(up, tiny, tiny_pair, tmp_path
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     (folder / "backup").rename(tmp_path / "backup")
     output_of(tmp_path, restore)
-    assert json.loads(output_of(tmp_path, ".venv/bin/pul results --json")) == results
+    assert json.loads(output_of(tmp_path, results_of_run)) == results
     (upgrade,) = commands("Upgrading")
     output_of(tmp_path, upgrade)
-    assert json.loads(output_of(tmp_path, ".venv/bin/pul results --json")) == results
+    assert json.loads(output_of(tmp_path, results_of_run)) == results
     assert ("COMPLETED" in {state for _, _, state in flow_runs(tmp_path)}) and flow_runs(tmp_path) == flow_runs(folder)
     assert json.loads(run_script(tmp_path, ".venv/bin/pul doctor --json").stdout)["lost"] == []

@@ -295,21 +295,27 @@ EDITS = {
 }
 
 
+def step_digests():
+    """Return the digest of the code that each step reaches."""
+    code.code_digest.cache_clear()
+    return {name: code.code_digest(module, name) for name, module in STEPS.items()}
+
+
+@pytest.fixture(scope="module")
+def unedited():
+    """The digests of the steps before any edit."""
+    return step_digests()
+
+
 @pytest.fixture
-def changed_steps(monkeypatch):
+def changed_steps(monkeypatch, unedited):
     """A function that edits the source of a module and returns the names of the steps whose code digest changes."""
     original = code.read_source
 
-    def digests():
-        code.code_digest.cache_clear()
-        return {name: code.code_digest(module, name) for name, module in STEPS.items()}
-
     def changed(module, edit):
-        before = digests()
         monkeypatch.setattr(code, "read_source", lambda name: edit(original(name)) if name == module else original(name))
         assert edit(original(module)) != original(module), "the edit does nothing"
-        after = digests()
-        return {name for name in STEPS if before[name] != after[name]}
+        return {name for name, digest in step_digests().items() if digest != unedited[name]}
 
     yield changed
     code.code_digest.cache_clear()

@@ -1,6 +1,7 @@
 """Suggestions for K and epsilon: the curve against a plain DBSCAN on all pairs, reading of given curves, the step, and the command."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,9 @@ from pul_core.clustering.centring import centre_by_camera
 from pul_core.clustering.density import cluster_by_density, jaccard_distances_below
 from pul_core.clustering.suggestion import MAX_DISTANCES, MIN_IMAGES, Curve, NothingToSuggestError, clusters_by_distance, read_curve
 from pul_core.settings import Dbscan
-from tasks.store.artifacts import read_table, vectors, write_table
-from tasks.store.references import Compute
+from tasks.store.artifacts import locate, read_table, vectors, write_table
 from tasks.suggest import read_suggestion, suggest
 
-COMPUTE = Compute(device="cpu", threads=1, dtype="float32")
 MODERN = {"num_neighbours": 10, "num_averaged": 4, "min_samples": 2}
 seeds = st.integers(0, 2**31 - 1)
 
@@ -216,9 +215,9 @@ def write_tables(features, camids):
 
 
 @pytest.mark.parametrize("cameras", [None, 1, 3], ids=["no cameras", "one camera", "three cameras"])
-def test_the_step_centres_cameras_and_writes_the_curve(home, cameras):
+def test_the_step_centres_cameras_and_writes_the_curve(home, compute, cameras):
     features, camids = people(2, n=90, cameras=cameras or 3)
-    curve = suggest.fn(*write_tables(features, camids if cameras else None), **MODERN, centre_cameras=True, compute=COMPUTE)
+    curve = suggest.fn(*write_tables(features, camids if cameras else None), **MODERN, centre_cameras=True, compute=compute)
     camids = camids if cameras else np.full(90, -1)
     expected = clusters_by_distance(centre_by_camera(features, camids), camids, **MODERN)
     table = read_table(curve)
@@ -230,9 +229,9 @@ def test_the_step_centres_cameras_and_writes_the_curve(home, cameras):
     assert suggestion == {"curve": table.to_pylist()}
 
 
-def test_a_step_without_a_cluster_still_writes_its_curve(home):
+def test_a_step_without_a_cluster_still_writes_its_curve(home, compute):
     features, camids = people(3, n=40)
-    curve = suggest.fn(*write_tables(features, camids), **MODERN | {"min_samples": 41}, centre_cameras=True, compute=COMPUTE)
+    curve = suggest.fn(*write_tables(features, camids), **MODERN | {"min_samples": 41}, centre_cameras=True, compute=compute)
     assert read_table(curve)["num_clusters"].to_pylist() == [0] * len(MAX_DISTANCES)
     with pytest.raises(NothingToSuggestError, match="no cluster"):
         read_suggestion(curve)
@@ -252,3 +251,25 @@ def test_the_table_marks_the_suggestion_and_shows_the_options_to_pass():
         "DBSCAN (recipe modern, which needs no K): --set dbscan.max_distance=0.4",
         "The rule reads no labels: on the three data sets on which it was chosen, K was off by about a fifth (docs/method.md).",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_a_suggestion_is_a_marked_table_or_json_or_an_error(pul_here, home, model, market, tmp_path, capsys):
+    arguments = ("suggest", locate(model), market(tmp_path / "crops", range(1, 31)), "--threads=1")
+    assert pul_here(*arguments, "--json") == 0
+    suggestion = json.loads(capsys.readouterr().out)
+    assert list(suggestion) == ["model", "data", "max_distance", "num_clusters", "num_clusters_at", "curve"]
+    assert [point["max_distance"] for point in suggestion["curve"]] == list(MAX_DISTANCES)
+    assert 2 <= suggestion["num_clusters"] <= 90
+    assert pul_here(*arguments) == 0
+    text = capsys.readouterr().out
+    assert text.count("<-") in (1, 2) and f"--num-clusters {suggestion['num_clusters']}" in text
+    assert len(list(home.glob("artifacts/curve/*.parquet"))) == 1
+    identical = tmp_path / "identical"
+    identical.mkdir()
+    image = next((tmp_path / "crops").rglob("*.jpg"))
+    for number in range(12):
+        shutil.copy(image, identical / f"{number}.jpg")
+    message = pul_here("suggest", locate(model), identical, "--threads=1")
+    assert message.startswith("pul: there is nothing to suggest") and "\n" not in message

@@ -1,5 +1,6 @@
 """The table and the means of a sweep; and real sweeps, with a Prefect server, MLflow on SQLite and a subprocess per child."""
 
+import json
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -106,44 +107,61 @@ def without_times(results):
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("prefect_server")
 def test_children_share_the_source_model_failures_are_reported_and_a_second_call_uses_the_cache(module_home, base, graph):
-    parameters = {"base": base, "grid": {"selection.min_similarity": [0.4, 1.0, 0.6]}, "parallel": 2}
+    parameters = {"base": base, "grid": {"selection.min_similarity": [0.4, 1.0]}, "parallel": 2}
     state, tasks = run_sweep(parameters)
     assert state.is_failed()
-    assert "1 of 3 children failed: child 2 (selection.min_similarity=1.0, seed 0): only" in state.message
+    assert "1 of 2 children failed: child 2 (selection.min_similarity=1.0, seed 0): only" in state.message
     (table,) = module_home.glob("sweeps/*/children.parquet")
     results = read_sweep(str(table))
-    first, second, third = results["children"]
-    assert [child["status"] for child in results["children"]] == ["finished", "failed", "finished"]
+    first, second = results["children"]
+    assert [child["status"] for child in results["children"]] == ["finished", "failed"]
     assert "lower min_similarity" in second["error"] and "\n" not in second["error"]
-    assert sorted(status for name, status in tasks if name == "pretrain") == ["Cached", "Cached", "Cached", "Completed"]
-    for child in (first, third):
-        iterations = pd.read_parquet(module_home / "runs" / child["run"] / "iterations.parquet")
-        assert (child["stop_iteration"], child["stop_reason"]) == (2, "limit")
-        assert (child["direct_mAP"], child["mAP"]) == (iterations["mAP"][0], iterations["mAP"][2])
-        assert child["gain_mAP"] == child["mAP"] - child["direct_mAP"]
-        assert child["oracle_best_mAP"] == iterations["mAP"].max()
-        sizes = [len(pd.read_parquet(file)) for file in sorted((module_home / "runs" / child["run"]).glob("iteration=*/reliable.parquet"))]
-        assert child["num_images_seen"] == sum(sizes), "one epoch per iteration"
-        assert child["seconds"] > 0
-        rows = [set(pd.read_parquet(module_home / "runs" / child["run"] / f"iteration={t}" / "reliable.parquet")["row"]) for t in (1, 2)]
-        assert child["reliable_overlap"] == len(rows[0] & rows[1]) / len(rows[0] | rows[1])
-        assert -1 <= child["reliable_agreement_ari"] <= 1
+    assert sorted(status for name, status in tasks if name == "pretrain") == ["Cached", "Cached", "Completed"]
+    iterations = pd.read_parquet(module_home / "runs" / first["run"] / "iterations.parquet")
+    assert (first["stop_iteration"], first["stop_reason"]) == (2, "limit")
+    assert (first["direct_mAP"], first["mAP"]) == (iterations["mAP"][0], iterations["mAP"][2])
+    assert first["gain_mAP"] == first["mAP"] - first["direct_mAP"]
+    assert first["oracle_best_mAP"] == iterations["mAP"].max()
+    sizes = [len(pd.read_parquet(file)) for file in sorted((module_home / "runs" / first["run"]).glob("iteration=*/reliable.parquet"))]
+    assert first["num_images_seen"] == sum(sizes), "one epoch per iteration"
+    assert first["seconds"] > 0
+    rows = [set(pd.read_parquet(module_home / "runs" / first["run"] / f"iteration={t}" / "reliable.parquet")["row"]) for t in (1, 2)]
+    assert first["reliable_overlap"] == len(rows[0] & rows[1]) / len(rows[0] | rows[1])
+    assert -1 <= first["reliable_agreement_ari"] <= 1
     nodes = graph(PREFECT_API_URL.value(), state.state_details.flow_run_id, "finish-sweep")
     (last,) = (node for node in nodes.values() if node["label"] == "finish-sweep")
     parents = sorted(nodes[key]["label"] for key in {parent["id"] for parent in last["parents"]})
-    assert parents == ["open-sweep", *(f"record-child-{child}" for child in (1, 2, 3))], (
+    assert parents == ["open-sweep", *(f"record-child-{child}" for child in (1, 2))], (
         "the final rows of the children, and not the waiting ones"
     )
     name = results["sweep"]
-    assert {run.data.tags["pul.sweep_child"]: run.info.status for run in runs_of(name)} == {"1": "FINISHED", "2": "FAILED", "3": "FINISHED"}
+    assert {run.data.tags["pul.sweep_child"]: run.info.status for run in runs_of(name)} == {"1": "FINISHED", "2": "FAILED"}
 
     state, tasks = run_sweep(parameters)
     assert state.is_failed()
     assert without_times(read_sweep(str(table))) == without_times(results), "the same runs and metrics"
-    assert len(runs_of(name)) == 3, "the runs are continued, not repeated"
+    assert len(runs_of(name)) == 2, "the runs are continued, not repeated"
     steps = ("pretrain", "decode", "extract", "cluster", "select", "fine-tune", "evaluate")
     assert {status for name, status in tasks if name.startswith(steps)} == {"Cached", "Failed"}
     assert [name for name, status in tasks if status == "Failed"] == ["select-1"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("prefect_server")
+def test_the_command_prints_means_and_its_table_and_its_config_repeats_it(pul_here, home, tiny, tiny_pair, capsys):
+    sections = tiny | {"stopping": {"max_iterations": 1}}
+    options = [f"--set={section}.{name}={value}" for section, values in sections.items() for name, value in values.items()]
+    assert pul_here("sweep", "--source", tiny_pair[0], "--target", tiny_pair[1], *options, "--seeds", "0,1") == 0
+    printed = capsys.readouterr().out
+    assert "±" in printed and "(oracle)" in printed
+    (folder,) = (home / "sweeps").iterdir()
+    assert str(folder / "children.parquet") in printed
+    assert pul_here("sweep", "--config", folder / "sweep.json", "--json") == 0
+    table = json.loads(capsys.readouterr().out)
+    assert [(child["seed"], child["status"]) for child in table["children"]] == [(0, "finished"), (1, "finished")]
+    assert table["means"][0]["seeds"] == 2
+    assert sorted(path.name for path in (home / "runs").iterdir()) == sorted(child["run"] for child in table["children"])
 
 
 def wait_for_log(path, text, seconds=240):

@@ -19,20 +19,19 @@ def prefect(folder, *arguments, timeout=540):
     return subprocess.run([BIN / "prefect", *arguments], cwd=folder, env={}, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def test_the_deployment_completes(up, tiny, tiny_pair):
-    folder, _ = up
-    parameters = json.dumps(tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1])})
-    done = prefect(folder, "deployment", "run", "pul/iterate", "--params", parameters, "--watch")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Completed" in done.stdout
-    results = subprocess.run([BIN / "pul", "results", "--json"], cwd=folder, env={}, capture_output=True, text=True, check=True)
+def test_the_deployment_completes(finished_run):
+    assert "Completed" in finished_run.printed
+    command = [BIN / "pul", "results", "--json"]
+    results = subprocess.run(command, cwd=finished_run.folder, env={}, capture_output=True, text=True, check=True)
+    assert json.loads(results.stdout)["run"] == finished_run.name, "without a name, the newest run"
     assert len(json.loads(results.stdout)["iterations"]) == 3
 
 
-def test_the_sweep_completes_beside_it(up, tiny, tiny_pair):
-    folder, _ = up
-    base = tiny | {"source": str(tiny_pair[0]), "target": str(tiny_pair[1]), "stopping": {"max_iterations": 1}}
+def test_the_sweep_completes_beside_it(finished_run, tiny, tiny_pair):
+    """Its children adapt the model of the finished run, so that no source is trained."""
+    base = tiny | {"original_model": finished_run.name, "target": str(tiny_pair[1]), "stopping": {"max_iterations": 1}}
     parameters = json.dumps({"base": base, "grid": {"selection.min_similarity": [0.4, 0.6]}, "seeds": [0]})
+    folder = finished_run.folder
     done = prefect(folder, "deployment", "run", "sweep/grid", "--params", parameters, "--watch")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Completed" in done.stdout
@@ -51,7 +50,7 @@ def test_the_stored_parameters_are_those_of_the_demo_and_every_field_has_a_descr
         assert all("description" in field for field in schema["definitions"][section]["properties"].values())
 
 
-def test_mlflow_shows_the_run(up):
+def test_mlflow_shows_the_run(up, finished_run):
     _, (_, port) = up
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search", b'{"max_results": 10}', {"Content-Type": "application/json"}

@@ -14,10 +14,8 @@ import pytest
 from tasks.extract import extract_features
 from tasks.store.artifacts import DamagedArtifactError, locate, read_table, write_bytes, write_table
 from tasks.store.readers import open_pixels
-from tasks.store.references import Compute, Reliable
+from tasks.store.references import Reliable
 from tasks.training import fine_tune
-
-COMPUTE = Compute(device="cpu", threads=1, dtype="float32")
 
 
 @pytest.fixture
@@ -42,17 +40,17 @@ def mount(tmp_path):
 
 
 @pytest.fixture
-def extract(model, pixels):
-    return lambda: extract_features.fn(model, pixels, batch_size=16, compute=COMPUTE, iteration=0, split="train")
+def extract(model, pixels, compute):
+    return lambda: extract_features.fn(model, pixels, batch_size=16, compute=compute, iteration=0, split="train")
 
 
 @pytest.fixture
-def train(model, pixels, plan):
+def train(model, pixels, plan, compute):
     settings = replace(plan.fine_tuning, epochs=2)
     rows = open_pixels(pixels)[0][:8]
     table = pa.table({"row": rows, "pseudo_label": np.arange(8) // 4, "similarity": np.ones(8)})
     reliable = Reliable(reliable=write_table("reliable", table), num_classes=2)
-    return lambda: fine_tune.fn(model, pixels, reliable, settings=settings, seed=3, compute=COMPUTE, iteration=1).model
+    return lambda: fine_tune.fn(model, pixels, reliable, settings=settings, seed=3, compute=compute, iteration=1).model
 
 
 @pytest.mark.parametrize(("kind", "step"), [("features", "extract"), ("models", "train")])
