@@ -133,10 +133,10 @@ def encode_neighbourhoods(
     members = (wide + extensions @ narrow).tocsr()
     members.sort_indices()
     row = np.repeat(np.arange(n), np.diff(members.indptr))
-    distance = _pair_distances(features, row, members.indices)
-    weight = np.exp(-distance / (1 if scale is None else scale[row]))
-    total = np.bincount(row, weight, n)
-    encoding = sparse.csr_matrix(((weight / total[row]).astype(np.float32), members.indices, members.indptr), shape=(n, n))
+    weight = np.exp(-_pair_distances(features, row, members.indices) / (1 if scale is None else scale[row]))
+    encoding = sparse.csr_matrix(
+        ((weight / np.bincount(row, weight, n)[row]).astype(np.float32), members.indices, members.indptr), shape=(n, n)
+    )
     if averaged.shape[1] > 1:
         mean = _indicator_rows(averaged)
         mean.data /= np.repeat(np.diff(mean.indptr), np.diff(mean.indptr))

@@ -37,8 +37,8 @@ def whiten(features: Features, *, power: float, shrinkage: float) -> Features:
     """
     n, d = features.shape
     blocks = [np.arange(start, min(start + ROWS, n)) for start in range(0, n, ROWS)]
-    means = (unit_rows(features, rows, "target").double().sum(0) / n for rows in blocks)
-    mean = sum(means, torch.zeros(d, dtype=torch.float64))
+    shares = (unit_rows(features, rows, "target").double().sum(0) / n for rows in blocks)
+    mean = sum(shares, torch.zeros(d, dtype=torch.float64))
     centred = (unit_rows(features, rows, "target").double() - mean for rows in blocks)
     covariance = sum((block.T @ block / n for block in centred), torch.zeros((d, d), dtype=torch.float64))
     variance, directions = torch.linalg.eigh(covariance)

@@ -230,7 +230,7 @@ def _build_output_layer(settings: Memory, num_features: int, num_classes: int, c
     if settings.entries == "clusters":
         return ClusterMemory(num_classes, num_features, momentum=settings.momentum, temperature=settings.temperature)
     if classes is None:
-        raise ValueError("a memory of images needs the class of each image")
+        raise ValueError("a memory of images requires the class of each image")
     return ImageMemory(torch.tensor(classes), num_classes, num_features, momentum=settings.momentum, temperature=settings.temperature)
 
 

@@ -54,10 +54,10 @@ class Summary(NamedTuple):
 def score_queries(
     query: Features,
     query_pids: Ints,
-    query_camids: Ints | None,
+    query_camids: Ints,
     gallery: Features,
     gallery_pids: Ints,
-    gallery_camids: Ints | None,
+    gallery_camids: Ints,
     *,
     same_camera: SameCamera = "ignore_same_identity",
     ties: Ties = "pessimistic",
@@ -73,7 +73,7 @@ def score_queries(
     Args:
         query: (q, d) features, may be memory-mapped.
         query_pids: (q,) identities; a distractor or junk query has no correct match.
-        query_camids: (q,) cameras; -1 is unknown, None means all are. No image is ignored because of an unknown camera.
+        query_camids: (q,) cameras; -1 is unknown, and no image is ignored because of an unknown camera.
         gallery: (g, d) features, may be memory-mapped; read once, block by block.
         gallery_pids: (g,) identities; 0 is a distractor, -1 is junk.
         gallery_camids: (g,) cameras, as for the queries.
@@ -101,10 +101,9 @@ def score_queries(
         "optimistic": (-TIE_TOLERANCE,),
         "expected": (TIE_TOLERANCE, -TIE_TOLERANCE),
     }
-    all_query_camids, all_gallery_camids = camids_or_unknown(query_camids, len(query)), camids_or_unknown(gallery_camids, len(gallery))
 
     def ignored(query_idx: Ints, gallery_idx: Ints) -> Mask:
-        row_camids, column_camids = all_query_camids[query_idx, None], all_gallery_camids[gallery_idx]
+        row_camids, column_camids = query_camids[query_idx, None], gallery_camids[gallery_idx]
         mask: Mask = (row_camids == column_camids) & (row_camids != NO_CAMERA)
         if same_camera == "ignore_same_identity":
             mask &= query_pids[query_idx, None] == gallery_pids[gallery_idx]
@@ -115,11 +114,6 @@ def score_queries(
     gallery_idx = np.flatnonzero(gallery_pids != JUNK_PID)
     counts = count_closer_negatives(distances, matches, query_pids, gallery_pids, gallery_idx, ignored, margins[ties])
     return _scores(matches, counts[0], len(query)) if len(counts) == 1 else _expected_scores(matches, counts[0], counts[1], len(query))
-
-
-def camids_or_unknown(camids: Ints | None, count: int) -> Ints:
-    """Return the camera numbers, or ``count`` unknown cameras if there are none."""
-    return np.full(count, NO_CAMERA) if camids is None else camids
 
 
 def _scores(matches: Matches, closer_negatives: Ints, q: int) -> Scores:

@@ -99,8 +99,7 @@ def _wall_texture(kind: Wall, rng: np.random.Generator, shape: tuple[int, int]) 
     texture: FloatImage = 1 + smooth_noise(rng, shape, 32, 0.06) + smooth_noise(rng, shape, 2, 0.03)
     match kind:
         case "brick":
-            row = np.floor(y / 10)
-            joints = (np.mod(y, 10) < 1.5) | (np.mod(x + 13 * np.mod(row, 2), 26) < 1.5)
+            joints = (np.mod(y, 10) < 1.5) | (np.mod(x + 13 * np.mod(np.floor(y / 10), 2), 26) < 1.5)
             row_brightness = rng.normal(0, 0.1, (shape[0] // 10 + 1, 1)).repeat(10, axis=0)[: shape[0]]
             return np.asarray(texture + 0.25 * joints + row_brightness, dtype=np.float32)
         case "shop":

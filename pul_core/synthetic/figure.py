@@ -103,10 +103,6 @@ class _Sketch:
         row = self.pose.y - self.pose.height * ((1 - tilt) * h + tilt * h * h - 0.6 * tilt * self.depth(x, z))
         return self.pose.x + self.scale(h) * (self.cos * x + self.sin * z), row
 
-    def half_width(self, side: float, front: float) -> float:
-        """Return the projected half width of a horizontal ellipse with semi-axes `side` (sideways) and `front` (forwards)."""
-        return math.hypot(side * self.cos, front * self.sin) * self.person.build
-
     def polygon(self, part: Part, points: list[Point], depth: float, shade: int = PLAIN_SHADE) -> None:
         """Add a filled polygon, in pixels."""
         self.shapes.append((depth, "polygon", points, (part, shade, 0)))
@@ -136,7 +132,7 @@ class _Sketch:
         left, right = [], []
         for h, side, front in rings:
             x, y = self.project(0, h, 0)
-            half = self.half_width(side, front) * self.scale(h)
+            half = math.hypot(side * self.cos, front * self.sin) * self.person.build * self.scale(h)  # of the projected ellipse
             left.append((x - half, y))
             right.append((x + half, y))
         self.polygon(part, left + right[::-1], depth)
@@ -367,7 +363,7 @@ def _head(sketch: _Sketch) -> None:
 
 
 def _pattern_mask(person: Person, pose: Pose, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return the mask of the pixels where the pattern's colour replaces the colour of the top, (rows, columns)."""
+    """Return the mask (rows, columns) of the pixels where the pattern's colour replaces the colour of the top, if that is not plain."""
     period = person.pattern_period
     v = (np.arange(size[0], dtype=np.float32)[:, None] - (pose.y - SHOULDER * pose.height)) / pose.height
     u = (np.arange(size[1], dtype=np.float32)[None, :] - pose.x) / pose.height
@@ -383,10 +379,8 @@ def _pattern_mask(person: Person, pose: Pose, size: tuple[int, int]) -> npt.NDAr
             mask = (np.mod(v / period, 1) - 0.5) ** 2 + (np.mod(u / period, 1) - 0.5) ** 2 < 0.09
         case "logo":
             mask = (np.abs(u) < 0.9 * period) & (np.abs(v - 0.11) < 0.6 * period) & (facing > 0.25)
-        case "two_tone":
+        case _:  # two_tone
             mask = v < 2.2 * period
-        case _:
-            mask = np.zeros((1, 1), dtype=np.bool_)
     return np.broadcast_to(mask, size)
 
 
@@ -445,11 +439,9 @@ def draw_person(
     parts, shades = sketch.render(size)
     mask = parts != Part.BACKGROUND
     if person.pattern != "plain":
-        cloth = (parts == Part.UPPER) | (parts == Part.SLEEVE)
-        parts = np.where(cloth & _pattern_mask(person, pose, size), np.uint8(Part.PATTERN), parts)
+        parts = np.where(np.isin(parts, (Part.UPPER, Part.SLEEVE)) & _pattern_mask(person, pose, size), np.uint8(Part.PATTERN), parts)
     outline = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(5)))
-    slope = np.zeros(size, dtype=np.float32)
-    slope[:, 1:-1] = np.subtract(outline[:, 2:], outline[:, :-2], dtype=np.float32)
+    slope = np.pad(np.subtract(outline[:, 2:], outline[:, :-2], dtype=np.float32), ((0, 0), (1, 1)))
     relief = 0.7 + (0.3 * outline[mask] - 1.3 * light * slope[mask]) / 255
     brightness = shades[mask] * (folds[mask] * relief / PLAIN_SHADE)
     return _part_colours(person)[parts[mask]] * brightness[:, None].astype(np.float32), mask
