@@ -10,26 +10,13 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
-from annotated_types import Unit
+from annotated_types import Ge, Unit, doc
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from typing_extensions import Doc
 
 from pul_core.errors import UserError
 from pul_core.recipes import RECIPES, RecipeName
-from pul_core.settings import (
-    Clustering,
-    Data,
-    Dbscan,
-    FewLabels,
-    KMeans,
-    Machine,
-    Model,
-    ReadIf,
-    Recipe,
-    Selection,
-    Stopping,
-    Training,
-)
+from pul_core.settings import Data, FewLabels, Machine, ReadIf, Recipe
 
 S = TypeVar("S")
 RESOLVED = "resolved"  # key of config.json: the compute resources, one entry per start that differs from the one before
@@ -77,6 +64,7 @@ def describe(hint: Any) -> str:
         hint: the setting's annotated type.
 
     Example:
+        >>> from pul_core.settings import Clustering
         >>> hints = get_type_hints(Clustering, include_extras=True)
         >>> describe(hints["shrinkage"]).partition(". ")[2]
         'Read with whitening.'
@@ -90,50 +78,20 @@ def describe(hint: Any) -> str:
     return description
 
 
-Source = Annotated[
-    str | list[str] | None,
-    Field(description="The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined."),
-]
-Target = Annotated[
-    str,
-    Field(description="The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target."),
-]
-OriginalModel = Annotated[str | None, Field(description="Instead of a source: the file of a trained model, or an earlier run.")]
-RecipeChoice = Annotated[RecipeName, Field(description="Values for everything that is left empty below.")]
-Seed = Annotated[int, Field(ge=0, description="All random numbers of the run are derived from it.")]
-
-
-class Parameters(Section):
-    """The parameters of a run as they are requested."""
-
-    recipe: RecipeChoice = "paper"
-    source: Source = None
-    target: Target = ""
-    original_model: OriginalModel = None
-    seed: Seed = 0
-    source_data: Overrides[Data] = Overrides[Data]()
-    target_data: Overrides[Data] = Overrides[Data]()
-    model: Overrides[Model] = Overrides[Model]()
-    pretraining: Overrides[Training] = Overrides[Training]()
-    clustering: Overrides[Clustering] = Overrides[Clustering]()
-    kmeans: Overrides[KMeans] = Overrides[KMeans]()
-    dbscan: Overrides[Dbscan] = Overrides[Dbscan]()
-    selection: Overrides[Selection] = Overrides[Selection]()
-    fine_tuning: Overrides[Training] = Overrides[Training]()
-    stopping: Overrides[Stopping] = Overrides[Stopping]()
-    few_labels: Overrides[FewLabels] = Overrides[FewLabels]()
-    machine: Overrides[Machine] = Overrides[Machine]()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan(Recipe):
     """Everything a run does: a recipe with the user's changes, the data and the machine."""
 
-    recipe: str
-    source: tuple[str, ...]
-    target: str
-    original_model: str | None
-    seed: int
+    recipe: Annotated[RecipeName, doc("Values for everything that is left empty below.")] = "paper"
+    source: Annotated[
+        tuple[str, ...],
+        doc("The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined."),
+    ] = ()
+    target: Annotated[
+        str, doc("The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target.")
+    ] = ""
+    original_model: Annotated[str | None, doc("Instead of a source: the file of a trained model, or an earlier run.")] = None
+    seed: Annotated[int, Ge(0), doc("All random numbers of the run are derived from it.")] = 0
     source_data: Data = Data()
     target_data: Data = Data()
     few_labels: FewLabels = FewLabels()
@@ -156,20 +114,14 @@ def resolve_plan(parameters: Mapping[str, Any]) -> Plan:
         (0.7, 'own_centre', 256)
     """
     values = {name: value for name, value in parameters.items() if value is not None and name != RESOLVED}
-    if values.get("recipe", "paper") not in RECIPES:
-        raise UserError(f"there is no recipe {values['recipe']!r}: choose {', '.join(RECIPES)}")
-    if unknown := sorted(set(values) - set(Parameters.model_fields)):
-        raise UserError(f"there is no parameter {unknown[0]!r}: choose from {', '.join(sorted(Parameters.model_fields))}")
-    request = Parameters.model_validate(values)
-    plan = Plan(
-        **vars(RECIPES[request.recipe]),
-        recipe=request.recipe,
-        source=(request.source,) if isinstance(request.source, str) else tuple(request.source or ()),
-        target=request.target,
-        original_model=request.original_model,
-        seed=request.seed,
-    )
-    return replace(plan, **{name: override(getattr(plan, name), form) for name, form in request if isinstance(form, Section)})
+    recipe, names = values.get("recipe", "paper"), sorted(field.name for field in fields(Plan))
+    if recipe not in RECIPES:
+        raise UserError(f"there is no recipe {recipe!r}: choose {', '.join(RECIPES)}")
+    if unknown := sorted(set(values) - set(names)):
+        raise UserError(f"there is no parameter {unknown[0]!r}: choose from {', '.join(names)}")
+    if isinstance(values.get("source"), str):
+        values["source"] = [values["source"]]
+    return override(Plan(**vars(RECIPES[recipe])), Overrides[Plan].model_validate(values))
 
 
 def override(settings: S, form: BaseModel) -> S:
@@ -205,13 +157,9 @@ def read_config(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return config, config.pop(RESOLVED, [])
 
 
-def parameter_names(settings: Any = Plan, prefix: str = "") -> list[str]:
+def parameter_names() -> list[str]:
     """Return the dotted names of all parameters, e.g. ``fine_tuning.optimisation.momentum``."""
-    hints, names = get_type_hints(settings), list[str]()
-    for setting in fields(settings):
-        hint = hints[setting.name]
-        names += parameter_names(hint, f"{prefix}{setting.name}.") if is_dataclass(hint) else [prefix + setting.name]
-    return names
+    return list(flatten(Overrides[Plan]().model_dump()))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
