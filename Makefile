@@ -8,7 +8,7 @@ PEERS := .venv-peers
 UV ?= uv
 INSTALLED := $(VENV)/.installed
 TESTED := --doctest-modules pul_core tasks flows deployments tests
-WORKERS ?= -n 2 --dist loadgroup --no-loadscope-reorder
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo lint test test-faults check format bench peers up lock clean
 

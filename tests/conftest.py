@@ -5,7 +5,6 @@ import copy
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import socket
@@ -47,25 +46,41 @@ def pytest_configure(config):
         os.sched_setaffinity(0, cores[first :: worker["workercount"]] or cores)
 
 
-# Of several test processes, one gets all tests of a group: those that use the shared `up`, and otherwise those of a file. The groups that
-# take minutes come first, in this order (the longest first), then the other slow ones, then the fast ones.
-LONG_GROUPS = ("up", "test_flow.py", "test_sweep.py", "test_access.py", "test_kills.py", "test_pul_by_hand.py")
+# Of several test processes, one gets all tests of a file, and one gets all of these files, which share one `pul up`.
+UP_FILES = ("test_up.py", "test_finished_run.py", "test_operations.py", "test_browser.py")
+# The files that take minutes begin, the longest first; then come the other slow tests, then the fast ones.
+LONG_FILES = (*UP_FILES, "test_flow.py", "test_sweep.py", "test_access.py", "test_kills.py", "test_pul_by_hand.py", "test_cli.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
+def process_group(nodeid):
+    """Return the name of the group that a test belongs to; a group runs in one process."""
+    file = nodeid.split("::")[0]
+    return "up" if Path(file).name in UP_FILES else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Distribute the groups.
+
+    The groups of xdist 3.8 itself (`--dist loadgroup`) have no effect with pytest 9.2, which ignores the node ids that xdist sets.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class GroupScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return process_group(nodeid)
+
+    return GroupScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(config, items):
-    """Distribute the tests over several processes so that the shared servers are started once and no slow test is last."""
-    if not hasattr(config, "workerinput"):
-        return
-
-    def place(item):
-        slow = item.get_closest_marker("slow") is not None
-        return LONG_GROUPS.index(groups[item]) if slow and groups[item] in LONG_GROUPS else len(LONG_GROUPS) + (not slow)
-
-    groups = {item: "up" if "up" in getattr(item, "fixturenames", ()) else item.path.name for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=place)
+    """Check that the shared `pul up` is started once, and begin with the slow tests, so that none of them is last."""
+    outside = [item.nodeid for item in items if "up" in getattr(item, "fixturenames", ()) and item.path.name not in UP_FILES]
+    if outside:
+        raise pytest.UsageError(f"{outside[0]} uses the shared `pul up`: move it to a file of UP_FILES")
+    if hasattr(config, "workerinput"):
+        ranks = {name: rank for rank, name in enumerate(LONG_FILES)}
+        items.sort(key=lambda item: (item.get_closest_marker("slow") is None, ranks.get(item.path.name, len(ranks))))
 
 
 @pytest.fixture
@@ -79,7 +94,7 @@ def pytest_runtest_makereport(item):
     """Note of which fault a test is, for the campaign's record."""
     report = (yield).get_result()
     if marker := item.get_closest_marker("fault"):
-        report.fault = {"fault": marker.args[0], "seen": marker.args[1], "test": re.split(r"[\[@]", item.nodeid)[0]}
+        report.fault = {"fault": marker.args[0], "seen": marker.args[1], "test": item.nodeid.split("[")[0]}
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -170,6 +185,17 @@ def tiny_pair(tmp_path_factory):
     """A source of 6 people and a target of 6 to adapt to and 5 to score."""
     root = tmp_path_factory.mktemp("pair")
     return write_market(root / "source", range(1, 7)), write_market(root / "target", range(11, 17), test_pids=range(21, 26))
+
+
+@pytest.fixture(scope="session")
+def drawn_pair(tmp_path_factory):
+    """A source and a target of drawn people, in folders: harder than the tiny pair, so that two models have different scores."""
+    from pul_core.synthetic.people import Sizes
+    from tasks.data.synthesize import synthesize_domain
+
+    root = tmp_path_factory.mktemp("drawn")
+    sizes = Sizes(train_identities=8, train_images=48, test_identities=8, queries=16, gallery_images=48)
+    return [synthesize_domain(root, domain, seed=10, sizes=sizes, processes=1) for domain in ("source", "target")]
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +289,23 @@ TINY = {
 def tiny():
     """Parameters of a run that takes seconds; not to be changed in place."""
     return copy.deepcopy(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_options(tiny):
+    """The parameters of `tiny` as options of the command."""
+    return [f"--set={section}.{name}={value}" for section, values in tiny.items() for name, value in values.items()]
+
+
+@pytest.fixture(scope="session")
+def table_of():
+    """A function that returns titles and rows of a printed table, cells stripped."""
+
+    def read(text):
+        lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if " | " in line]
+        return lines[0], lines[1:]
+
+    return read
 
 
 def free_port():

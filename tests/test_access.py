@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -91,27 +90,6 @@ def test_pul_up_rejects_a_public_address_in_one_line(tmp_path):
 
 SECRETS = {name: secrets.token_hex(12) for name in ("prefect", "mlflow", "flask")}
 LOGIN = {"Prefect": f"ana:{SECRETS['prefect']}", "MLflow": f"ana:{SECRETS['mlflow']}"}
-
-
-def listening(folder):
-    """Return the addresses on which processes of this directory listen."""
-    addresses = set()
-    for process in psutil.process_iter():
-        try:
-            if process.cwd() == str(folder):
-                connections = process.net_connections("inet")
-                addresses |= {(connection.laddr.ip, connection.laddr.port) for connection in connections if connection.status == "LISTEN"}
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return addresses
-
-
-@pytest.mark.slow
-def test_every_server_listens_on_loopback(up):
-    folder, ports = up
-    addresses = listening(folder)
-    assert set(ports) <= {port for _, port in addresses}
-    assert {ip for ip, _ in addresses} == {"127.0.0.1"}
 
 
 @pytest.fixture(scope="module")

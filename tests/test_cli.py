@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 PUL = Path(sys.executable).with_name("pul")
@@ -32,19 +31,6 @@ def assert_rejected(completed, *words):
     assert len(lines) == 1 and lines[0].startswith("pul: "), completed.stderr
     for word in words:
         assert word in lines[0]
-
-
-def error_line(completed):
-    """Return the one line in which a failed command reports its error."""
-    assert completed.returncode == 1 and "Traceback" not in completed.stderr
-    (line,) = [line for line in completed.stderr.splitlines() if line.startswith("pul: ")]
-    return line
-
-
-def table_of(text):
-    """Return titles and rows of a printed table, cells stripped."""
-    lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if " | " in line]
-    return lines[0], lines[1:]
 
 
 def test_help_names_every_command(pul):
@@ -185,7 +171,7 @@ def test_a_dry_run_estimates_and_does_nothing(pul, tiny_pair, tmp_path):
     assert not (tmp_path / ".pul" / "runs").exists()
 
 
-def test_a_dry_sweep_lists_its_runs_and_does_nothing(pul, tiny_pair, tmp_path):
+def test_a_dry_sweep_lists_its_runs_and_does_nothing(pul, tiny_pair, tmp_path, table_of):
     data = ["--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), "--threads", "1"]
     done = pul("sweep", *data, "--grid", "selection.min_similarity=0.8,0.9", "--seeds", "0,1", "--parallel", "3", "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -199,15 +185,10 @@ def test_a_dry_sweep_lists_its_runs_and_does_nothing(pul, tiny_pair, tmp_path):
     assert not (tmp_path / ".pul" / "sweeps").exists()
 
 
-def options_of(parameters):
-    """Return the parameters of a run as options of the command."""
-    return [f"--set={section}.{name}={value}" for section, values in parameters.items() for name, value in values.items()]
-
-
 @pytest.mark.slow
-def test_a_run_without_a_server_prints_its_results(pul, tiny_pair, tiny, tmp_path):
+def test_a_run_without_a_server_prints_its_results(pul, tiny_pair, tiny_options, tmp_path, table_of):
     """The command starts a Prefect server of its own; that the config of a run repeats it is in test_flow."""
-    done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options_of(tiny))
+    done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *tiny_options)
     assert done.returncode == 0, done.stderr
     titles, rows = table_of(done.stdout)
     assert titles == ["iteration", "reliable", "clusters", "rank-1", "mAP"]
@@ -218,66 +199,3 @@ def test_a_run_without_a_server_prints_its_results(pul, tiny_pair, tiny, tmp_pat
     assert all(0 <= row["rank_1"] <= 1 and 0 <= row["mAP"] <= 1 for row in results["iterations"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [".pul"], "everything lies below .pul"
     assert "Traceback" not in done.stderr
-
-
-# --- the finished run of the shared `pul up`
-
-
-@pytest.mark.slow
-def test_a_model_has_equal_scores_by_each_of_its_names(pul_at_finished_run, finished_run, tiny_pair, capsys):
-    target, name = tiny_pair[1], finished_run.name
-    assert pul_at_finished_run("results", name, "--json") == 0
-    results = json.loads(capsys.readouterr().out)
-
-    def printed(*arguments):
-        code = pul_at_finished_run("evaluate", *arguments, "--threads=1")
-        assert code == 0, code
-        return capsys.readouterr().out
-
-    def scores_of(model, *options):
-        return json.loads(printed(model, target, "--json", *options))
-
-    first = scores_of(f"{name}/iteration=0")["plain"]
-    expected = results["iterations"][0]
-    assert {name: first[name] for name in ("rank_1", "mAP", "mINP")} == {name: expected[name] for name in ("rank_1", "mAP", "mINP")}
-    last = scores_of(name, "--rerank", "--ties", "expected")
-    assert len(last["reranked"]["cmc"]) == 50
-    assert pq.read_table(last["reranked"]["scores"]).column_names[:4] == ["row", "split", "ap", "ap_trapezoidal"]
-    for model in (finished_run.home / "runs" / name / "iteration=2" / "model.safetensors", f"models:/pul {results['experiment']}/1"):
-        assert scores_of(model, "--ties", "expected")["plain"] == last["plain"]
-    halves = scores_of(name, "--protocol", "viper")
-    assert sorted(set(pq.read_table(halves["plain"]["scores"])["split"].to_pylist())) == list(range(10))
-    text = printed(name, target, "--rerank")
-    titles, rows = table_of(text)
-    assert titles == ["metric", "plain", "reranked"]
-    plain = scores_of(name)["plain"]
-    assert ["rank-1", f"{100 * plain['rank_1']:.1f} %", f"{100 * last['reranked']['rank_1']:.1f} %"] in rows
-    assert "5 queries scored, 0 without a correct match left out" in text
-
-
-@pytest.mark.slow
-def test_a_model_that_cannot_be_scored_is_reported_in_one_line(pul_at_finished_run, finished_run, tiny_pair):
-    name, target = finished_run.name, tiny_pair[1]
-    message = pul_at_finished_run("evaluate", f"{name}/iteration=9", target)
-    assert message.startswith("pul: ") and "\n" not in message and "iteration=9" in message and "iteration=2" in message
-    message = pul_at_finished_run("evaluate", name, target, "--protocol", "cuhk03_old", "--threads=1")
-    assert message == "pul: the protocol needs 100 identities in both query and gallery, but there are 5"
-
-
-@pytest.mark.slow
-def test_a_finished_run_is_not_resumed_and_the_doctor_finds_nothing(pul_at_finished_run, finished_run, up, capsys):
-    name = finished_run.name
-    assert pul_at_finished_run("resume", name) == f"pul: run {name} is finished: pul results {name} shows its results"
-    capsys.readouterr()
-    assert pul_at_finished_run("doctor", "--json") == 0
-    health = json.loads(capsys.readouterr().out)
-    assert (health["server"], health["server_answers"]) == (f"http://127.0.0.1:{up[1][0]}/api", True)
-    assert [health[problem] for problem in ("running", "lost", "unfinished_steps", "damaged")] == [[], [], [], []]
-
-
-@pytest.mark.slow
-def test_a_run_that_fails_half_way_reports_why_in_one_line(finished_run, tiny_pair, tiny):
-    """The process uses the server of `pul up`, and what the finished run has in the cache."""
-    arguments = ["run", "--source", tiny_pair[0], "--target", tiny_pair[1], *options_of(tiny), "--set=selection.min_similarity=1"]
-    done = subprocess.run([PUL, *arguments], cwd=finished_run.folder, env={}, capture_output=True, text=True, timeout=300, check=False)
-    assert "lower min_similarity" in error_line(done)

@@ -131,7 +131,7 @@ def test_a_damaged_artifact_is_computed_again_and_the_result_is_the_same(module_
     assert models(module_home, again.result()) == before
 
 
-def test_labels_of_the_target_do_not_influence_the_models(module_home, parameters, tiny_pair, monkeypatch):
+def test_labels_of_the_target_do_not_influence_the_models(module_home, parameters, tiny_pair, monkeypatch, tmp_path):
     """Scrambled identities of the target change the scores, but not a byte of the models."""
     import tasks.index as module
     from tasks.tracking.results import read_results
@@ -154,9 +154,11 @@ def test_labels_of_the_target_do_not_influence_the_models(module_home, parameter
     monkeypatch.setattr(module, "read_layout", scrambled)
     with_scrambled, _ = run(parameters | {"seed": 11})
     monkeypatch.setattr(module, "read_layout", original_read)
-    # The second run, with the true labels, must not use the cache.
-    shutil.rmtree(module_home / "artifacts")
+    # The second run, with the true labels, must not use the cache. The artifacts of earlier runs are put back afterwards.
+    artifacts = module_home / "artifacts"
+    artifacts.rename(tmp_path / "artifacts")
     with_true, tasks = run(parameters | {"seed": 11})
+    shutil.copytree(tmp_path / "artifacts", artifacts, dirs_exist_ok=True)
     assert tasks["cluster-1"] == "Completed"
     assert models(module_home, with_scrambled.result()) == models(module_home, with_true.result())
     assert len(set(models(module_home, with_true.result()))) == 3

@@ -1,9 +1,9 @@
 """examples/pul_by_hand.py: short, on the core alone, the same models as the flow tensor by tensor, and a loop that learns."""
 
 import importlib.util
-import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pul_core.recipes import RECIPES
+from pul_core.learning.backbone import build_backbone
+from pul_core.recipes import MODERN, RECIPES
 from pul_core.synthetic import people
 from pul_core.synthetic.people import Sizes
+from tasks.models import _load_packaged
 from tasks.store.config import resolve_plan
 
 FILE = Path(__file__).parents[1] / "examples" / "pul_by_hand.py"
@@ -40,12 +42,15 @@ def test_it_has_at_most_120_lines():
     assert len(FILE.read_text(encoding="utf-8").splitlines()) <= 120
 
 
-def test_it_imports_no_orchestration_tracking_or_tables():
-    script = "import json, runpy, sys; runpy.run_path(sys.argv[1]); print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script, FILE], capture_output=True, text=True, check=True)
-    modules = {name.partition(".")[0] for name in json.loads(done.stdout)}
-    assert {"pul_core", "torch", "numpy", "PIL"} <= modules
-    assert not {"prefect", "mlflow", "pydantic", "pandas", "pyarrow", "fsspec", "tasks", "flows", "deployments"} & modules
+WITHOUT = ("prefect", "mlflow", "pydantic", "pandas", "pyarrow", "fsspec", "tasks", "flows", "deployments")
+
+
+def test_it_loads_where_nothing_but_the_core_and_what_it_computes_with_can_be_imported():
+    """A name that is None in sys.modules cannot be imported; scikit-learn imports pandas only where it is installed."""
+    script = "import runpy, sys; sys.modules.update(dict.fromkeys(sys.argv[2:])); print(*runpy.run_path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", script, FILE, *WITHOUT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"adapt", "read_split"} <= set(done.stdout.split())
 
 
 @pytest.mark.parametrize("domain", ["source", "target"])
@@ -65,13 +70,27 @@ def test_drawn_people_have_the_pixels_of_the_steps(by_hand, home, monkeypatch, d
         np.testing.assert_array_equal(ours.camids, column(read_table(images.images), "camid")[rows])
 
 
-@pytest.fixture(scope="module")
-def drawn_pair(tmp_path_factory):
-    """Folders of drawn people in the layout of Market-1501: a source and a target."""
-    from tasks.data.synthesize import synthesize_domain
+def test_the_loop_learns(by_hand, monkeypatch):
+    """One iteration of `modern` on 400 drawn target images raises mAP by more than 3 points above that of the source model.
 
-    root = tmp_path_factory.mktemp("drawn")
-    return [str(synthesize_domain(root, domain, seed=10, sizes=SMALL, processes=1)) for domain in ("source", "target")]
+    Measured: seed 10, 0.105 to 0.163; seed 11, 0.064 to 0.124; seed 12, 0.139 to 0.205 (19 s on one core).
+    """
+    source = Sizes(train_identities=20, train_images=200, test_identities=2, queries=2, gallery_images=8)
+    target = Sizes(train_identities=40, train_images=400, test_identities=30, queries=60, gallery_images=150)
+    for domain, sizes in (("source", source), ("target", target)):
+        monkeypatch.setitem(people.SIZES, domain, sizes)
+    backbone = build_backbone("mobilenetv2_100")
+    _load_packaged(backbone, "mobilenetv2_100")
+    monkeypatch.setattr(by_hand, "build_backbone", lambda *_, **__: backbone)
+    recipe = replace(
+        MODERN,
+        model=replace(MODERN.model, backbone="mobilenetv2_100", height=64, width=32),
+        pretraining=replace(MODERN.pretraining, epochs=2),
+        fine_tuning=replace(MODERN.fine_tuning, epochs=12),
+        stopping=replace(MODERN.stopping, max_iterations=1),
+    )
+    before, after = (scores.mean_ap for _, scores, *_ in by_hand.adapt("synthetic:11/source", "synthetic:11/target", recipe, 11))
+    assert 0.02 < before < after - 0.03
 
 
 SIZES = {
@@ -88,7 +107,7 @@ def test_its_models_equal_those_of_the_flow_tensor_by_tensor(by_hand, module_hom
     from flows.pul import pul
     from tasks.tracking.results import read_results
 
-    source, target = drawn_pair
+    source, target = map(str, drawn_pair)
     kept = {name: tiny[name] for name in ("model", "pretraining", "fine_tuning", "stopping", "machine")}
     parameters = kept | SIZES[recipe] | {"recipe": recipe, "source": source, "target": target, "seed": 4}
     results = read_results(pul(**parameters))

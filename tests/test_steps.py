@@ -1,16 +1,20 @@
 """The cache key of a step: everything its result depends on, and nothing else."""
 
 import importlib
+import json
 import re
 import sys
 import textwrap
+from dataclasses import fields
 
 import pytest
 
-from pul_core.settings import Augmentation, Clustering, Dbscan, Memory, Optimisation, Training
+from pul_core.recipes import RECIPES
+from pul_core.settings import Augmentation, Clustering, Dbscan, Memory, Optimisation, Recipe, Training
 from tasks.engine import code, steps
 from tasks.engine.steps import cache_token, step_key
 from tasks.store.artifacts import Artifact
+from tasks.store.config import parameters_of, resolve_plan
 from tasks.store.references import Compute, ImageSet, Pixels
 
 ARTIFACT = Artifact(kind="features", uri="features/ab.parquet", sha256="ab" * 32, rows=3)
@@ -75,6 +79,16 @@ def test_a_setting_counts_only_where_it_is_read(unread, read):
     assert cache_token(unread) == cache_token(defaults)
     flat = str(cache_token(read))
     assert flat != str(cache_token(type(read)())) and re.search(r"momentum|temperature|shrinkage|independent_share", flat)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_plan_that_is_read_from_its_config_has_the_same_keys(recipe):
+    """Its numbers are those of the form, 0.0 where the recipe has 0."""
+    plan = resolve_plan({"target": "x", "recipe": recipe})
+    repeated = resolve_plan(json.loads(json.dumps(parameters_of(plan))))
+    for section in fields(Recipe):
+        keys = {step_key(features, {"settings": getattr(each, section.name)}) for each in (plan, repeated)}
+        assert len(keys) == 1, section.name
 
 
 def test_the_root_the_name_and_the_labels_of_a_data_set_do_not_change_the_key():

@@ -149,10 +149,9 @@ def test_children_share_the_source_model_failures_are_reported_and_a_second_call
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("prefect_server")
-def test_the_command_prints_means_and_its_table_and_its_config_repeats_it(pul_here, home, tiny, tiny_pair, capsys):
-    sections = tiny | {"stopping": {"max_iterations": 1}}
-    options = [f"--set={section}.{name}={value}" for section, values in sections.items() for name, value in values.items()]
-    assert pul_here("sweep", "--source", tiny_pair[0], "--target", tiny_pair[1], *options, "--seeds", "0,1") == 0
+def test_the_command_prints_means_and_its_table_and_its_config_repeats_it(pul_here, home, tiny_options, tiny_pair, capsys):
+    options = [*tiny_options, "--set=stopping.max_iterations=1", "--seeds=0,1"]
+    assert pul_here("sweep", "--source", tiny_pair[0], "--target", tiny_pair[1], *options) == 0
     printed = capsys.readouterr().out
     assert "±" in printed and "(oracle)" in printed
     (folder,) = (home / "sweeps").iterdir()

@@ -6,6 +6,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -64,3 +65,23 @@ def test_a_second_pul_up_on_the_port_is_rejected_in_one_line(up):
     done = subprocess.run([BIN / "pul", "up", "--prefect-port", str(port)], cwd=folder, env={}, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"pul: port {port} is in use")
+
+
+def listening(folder):
+    """Return the addresses on which processes of this directory listen."""
+    addresses = set()
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder):
+                connections = process.net_connections("inet")
+                addresses |= {(connection.laddr.ip, connection.laddr.port) for connection in connections if connection.status == "LISTEN"}
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return addresses
+
+
+def test_every_server_listens_on_loopback(up):
+    folder, ports = up
+    addresses = listening(folder)
+    assert set(ports) <= {port for _, port in addresses}
+    assert {ip for ip, _ in addresses} == {"127.0.0.1"}

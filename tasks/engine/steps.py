@@ -96,7 +96,8 @@ def step_key(function: Callable[..., Any], inputs: Mapping[str, Any]) -> str:
 def cache_token(value: Any) -> Any:
     """Return what a value adds to a cache key: plain values, with artifacts replaced by their digests.
 
-    Settings that are not read because of the values of others (`pul_core.settings.ReadIf`) are left out.
+    Settings that are not read because of the values of others (`pul_core.settings.ReadIf`) are left out. Equal numbers add the same:
+    a setting whose default is 0 is read back from config.json as 0.0.
 
     Raises:
         TypeError: the value is neither plain nor settings nor a reference.
@@ -111,6 +112,8 @@ def cache_token(value: Any) -> Any:
         return {str(name): cache_token(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [cache_token(part) for part in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(f"the input of a step must be a plain value, settings or a reference, not {type(value).__name__}")
