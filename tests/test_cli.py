@@ -284,7 +284,7 @@ def test_a_model_has_equal_scores_by_each_of_its_names(pul, tiny_pair, tiny, tmp
     assert "5 queries scored, 0 without a correct match left out" in done.stdout
     assert_rejected(pul("evaluate", f"{run.name}/iteration=9", target), "iteration=9", "iteration=2")
     cuhk = pul("evaluate", run.name, target, "--protocol", "cuhk03_old", "--threads=1")
-    assert error_line(cuhk) == "pul: the protocol needs 100 identities in both query and gallery, but there are 5"
+    assert error_line(cuhk) == "pul: the protocol requires 100 identities in both query and gallery, got 5: choose another protocol"
 
 
 @pytest.mark.slow
