@@ -231,7 +231,9 @@ def _build_output_layer(settings: Memory, num_features: int, num_classes: int, c
         return ClusterMemory(num_classes, num_features, momentum=settings.momentum, temperature=settings.temperature)
     if classes is None:
         raise ValueError("a memory of images requires the class of each image")
-    return ImageMemory(torch.tensor(classes), num_classes, num_features, momentum=settings.momentum, temperature=settings.temperature)
+    return ImageMemory(
+        torch.from_numpy(classes.copy()), num_classes, num_features, momentum=settings.momentum, temperature=settings.temperature
+    )
 
 
 def _build_optimiser(backbone: nn.Module, classifier: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:

@@ -78,7 +78,7 @@ def score_protocol(
         The scores of each query in each split.
 
     Raises:
-        UserError: the protocol needs more identities, or cameras that are unknown, or a feature is a zero vector or not finite.
+        UserError: too few identities or unknown cameras for the protocol, or a feature that is a zero vector or not finite.
 
     Source: Zheng et al. 2015 (Market-1501, multi-query), Zhong et al. 2017 (CUHK03 new), Li et al. 2014 (CUHK03 old), Gray et al. 2007
     (VIPeR); how single gallery shots are drawn is ours.
