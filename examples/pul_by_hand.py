@@ -1,4 +1,4 @@
-"""Progressive Unsupervised Learning in one file: the whole method on `pul_core` alone, without Prefect, MLflow and files of its own.
+"""Progressive Unsupervised Learning in one file, on `pul_core` alone: no Prefect, no MLflow, and no files but its input.
 
 A model is trained on a labelled source. Then, until the size of the reliable set is stable: extract the features of the unlabelled target,
 cluster them, select the reliable images, and fine-tune the original model on these with their clusters as classes (Fan et al. 2018).
@@ -6,8 +6,8 @@ cluster them, select the reliable images, and fine-tune the original model on th
     python examples/pul_by_hand.py synthetic:0/source synthetic:0/target --backbone mobilenetv2_100 --size 96 48
     python examples/pul_by_hand.py data/market1501 data/mine --recipe modern
 
-A data set is drawn people, or a folder in the Market-1501 layout. The models equal, tensor by tensor, those of `pul run` with the same
-parameters, machine and number of threads.
+A data set is drawn people, or a folder in the layout of Market-1501. With the same parameters, machine and number of threads, the models
+equal those of `pul run`, tensor by tensor.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,76 +38,69 @@ from pul_core.settings import Recipe, Training
 from pul_core.stopping import reason_to_stop
 from pul_core.synthetic.people import draw_image, plan_domain
 
-FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
-
-class Split(NamedTuple):
-    """The images of a split (n, h, w, 3), in the order of their file names, with identities and cameras (n,)."""
-
-    images: np.ndarray
-    pids: np.ndarray
-    camids: np.ndarray
-
-
-def read_split(path: str, split: str, size: tuple[int, int]) -> Split:
-    """Read or draw the images of a split and resize them to (height, width)."""
+def read_split(path: str, folder: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read or draw a folder and return its images (n, height, width, 3), identities (n,) and cameras (n,), in the order of file names."""
+    files = {file.name: file for file in Path(path, folder).glob("*.jpg")}
     if match := re.fullmatch(r"synthetic:(\d+)/(source|target)", path):
-        plan = [image for image in plan_domain(match[2], int(match[1])) if image.folder == FOLDERS[split]]
-        files = {image.file_name: jpeg(draw_image(match[2], int(match[1]), image)) for image in plan}
-    else:
-        files = {file.name: file for file in Path(path, FOLDERS[split]).glob("*.jpg")}
+        seed, domain = int(match[1]), match[2]
+        plan = [image for image in plan_domain(domain, seed) if image.folder == folder]
+        files = {image.file_name: compress(draw_image(domain, seed, image)) for image in plan}
     names = sorted(files)
     images = [ImageOps.exif_transpose(Image.open(files[name])).convert("RGB") for name in names]
     pixels = np.stack([np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR)) for image in images])
-    return Split(pixels, *np.array([re.match(r"(-?\d+)_c(\d+)", name).groups() for name in names], np.int64).T)
+    pids, camids = np.array([re.match(r"(-?\d+)_c(\d+)", name).groups() for name in names], np.int64).T
+    return pixels, pids, camids
 
 
-def jpeg(pixels: np.ndarray) -> io.BytesIO:
-    """Compress an image as `pul run` stores drawn people."""
+def compress(pixels: np.ndarray) -> io.BytesIO:
+    """Compress an image to JPEG with the quality of the drawn people that `pul run` reads."""
     Image.fromarray(pixels).save(file := io.BytesIO(), format="JPEG", quality=90)
     return file
 
 
 def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[tuple[nn.Module, Summary, int, str | None]]:
-    """Yield of the original model and of each iteration: model, scores, size of the reliable set, and the reason to stop."""
+    """Yield, for the original model and then for each iteration: model, scores, size of the reliable set, and reason to stop."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    fast, size = has_native_bfloat16(device), (recipe.model.height, recipe.model.width)
-    labelled, unlabelled = read_split(source, "train", size), read_split(target, "train", size)
-    query, gallery = read_split(target, "query", size), read_split(target, "gallery", size)
+    bf16, size = has_native_bfloat16(device), (recipe.model.height, recipe.model.width)
+    source_images, source_pids, _ = read_split(source, "bounding_box_train", size)
+    target_images, _, target_camids = read_split(target, "bounding_box_train", size)
+    query, gallery = read_split(target, "query", size), read_split(target, "bounding_box_test", size)
 
     def extract(model: nn.Module, images: np.ndarray) -> np.ndarray:
-        return np.concatenate(list(extract_features(model, images, device=device, bf16=fast)))
+        return np.concatenate(list(extract_features(model, images, device=device, bf16=bf16)))
 
-    def learn(start: nn.Module, images: np.ndarray, rows: np.ndarray, classes: np.ndarray, k: int, settings: Training, name: int | str):
-        options = {"seed": derive_seed(seed, *((name,) if name == "pretrain" else (name, "fine_tune"))), "device": device}
-        training = begin_training(copy.deepcopy(start), settings, num_classes=k, classes=classes, **options)
-        for epoch in train(training, images, rows, classes, settings, bf16=fast and device == "cuda", **options):
-            print(f"  {name}, epoch {epoch.epoch}: loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}")
+    def learn(start: nn.Module, images: np.ndarray, rows: np.ndarray, classes: np.ndarray, num_classes: int, settings: Training, *step):
+        options = {"seed": derive_seed(seed, *step), "device": device}
+        training = begin_training(copy.deepcopy(start), settings, num_classes=num_classes, classes=classes, **options)
+        for epoch in train(training, images, rows, classes, settings, bf16=bf16 and device == "cuda", **options):
+            print(f"  epoch {epoch.epoch}: loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}")
         return training.backbone
 
     def score(model: nn.Module) -> Summary:
-        features = np.concatenate([extract(model, split.images) for split in (query, gallery)])
+        features = [extract(model, images) for images, _, _ in (query, gallery)]
         if recipe.model.centre_cameras:
-            features = centre_by_camera(features, np.append(query.camids, gallery.camids))
-        parts = zip(np.split(features, [len(query.pids)]), (query, gallery), strict=True)
-        return summarise(score_protocol(PROTOCOLS["market1501"], *(FeatureSet(f, split.pids, split.camids) for f, split in parts)).scores)
+            camids = np.concatenate([camids for _, _, camids in (query, gallery)])
+            features = np.split(centre_by_camera(np.concatenate(features), camids), [len(features[0])])
+        sets = [FeatureSet(part, pids, camids) for part, (_, pids, camids) in zip(features, (query, gallery), strict=True)]
+        return summarise(score_protocol(PROTOCOLS["market1501"], *sets).scores)
 
     initial = build_backbone(recipe.model.backbone, pretrained=recipe.model.weights == "imagenet", seed=derive_seed(seed, "initial"))
-    rows = np.flatnonzero(labelled.pids > 0)
-    pids, classes = np.unique(labelled.pids[rows], return_inverse=True)
-    original = model = learn(initial, labelled.images, rows, classes, len(pids), recipe.pretraining, "pretrain")
+    rows = np.flatnonzero(source_pids > 0)
+    pids, classes = np.unique(source_pids[rows], return_inverse=True)
+    original = model = learn(initial, source_images, rows, classes, len(pids), recipe.pretraining, "pretrain")
     yield original, score(original), 0, None
+    options = {"clustering": recipe.clustering, "algorithm": recipe.algorithm, "centre_cameras": recipe.model.centre_cameras}
     sizes, stop = [], None
     while stop is None:
         t = len(sizes) + 1
-        options = {"clustering": recipe.clustering, "algorithm": recipe.algorithm, "centre_cameras": recipe.model.centre_cameras}
-        features = extract(model, unlabelled.images)
-        clusters, _ = cluster_features(features, unlabelled.camids, **options, seed=derive_seed(seed, t, "cluster"))
-        reliable = select_reliable(clusters, recipe.selection)
-        sizes.append(int((clusters.cluster[reliable.positions] >= 0).sum()))
+        features = extract(model, target_images)
+        clusters, _ = cluster_features(features, target_camids, **options, seed=derive_seed(seed, t, "cluster"))
+        rows, pseudo_labels, _, num_classes = select_reliable(clusters, recipe.selection)
+        sizes.append(np.count_nonzero(clusters.cluster[rows] >= 0))
         stop = reason_to_stop(sizes, recipe.stopping, num_clusters=len(clusters.centre), num_images=len(features))
         start = original if recipe.model.start_from == "original" else model
-        model = learn(start, unlabelled.images, *reliable[:2], reliable.num_classes, recipe.fine_tuning, t)
+        model = learn(start, target_images, rows, pseudo_labels, num_classes, recipe.fine_tuning, t, "fine_tune")
         yield model, score(model), sizes[-1], stop
 
 
@@ -122,7 +114,7 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, nargs=2, default=(256, 128), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    model = {"backbone": args.backbone, "weights": args.weights, "height": args.size[0], "width": args.size[1]}
-    recipe = replace(RECIPES[args.recipe], model=replace(RECIPES[args.recipe].model, **model))
+    recipe, (height, width) = RECIPES[args.recipe], args.size
+    recipe = replace(recipe, model=replace(recipe.model, backbone=args.backbone, weights=args.weights, height=height, width=width))
     for t, (_, scores, num_reliable, stop) in enumerate(adapt(args.source, args.target, recipe, args.seed)):
         print(f"iteration {t}: {num_reliable} reliable images, rank-1 {scores.cmc[0]:.1%}, mAP {scores.mean_ap:.1%} {stop or ''}")

@@ -17,7 +17,7 @@ from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import import_model
-from tasks.store.config import Overrides, Seed, override
+from tasks.store.config import Overrides, override
 from tasks.store.model_file import model_size
 from tasks.store.scores import read_metrics_and_cmc
 
@@ -38,7 +38,7 @@ def evaluate_model(
     height: Pixels = 256,
     width: Pixels = 128,
     machine: Overrides[Machine] = Overrides[Machine](),
-    seed: Seed = 0,
+    seed: Annotated[int, Field(ge=0)] = 0,
 ) -> dict[str, Any]:
     """Score a model on a data set and return its plain scores and, on request, its re-ranked scores.
 

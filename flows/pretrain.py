@@ -1,7 +1,11 @@
 """Flow `pretrain`: trains the original model on a labelled source. Flow `pul` obtains its original model from here, too."""
 
-from prefect import flow
+from typing import Annotated
 
+from prefect import flow
+from pydantic import Field
+
+from pul_core.recipes import RecipeName
 from pul_core.seeds import derive_seed
 from pul_core.settings import Data, Machine, Model, Training
 from tasks.decode import decode
@@ -10,7 +14,7 @@ from tasks.index import index
 from tasks.models import import_model, initial_model
 from tasks.preflight import check_sets
 from tasks.store.artifacts import Artifact, locate
-from tasks.store.config import Overrides, Plan, RecipeChoice, Seed, Source, resolve_plan
+from tasks.store.config import Overrides, Plan, resolve_plan
 from tasks.store.model_file import model_size
 from tasks.store.references import ImageSet
 from tasks.training import pretrain
@@ -33,13 +37,13 @@ def original_model_of(plan: Plan, sources: list[ImageSet], compute: Resources) -
 
 @flow(name="pretrain", validate_parameters=True)
 def pretrain_original(
-    source: Source,
+    source: str | list[str],
     source_data: Overrides[Data] = Overrides[Data](),
-    recipe: RecipeChoice = "paper",
+    recipe: RecipeName = "paper",
     model: Overrides[Model] = Overrides[Model](),
     pretraining: Overrides[Training] = Overrides[Training](),
     machine: Overrides[Machine] = Overrides[Machine](),
-    seed: Seed = 0,
+    seed: Annotated[int, Field(ge=0)] = 0,
 ) -> str:
     """Train the original model on a labelled source and return the path of its file.
 

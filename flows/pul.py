@@ -1,12 +1,14 @@
 """Flow `pul`, Progressive Unsupervised Learning: extract, cluster, select and fine-tune, until the reliable set is stable."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
+from pydantic import Field
 
 from flows.pretrain import original_model_of
+from pul_core.recipes import RecipeName
 from pul_core.seeds import derive_seed
 from pul_core.settings import Clustering, Data, Dbscan, FewLabels, KMeans, Machine, Model, Selection, Stopping, Training
 from pul_core.stopping import EXPLANATIONS, reason_to_stop
@@ -19,7 +21,7 @@ from tasks.few_labels import reveal
 from tasks.index import index
 from tasks.preflight import check_sets
 from tasks.store.artifacts import Artifact
-from tasks.store.config import OriginalModel, Overrides, Plan, RecipeChoice, Seed, Source, Target, resolve_plan
+from tasks.store.config import Overrides, Plan, resolve_plan
 from tasks.store.references import ImageSet, Iteration, Pixels
 from tasks.tracking.runs import close_run, finish_run, track_iteration, track_run
 from tasks.training import fine_tune
@@ -31,12 +33,12 @@ def _close(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
 
 @flow(name="pul", validate_parameters=True, on_failure=[_close], on_cancellation=[_close], on_crashed=[_close])
 def pul(
-    target: Target,
+    target: str,
     target_data: Overrides[Data] = Overrides[Data](),
-    source: Source = None,
+    source: str | list[str] | None = None,
     source_data: Overrides[Data] = Overrides[Data](),
-    original_model: OriginalModel = None,
-    recipe: RecipeChoice = "paper",
+    original_model: str | None = None,
+    recipe: RecipeName = "paper",
     model: Overrides[Model] = Overrides[Model](),
     pretraining: Overrides[Training] = Overrides[Training](),
     clustering: Overrides[Clustering] = Overrides[Clustering](),
@@ -47,7 +49,7 @@ def pul(
     stopping: Overrides[Stopping] = Overrides[Stopping](),
     few_labels: Overrides[FewLabels] = Overrides[FewLabels](),
     machine: Overrides[Machine] = Overrides[Machine](),
-    seed: Seed = 0,
+    seed: Annotated[int, Field(ge=0)] = 0,
 ) -> str:
     """Adapt a person re-identification model from labelled cameras to unlabelled ones.
 

@@ -1,4 +1,4 @@
-"""Array types that the core shares, row selection and L2 normalisation. A leaf module: it imports only the project's errors."""
+"""Array types that the core shares, selection of rows, and L2 normalisation. This module imports only the project's errors."""
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ def unit_rows(features: Features, rows: Ints, name: str) -> torch.Tensor:
         (m, d) tensor of unit vectors.
 
     Raises:
-        UserError: a feature is a zero vector or contains a value that is not finite.
+        UserError: a feature is a zero vector or is not finite.
 
     Example:
         >>> unit_rows(np.array([[0, 2], [9, 9], [3, 4]], np.float32), np.array([0, 2]), "query").tolist()
@@ -33,13 +33,16 @@ def unit_rows(features: Features, rows: Ints, name: str) -> torch.Tensor:
     """
     tensor = torch.from_numpy(np.array(take_rows(features, rows), np.float32, order="C"))  # a copy, because Arrow's buffers are read-only
     lengths = tensor.norm(dim=1, keepdim=True)
-    if not torch.isfinite(lengths).all() or bool((lengths == 0).any()):
-        raise UserError(f"a {name} feature is a zero vector or not finite: check the model and the images that the features come from")
+    invalid = ~(torch.isfinite(lengths) & (lengths > 0)).numpy().ravel()
+    if invalid.any():
+        raise UserError(
+            f"the feature of {name} image {rows[invalid][0]} is a zero vector or not finite: the weights are damaged, use another model"
+        )
     return tensor.div_(lengths)
 
 
 def take_rows(features: Features, rows: Ints) -> Features:
-    """Return the features at ascending positions: a view if the positions are consecutive, so that a mapped file is read sequentially.
+    """Return the features at ascending positions. Consecutive positions give a view, so that a memory-mapped file is read sequentially.
 
     Args:
         features: (n, d), may be memory-mapped.

@@ -1,24 +1,24 @@
-"""Semi-supervised PUL: a few target identities are labelled and keep their own classes, while all other images are clustered."""
+"""Semi-supervised PUL: each labelled identity of the target is a class of its own, and all other images are clustered."""
 
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from pul_core.arrays import Ints, Mask
 from pul_core.errors import UserError
 
 
 class TrainingSet(NamedTuple):
     """The images to fine-tune on, by ascending row, and their classes."""
 
-    rows: npt.NDArray[np.int64]  # (m,)
-    classes: npt.NDArray[np.int64]  # (m,) in [0, num_classes)
-    labelled: npt.NDArray[np.bool_]  # (m,) whether the class is a labelled identity
+    rows: Ints  # (m,)
+    classes: Ints  # (m,) in [0, num_classes)
+    labelled: Mask  # (m,) whether the class is a labelled identity
     num_classes: int
 
 
-def first_identities(pids: npt.NDArray[np.int64], *, count: int | None = None, share: float | None = None) -> npt.NDArray[np.int64]:
-    """Choose the labelled identities: the first ones in ascending order, as the authors label the first 25 or 50.
+def first_identities(pids: Ints, *, count: int | None = None, share: float | None = None) -> Ints:
+    """Choose the identities that are labelled: the first ones in ascending order, as in the authors' code, which labels 25 or 50.
 
     Args:
         pids: (n,) identities of the target's training images; 0 and below are not identities.
@@ -47,10 +47,10 @@ def first_identities(pids: npt.NDArray[np.int64], *, count: int | None = None, s
 
 
 def num_unlabelled_clusters(num_clusters: int, num_labelled: int) -> int:
-    """Return the number of clusters of the unlabelled images: all expected identities less the labelled ones.
+    """Return the number of clusters of the unlabelled images: the expected identities minus the labelled ones.
 
     Args:
-        num_clusters: K, the number of expected identities, labelled ones included.
+        num_clusters: K, the expected number of identities, including the labelled ones.
         num_labelled: number of labelled identities.
 
     Returns:
@@ -73,14 +73,9 @@ def num_unlabelled_clusters(num_clusters: int, num_labelled: int) -> int:
 
 
 def join_labelled(
-    rows: npt.NDArray[np.int64],
-    pseudo_labels: npt.NDArray[np.int64],
-    num_classes: int,
-    labelled_rows: npt.NDArray[np.int64],
-    labelled_classes: npt.NDArray[np.int64],
-    num_labelled: int,
+    rows: Ints, pseudo_labels: Ints, num_classes: int, labelled_rows: Ints, labelled_classes: Ints, num_labelled: int
 ) -> TrainingSet:
-    """Combine the labelled and the reliable images in one training set: labelled identities are the first classes, clusters follow.
+    """Combine the labelled and the reliable images in one training set: the labelled identities are the first classes.
 
     Args:
         rows: (r,) rows of the reliable images.

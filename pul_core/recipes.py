@@ -1,4 +1,4 @@
-"""The recipes: values for every setting that the user leaves empty. Their sources are in docs/method.md."""
+"""The recipes: a value for every setting that the user does not set. docs/method.md gives their sources."""
 
 from dataclasses import replace
 from typing import Literal
@@ -17,7 +17,7 @@ PAPER = Recipe(
         augmentation=Augmentation(colour_share=0.08),
     ),
 )
-# Uses camera ids, and clusters by density: the images left in no cluster are the unreliable ones.
+# `modern` uses camera ids and clusters by density. It rejects the images in no cluster instead of those far from a centre.
 MODERN = replace(
     PAPER,
     model=Model(centre_cameras=True),

@@ -4,9 +4,7 @@ import hashlib
 
 
 def derive_seed(run_seed: int, *names: int | str) -> int:
-    """Derive an independent seed for one use of randomness.
-
-    31 bits of the BLAKE2b digest of the run's seed and the names, so that the seeds of successive runs, iterations and steps are unrelated.
+    """Derive an independent seed for one use of randomness: 31 bits of the BLAKE2b digest of the run's seed and the names.
 
     Args:
         run_seed: the run's seed.
@@ -14,8 +12,6 @@ def derive_seed(run_seed: int, *names: int | str) -> int:
 
     Returns:
         A seed in [0, 2**31).
-
-    Source: ours.
 
     Example:
         >>> derive_seed(0, 1, "cluster") == derive_seed(0, 1, "cluster")

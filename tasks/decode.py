@@ -60,13 +60,13 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
         for start in range(0, len(usable), BLOCK):
             block = usable[start : start + BLOCK]
             for image in pool.map(lambda i: _load(images.root, paths[i], digests[i], height, width), block):
-                output.file.write(image.tobytes())
+                output.write(image.tobytes())
             progress_bar.advance(len(block))
     positions = np.where(is_usable, np.cumsum(is_usable) - 1, -1)
     decoded = write_table(
         "decoded", pa.table({"row": split_rows.astype(np.int64), "position": positions, "error": pa.array(problems, pa.string())})
     )
-    return Pixels(decoded=decoded, pixels=output.done, height=height, width=width)
+    return Pixels(decoded=decoded, pixels=output.artifact, height=height, width=width)
 
 
 def _load(root: str, path: str, digest: str, height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -17,15 +17,15 @@ from tasks.engine.progress import progress, step_logger
 from tasks.engine.steps import step
 from tasks.store.artifacts import Artifact, column, read_table, write_table
 from tasks.store.model_file import read_model, write_model
-from tasks.store.readers import Joined, open_pixels
+from tasks.store.readers import JoinedPixels, open_pixels
 from tasks.store.references import Compute, Pixels, Reliable, TrainedModel
 
 
 class Examples(NamedTuple):
     """Images to train on and their classes."""
 
-    images: Joined
-    rows: Ints  # (m,) indices into images
+    pixels: list[Pixels]  # of one or several data sets, one after the other
+    rows: Ints  # (m,) positions in them
     classes: Ints  # (m,) in [0, num_classes)
     num_classes: int
 
@@ -34,14 +34,14 @@ class Examples(NamedTuple):
 def pretrain(
     initial: Artifact, pixels: list[Pixels], labels: list[Artifact], *, settings: Training, seed: int, compute: Compute
 ) -> TrainedModel:
-    """Train a backbone to classify the identities of the sources. The same number in two sources is two identities.
+    """Train a backbone to classify the identities of the sources; an identity number in two sources stands for two people.
 
     Args:
         initial: the model to start from; it is not changed.
-        pixels: training images of each source.
-        labels: identities of each source.
-        settings: of the training.
-        seed: of all random numbers.
+        pixels: the training images of each source.
+        labels: labels.parquet of each source, with the identities.
+        settings: settings of the training.
+        seed: all random numbers are derived from it.
         compute: device, threads and precision.
 
     Raises:
@@ -55,7 +55,7 @@ def pretrain(
     num_classes = unique.shape[1]
     if num_classes < 2:
         raise DataError(f"the sources have {num_classes} identity, but training requires at least 2: add identities, or check the layout")
-    return _train("pretrain", initial, Examples(_open_images(pixels), rows, classes, num_classes), settings, seed, compute)
+    return _train("pretrain", initial, Examples(pixels, rows, classes, num_classes), settings, seed, compute)
 
 
 @step("fine-tune-{iteration}")
@@ -68,41 +68,38 @@ def fine_tune(
         start: the model to start from, in PUL the original model; it is not changed.
         pixels: training images of the target.
         reliable: the images to train on, with pseudo-labels.
-        settings: of the training.
-        seed: of all random numbers.
+        settings: settings of the training.
+        seed: all random numbers are derived from it.
         compute: device, threads and precision.
-        iteration: names the task run.
+        iteration: number of the iteration; only names the task run.
     """
     decoded_rows, _ = open_pixels(pixels)
     table = read_table(reliable.reliable)
     rows = np.searchsorted(decoded_rows, column(table, "row"))
     assert np.array_equal(decoded_rows[rows], column(table, "row")), "an image of the reliable set was not decoded"
-    examples = Examples(_open_images([pixels]), rows, column(table, "pseudo_label"), reliable.num_classes)
+    examples = Examples([pixels], rows, column(table, "pseudo_label"), reliable.num_classes)
     return _train(f"fine-tune {iteration}", start, examples, settings, seed, compute)
 
 
-def _open_images(pixels: list[Pixels]) -> Joined:
-    return Joined([open_pixels(part)[1] for part in pixels])
-
-
-def _train(what: str, start: Artifact, examples: Examples, settings: Training, seed: int, compute: Compute) -> TrainedModel:
+def _train(description: str, start: Artifact, examples: Examples, settings: Training, seed: int, compute: Compute) -> TrainedModel:
+    """Train a model on examples, with a checkpoint after each epoch; ``description`` is shown with the progress."""
     prepare(compute)
     backbone, config = read_model(start)
-    images, rows, classes, num_classes = examples
+    pixels, rows, classes, num_classes = examples
+    images = JoinedPixels([open_pixels(part)[1] for part in pixels])
     training = begin_training(backbone, settings, num_classes=num_classes, classes=classes, seed=seed, device=compute.device)
-    with progress(what, len(rows) * settings.epochs) as progress_bar, step_checkpoint() as checkpoint:
+    with progress(description, len(rows) * settings.epochs) as progress_bar, step_checkpoint() as checkpoint:
         history = _restore(training, checkpoint.load("epoch"))
         progress_bar.advance(sum(epoch.images for epoch in history))
-        on_batch = progress_bar.advance
-        epochs = train(training, images, rows, classes, settings, seed=seed, device=compute.device, bf16=compute.bf16, on_batch=on_batch)
-        for epoch in epochs:
+        for epoch in train(
+            training, images, rows, classes, settings, seed=seed, device=compute.device, bf16=compute.bf16, on_batch=progress_bar.advance
+        ):
             history.append(epoch)
             if epoch.epoch < settings.epochs:
                 checkpoint.save("epoch", _pack(training, history))
             progress_bar.note = f", epoch {epoch.epoch}/{settings.epochs}, loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}"
-        model = write_model(training.backbone, config)
-        columns = dict(zip(EpochStatistics._fields, zip(*history, strict=True), strict=True))
-        return TrainedModel(model=model, training=write_table("training", pa.table(columns)))
+        table = pa.Table.from_pylist([epoch._asdict() for epoch in history])
+        return TrainedModel(model=write_model(training.backbone, config), training=write_table("training", table))
 
 
 def _pack(training: TrainingState, history: list[EpochStatistics]) -> bytes:
@@ -113,7 +110,7 @@ def _pack(training: TrainingState, history: list[EpochStatistics]) -> bytes:
 
 
 def _restore(training: TrainingState, data: bytes | None) -> list[EpochStatistics]:
-    """Bring a training to the state of its checkpoint, if there is one, and return the statistics of the epochs until then."""
+    """Load a checkpoint from `_pack`, if there is one, into a training; return the statistics of the epochs that are done."""
     if data is None:
         return []
     saved = torch.load(io.BytesIO(data), weights_only=True)

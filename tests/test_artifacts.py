@@ -52,8 +52,8 @@ def test_batches_give_the_same_content_as_the_whole(home):
 
 
 def test_nothing_half_written_stays(home):
-    with pytest.raises(KeyboardInterrupt), writing("models", "safetensors", 1) as work:
-        work.file.write(b"half")
+    with pytest.raises(KeyboardInterrupt), writing("models", "safetensors", 1) as writer:
+        writer.write(b"half")
         raise KeyboardInterrupt
     assert list((home / "artifacts" / "models").iterdir()) == []
 

@@ -99,12 +99,6 @@ def test_edge_cases(classes, batch_size, images_per_class, sizes):
     assert [len(batch) for batch in batches_of(classes, batch_size, images_per_class)] == sizes
 
 
-@pytest.mark.parametrize(("batch_size", "images_per_class"), [(4, 5), (4, -1)])
-def test_k_above_the_batch_size_or_below_0_is_refused(batch_size, images_per_class):
-    with pytest.raises(ValueError, match=f"between 0 and batch_size .4., got {images_per_class}"):
-        batches_of([0, 0, 1, 1], batch_size, images_per_class)
-
-
 def test_batches_of_one_image_are_refused():
     with pytest.raises(ValueError, match="raise images_per_class"):
         batches_of([3, 3, 3], 4, 1)

@@ -46,5 +46,5 @@ def test_without_scores_the_sizes_are_reported():
 
 
 def test_a_run_without_iterations_is_an_error():
-    with pytest.raises(ValueError, match="without iterations"):
+    with pytest.raises(ValueError, match="no iterations to summarise"):
         summarise_run([])

@@ -271,7 +271,7 @@ def test_the_cmc_curve_has_max_rank_entries_even_for_a_small_gallery():
 def test_zero_and_non_finite_features_are_errors(role, damaged):
     features = {"query": np.ones((2, 3), np.float32), "gallery": np.ones((4, 3), np.float32)}
     features[role][1] = damaged
-    with pytest.raises(UserError, match=f"a {role} feature"):
+    with pytest.raises(UserError, match=f"feature of {role} image 1 is a zero vector or not finite"):
         score_queries(
             features["query"], np.array([1, 1]), np.array([1, 1]), features["gallery"], np.array([1, 1, 2, 2]), np.array([2, 2, 2, 2])
         )

@@ -57,7 +57,7 @@ def test_a_model_that_cannot_be_scored_is_reported_in_one_line(pul_at_finished_r
     message = pul_at_finished_run("evaluate", f"{name}/iteration=9", target)
     assert message.startswith("pul: ") and "\n" not in message and "iteration=9" in message and "iteration=2" in message
     message = pul_at_finished_run("evaluate", name, target, "--protocol", "cuhk03_old", "--threads=1")
-    assert message == "pul: the protocol needs 100 identities in both query and gallery, but there are 5"
+    assert message == "pul: the protocol requires 100 identities in both query and gallery, got 5: choose another protocol"
 
 
 def test_a_finished_run_is_not_resumed_and_the_doctor_finds_nothing(pul_at_finished_run, finished_run, up, capsys):

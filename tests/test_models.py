@@ -114,8 +114,8 @@ def test_a_models_file_is_found_by_path_run_and_iteration(home, tmp_path):
 def test_a_model_is_found_in_mlflow(home, tmp_path, monkeypatch, backbone):
     import mlflow
 
-    from tasks.store.artifacts import locate
-    from tasks.tracking.reid_model import log_model
+    from tasks.tracking.client import client
+    from tasks.tracking.models import log_iteration_model
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
     monkeypatch.chdir(tmp_path)
@@ -123,7 +123,9 @@ def test_a_model_is_found_in_mlflow(home, tmp_path, monkeypatch, backbone):
     written = write_model(backbone, CONFIG)
     run = mlflow.MlflowClient().create_run(mlflow.create_experiment("models", (home / "mlartifacts").as_uri()))
     mlflow.MlflowClient().log_text(run.info.run_id, "no model", "notes.txt")
-    model_id = log_model(run.info.run_id, locate(written), height=64, width=32, name="model", requirements=[])
+    client.cache_clear()
+    log_iteration_model(run.info.run_id, written)
+    model_id = client().get_run(run.info.run_id).data.tags["pul.model_id"]
     assert import_model.fn(f"models:/{model_id}", backbone="resnet50", height=1, width=1).sha256 == written.sha256
     assert import_model.fn(f"runs:/{run.info.run_id}/model", backbone="resnet50", height=1, width=1).sha256 == written.sha256
     for uri, message in {"models:/nobody/1": "MLflow has no model", f"runs:/{run.info.run_id}/notes.txt": "is no"}.items():

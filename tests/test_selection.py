@@ -174,13 +174,6 @@ def test_one_cluster_is_never_enough():
         select(Clusters(np.zeros(5, np.int64), np.array([2]), ones, ones), 0.5)
 
 
-@pytest.mark.parametrize("min_similarity", [-1.001, 1.001, 85, float("nan")])
-def test_a_lambda_outside_the_range_of_cosines_is_refused(min_similarity):
-    with pytest.raises(ValueError, match=r"\[-1, 1\]") as error:
-        select(two_clusters([1, 0.9, 0.9, 1, 0.9, 0.9]), min_similarity)
-    assert not isinstance(error.value, UnreliableError)
-
-
 def test_the_clusters_are_not_modified():
     clusters = draw(1)
     copies = [np.copy(part) for part in clusters]

@@ -187,6 +187,68 @@ def test_definitions_of_the_step_module_that_the_step_does_not_use_do_not_count(
     assert package(used, core=CORE) != package(used.replace("LIMIT = 1", "LIMIT = 2"), core=CORE)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        "@f\ndef run(x):\n    return x",
+        "def run(x, function=f):\n    return function(x)",
+        "class Base(f):\n    pass\n\nclass Derived(Base):\n    pass\n\ndef run(x):\n    return Derived(x)",
+        "def run(x: f):\n    return x",
+        "async def helper(x):\n    return f(x)\n\ndef run(x):\n    return helper(x)",
+        "first, second = f(1), 2\n\ndef run(x):\n    return second",
+        "table = {}\ntable['f'] = f\n\ndef run(x):\n    return table['f'](x)",
+    ],
+)
+def test_a_name_is_followed_wherever_it_is_used(package, use):
+    step = f"from probe_project.core import f\n\n{use}\n"
+    assert package(step, core=CORE) != package(step, core=CORE.replace("x + 1", "x + 2"))
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from probe_project.core import *",
+        "from .core import f",
+        "from . import core\nf = core.f",
+        "try:\n    from probe_project.core import f\nexcept ImportError:\n    f = None",
+        "import probe_project.core as core\nf = core.f",
+        "import probe_project.core\nf = probe_project.core.f",
+    ],
+)
+def test_every_import_at_the_top_of_the_step_module_is_followed(package, imports):
+    step = f"{imports}\n\ndef run(x):\n    return f(x)\n"
+    assert package(step, core=CORE) != package(step, core=CORE.replace("x + 1", "x + 2"))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "torch.backends.cudnn.benchmark = VALUE",
+        "torch.backends.cudnn.benchmark = benchmark = VALUE",
+        "options['benchmark'] = VALUE",
+        "Image.MAX_IMAGE_PIXELS = LIMIT\nLIMIT = VALUE",
+        "torch.set_float32_matmul_precision(VALUE)",
+        "LIMIT += VALUE",
+        "if condition:\n    torch.set_default_dtype(VALUE)",
+        "for option in options:\n    option.set(VALUE)",
+        "del options[VALUE]",
+    ],
+)
+def test_a_top_level_statement_with_an_effect_always_counts(package, statement):
+    def step(value):
+        return f"{STEP}\n{statement.replace('VALUE', value)}\n"
+
+    assert package(step("1"), core=CORE) != package(step("2"), core=CORE)
+
+
+def test_the_code_of_packages_counts(package):
+    assert package(STEP, core=CORE) != package(STEP, core=CORE, __init__="import torch\ntorch.set_default_dtype(torch.float64)\n")
+
+
+def test_a_docstring_can_be_added(package):
+    assert package(STEP, core=CORE) == package('"""The step."""\n' + STEP, core='"""The core."""\n' + textwrap.dedent(CORE))
+
+
 STEPS = {
     "decode": "tasks.decode",
     "pretrain": "tasks.training",

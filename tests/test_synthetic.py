@@ -11,8 +11,6 @@ from PIL import Image
 
 from pul_core.errors import DataError, UserError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID
-from pul_core.synthetic.camera import capture, crop_backdrop, smooth_noise
-from pul_core.synthetic.figure import Pose, draw_person
 from pul_core.synthetic.people import (
     FIRST_STRANGER,
     SIZES,
@@ -193,7 +191,7 @@ def test_a_failure_leaves_no_files_behind(tmp_path):
         ({"gallery_images": 6}, r"gallery_images .* at least 2 per test identity \(6\), got 4"),
         ({"queries": 2}, r"queries must be at least 1 per test identity \(3\), got 2"),
         ({"queries": 500}, "queries must be at most .* got 500"),
-        ({"train_identities": 0}, "train_identities and test_identities must be at least 1, got 0 and 3"),
+        ({"train_identities": 0}, "train_identities must be at least 1, got 0"),
         ({"train_identities": 4997, "train_images": 9994}, "must be at most 4,999, got 5,000"),
     ],
 )
@@ -202,18 +200,7 @@ def test_inconsistent_sizes_are_refused(changes, message):
         plan_domain("source", SEED, replace(SMALL, **changes))
 
 
-def test_invalid_arguments_are_programming_errors(tmp_path):
-    rng, camera, person = np.random.default_rng(0), make_camera("source", SEED, 1), make_person("source", SEED, 1)
-    pose = Pose(view=0, phase=0, stride=0.4, elevation=0, x=64, y=245, height=230)
-    calls = {
-        "cell must be at least 1 pixel, got 0": lambda: smooth_noise(rng, (4, 4), 0, 0.1),
-        "position must be between 0 and 1, got 2": lambda: crop_backdrop(camera, 2, rng, (256, 128)),
-        "even number of rows and columns, got 255 x 128": lambda: capture(camera, np.zeros((255, 128, 3), np.float32), 1.0, rng),
-        r"shape of the canvas, \(256, 128\), got \(1, 1\)": lambda: draw_person(person, pose, (256, 128), 0.0, np.ones((1, 1), np.float32)),
-        "camid must be at least 1, got 0": lambda: make_camera("source", SEED, 0),
-        "processes must be at least 1, got 0": lambda: synthesize_domain(tmp_path, "source", seed=SEED, processes=0),
-    }
-    for message, call in calls.items():
-        with pytest.raises(ValueError, match=message) as error:
-            call()
-        assert not isinstance(error.value, UserError)
+def test_a_number_of_processes_below_1_is_a_programming_error(tmp_path):
+    with pytest.raises(ValueError, match="processes must be at least 1, got 0") as error:
+        synthesize_domain(tmp_path, "source", seed=SEED, processes=0)
+    assert not isinstance(error.value, UserError)

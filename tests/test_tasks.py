@@ -260,7 +260,7 @@ def test_scores_of_any_protocol_are_keyed_to_the_queries(data, original, compute
     found = read_metrics_and_cmc({"plain": scores(), "reranked": scores(rerank=True, ties="expected")}, "zero")
     assert found["plain"]["rank_1"] == found["plain"]["cmc"][0]
     assert found["plain"]["scores"] != found["reranked"]["scores"]
-    with pytest.raises(ValueError, match="needs 100 identities"):
+    with pytest.raises(ValueError, match="requires 100 identities"):
         scores(protocol="cuhk03_old")
 
 

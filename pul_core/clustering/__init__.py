@@ -1,1 +1,1 @@
-"""Clustering of features: preprocessing, neighbours, k-means, DBSCAN, and suggestions for their parameters."""
+"""Clustering of features: preprocessing, nearest neighbours, k-means, DBSCAN, and suggestions for their parameters."""

@@ -10,8 +10,8 @@ from pul_core.clustering.neighbours import encode_neighbourhoods, nearest_neighb
 def camera_aware_encoding(features: Features, camids: Ints, *, num_neighbours: int, num_averaged: int) -> sparse.csr_matrix:
     """Encode each image by its k-reciprocal neighbours on its own camera and, separately, on the other cameras.
 
-    Two images from the same camera are similar whoever they show. In a single search they displace images of the same person from other
-    cameras. With two searches every image has a fixed number of neighbours on other cameras.
+    Images from the same camera are similar even if they show different people, so a single search finds few images of the same person from
+    other cameras. With two searches every image has a fixed number of neighbours on other cameras.
 
     Args:
         features: (n, d).

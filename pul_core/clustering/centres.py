@@ -1,4 +1,4 @@
-"""The result of clustering, whichever the algorithm: assignments, a centre image per cluster, and cosines to the centres."""
+"""The result of k-means or DBSCAN: the cluster of each image, a centre image per cluster, and cosines to the centres."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pul_core.arrays import Features, Ints
-from pul_core.errors import UserError
+from pul_core.arrays import Features, Ints, unit_rows
 from pul_core.settings import CentreFrom
 
 CHUNK = 4096  # rows per block of distances: memory grows with CHUNK x K, not with N x K
@@ -25,7 +24,7 @@ class Clusters(NamedTuple):
 
 
 def clusters_with_centres(features: Features, assignments: Ints) -> Clusters:
-    """Add centres, chosen among the members of each cluster, and cosines to given assignments.
+    """Complete assignments to `Clusters`: choose a centre among the members of each cluster, and compute the cosines.
 
     Args:
         features: (n, d), one row per image.
@@ -39,30 +38,17 @@ def clusters_with_centres(features: Features, assignments: Ints) -> Clusters:
         >>> clusters.centre.tolist(), clusters.similarity.round(2).tolist()
         ([1], [1.0, 1.0, -1.0])
     """
-    _, unit = raw_and_unit(features)
+    unit = unit_rows(features, np.arange(len(features)), "target")
     members = np.flatnonzero(assignments >= 0)
     centre = np.empty(0, np.int64)
     similarity, similarity_any = (np.full(len(assignments), -1, np.float32) for _ in range(2))
     if len(members):
         points = unit[members]
-        parts = find_centres(points, points, torch.from_numpy(assignments[members]), "members")
-        centre, similarity[members], similarity_any[members] = members[parts[0].numpy()], parts[1].numpy(), parts[2].numpy()
+        centre, similarity[members], similarity_any[members] = find_centres(
+            points, points, torch.from_numpy(assignments[members]), "members"
+        )
+        centre = members[centre]
     return Clusters(assignments, centre, similarity, similarity_any)
-
-
-def raw_and_unit(features: Features) -> tuple[Tensor, Tensor]:
-    """Return the features as a tensor, unchanged and L2-normalised.
-
-    Raises:
-        UserError: a feature is not finite or a zero vector.
-    """
-    raw = torch.from_numpy(np.array(features, order="C"))  # (n, d), a copy: Arrow's arrays are read-only
-    lengths = raw.norm(dim=1, keepdim=True)
-    if not torch.isfinite(lengths).all():
-        raise UserError("features contain NaN, infinity or numbers too large to square: the model's weights are damaged")
-    if bool((lengths == 0).any()):
-        raise UserError(f"the feature of image {int(lengths.argmin())} is a zero vector, which has no direction: check the model's weights")
-    return raw, raw / lengths
 
 
 def mean_points(points: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +58,7 @@ def mean_points(points: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, Te
     return sums / sizes.clamp(min=1)[:, None], sizes
 
 
-def find_centres(points: Tensor, unit: Tensor, assignments: Tensor, centre_from: CentreFrom) -> tuple[Tensor, Tensor, Tensor]:
+def find_centres(points: Tensor, unit: Tensor, assignments: Tensor, centre_from: CentreFrom) -> tuple[Ints, Features, Features]:
     """Find the centre of each cluster, and the cosines of all images to their own centre and to the nearest one.
 
     Args:
@@ -98,4 +84,4 @@ def find_centres(points: Tensor, unit: Tensor, assignments: Tensor, centre_from:
         cosines = block @ centre_features.T
         similarity.append(cosines.gather(1, cluster[:, None]).squeeze(1))
         similarity_any.append(cosines.max(1).values)
-    return centre, torch.cat(similarity), torch.cat(similarity_any)
+    return centre.numpy(), torch.cat(similarity).numpy(), torch.cat(similarity_any).numpy()

@@ -17,7 +17,7 @@ def cluster_features(
     Args:
         features: (n, d), one row per image.
         camids: (n,) camera of each image; unknown cameras (-1) count as one camera.
-        clustering: the whitening.
+        clustering: the settings of the whitening.
         algorithm: the settings of k-means or of DBSCAN; their type chooses the algorithm.
         centre_cameras: whether features are centred by camera before they are whitened.
         seed: of k-means.
@@ -36,16 +36,10 @@ def cluster_features(
         >>> clusters.cluster.tolist()
         [0, 0, 1, 1]
     """
-    features = preprocess_features(features, camids, clustering, centre_cameras=centre_cameras)
-    if isinstance(algorithm, KMeans):
-        return cluster_by_kmeans(features, algorithm, seed=seed), features
-    return cluster_by_density(features, camids, algorithm), features
-
-
-def preprocess_features(features: Features, camids: Ints, clustering: Clustering, *, centre_cameras: bool) -> Features:
-    """Centre features by camera and whiten them, as far as the settings say so."""
     if centre_cameras:
         features = centre_by_camera(features, camids)
     if clustering.whitening:
         features = whiten(features, power=clustering.whitening, shrinkage=clustering.shrinkage)
-    return features
+    if isinstance(algorithm, KMeans):
+        return cluster_by_kmeans(features, algorithm, seed=seed), features
+    return cluster_by_density(features, camids, algorithm), features

@@ -109,8 +109,7 @@ def dbscan(distances: sparse.csr_matrix, *, max_distance: float, min_samples: in
         # Rounding can leave a pair near in one direction only. Strong components are the clusters if they are the weak ones, too.
         if num_components == connected_components(near, directed=False, return_labels=False):
             return renumber_clusters(components, np.bincount(components)[components] >= min_samples)
-    clusters: Ints = DBSCAN(eps=max_distance, min_samples=min_samples, metric="precomputed").fit(distances).labels_.astype(np.int64)
-    return clusters
+    return np.asarray(DBSCAN(eps=max_distance, min_samples=min_samples, metric="precomputed").fit_predict(distances), np.int64)
 
 
 def _up_to(distances: sparse.csr_matrix, limit: float) -> sparse.csr_matrix:

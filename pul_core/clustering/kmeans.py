@@ -1,15 +1,15 @@
-"""k-means clustering that gives the same bytes whenever it is called again with the same number of threads.
+"""Reproducible k-means: the same number of threads gives the same bytes.
 
-scikit-learn's k-means does not: it adds the partial sums of its threads in the order in which they finish. The tests compare the two;
-docs/adr/0003 has the measurements.
+scikit-learn's k-means is not reproducible: it adds the partial sums of its threads in the order in which they finish. docs/adr/0003 has
+the measurements.
 """
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from pul_core.arrays import Features
-from pul_core.clustering.centres import CHUNK, Clusters, find_centres, mean_points, raw_and_unit
+from pul_core.arrays import Features, unit_rows
+from pul_core.clustering.centres import CHUNK, Clusters, find_centres, mean_points
 from pul_core.errors import UserError
 from pul_core.settings import KMeans
 
@@ -18,7 +18,7 @@ def default_num_clusters(num_images: int) -> int:
     """Return the default number of clusters: one for every 16 images, at least 2, at most one per image.
 
     Labelled sets have 4 to 31 training images per person (CUHK01 4, CUHK03 10, Market-1501 17, DukeMTMC-reID 24, MSMT17 31). 16 is within
-    that range, and provisional: it was not tuned.
+    that range; it was not tuned.
 
     Example:
         >>> default_num_clusters(12936), default_num_clusters(3)
@@ -53,16 +53,14 @@ def cluster_by_kmeans(features: Features, settings: KMeans, *, seed: int) -> Clu
     k = settings.num_clusters or default_num_clusters(n)
     if not 1 <= k <= n:
         raise UserError(f"num_clusters must be between 1 and the number of images ({n}), got {k}")
-    raw, unit = raw_and_unit(features)
-    points = unit if settings.normalise else raw
-
+    unit = unit_rows(features, np.arange(n), "target")
+    points = unit if settings.normalise else torch.from_numpy(np.array(features, order="C"))  # a copy: Arrow's buffers are read-only
     generator = Generator().manual_seed(seed)
     runs = [_run(points, k, settings.max_passes, generator) for _ in range(settings.num_restarts)]
     assignments, inertia, passes = min(runs, key=lambda run: run[1])
     assignments = assignments[_first_equal_point(points)]  # rounding may put equal points into different clusters
     _, assignments = torch.unique(assignments, return_inverse=True)  # closes the gaps of clusters that stayed empty
-    centre, similarity, similarity_any = find_centres(points, unit, assignments, settings.centre_from)
-    return Clusters(assignments.numpy(), centre.numpy(), similarity.numpy(), similarity_any.numpy(), inertia, passes)
+    return Clusters(assignments.numpy(), *find_centres(points, unit, assignments, settings.centre_from), inertia, passes)
 
 
 def _run(points: Tensor, k: int, max_passes: int, generator: Generator) -> tuple[Tensor, float, int]:

@@ -18,11 +18,10 @@ OVERLAPS = 1 << 21  # pairs of entries of two encodings per block
 
 
 class Neighbours(NamedTuple):
-    """The nearest neighbours of each image, itself first. Distances are squared Euclidean after L2-normalisation: 2 - 2 cosine."""
+    """The nearest neighbours of each image, itself first, and the distance to the farthest image."""
 
     nearest: Ints  # (n, k) indices, padded with -1
-    distance: Features  # (n, k) ascending, padded with infinity
-    farthest: Features  # (n,) distance to the farthest image
+    farthest: Features  # (n,) squared Euclidean distance after L2-normalisation, 2 - 2 cosine
 
 
 def nearest_neighbours(features: Features, k: int, *, camids: Ints | None = None, same_camera: bool = True) -> Neighbours:
@@ -65,8 +64,7 @@ def nearest_neighbours(features: Features, k: int, *, camids: Ints | None = None
             nearest[block_rows] = torch.cat((nearest[block_rows], top.indices + first_column), 1).gather(1, merged.indices)
             cosine[block_rows] = merged.values
     nearest[cosine == -torch.inf] = -1
-    distance = (2 - 2 * cosine).clamp_(min=0)
-    return Neighbours(nearest.numpy(), distance.numpy(), (2 - 2 * smallest_cosine).clamp_(min=0).numpy())
+    return Neighbours(nearest.numpy(), (2 - 2 * smallest_cosine).clamp_(min=0).numpy())
 
 
 def reciprocal_encoding(
@@ -100,7 +98,7 @@ def reciprocal_encoding(
     """
     n, num_neighbours = neighbours.nearest.shape
     if num_neighbours < min(max(k1 + 1, k2), n):
-        raise ValueError(f"k1 = {k1} and k2 = {k2} need {max(k1 + 1, k2)} neighbours of each image, got {num_neighbours}")
+        raise ValueError(f"k1 = {k1} and k2 = {k2} require {max(k1 + 1, k2)} neighbours of each image, got {num_neighbours}")
     wide = reciprocal_neighbours(neighbours.nearest[:, : k1 + 1])
     narrow = reciprocal_neighbours(neighbours.nearest[:, : round(k1 / 2) + 1])
     return encode_neighbourhoods(features, wide, narrow, neighbours.nearest[:, :k2], scale=scale)
@@ -135,10 +133,10 @@ def encode_neighbourhoods(
     members = (wide + extensions @ narrow).tocsr()
     members.sort_indices()
     row = np.repeat(np.arange(n), np.diff(members.indptr))
-    distance = _pair_distances(features, row, members.indices)
-    weight = np.exp(-distance / (1 if scale is None else scale[row]))
-    total = np.bincount(row, weight, n)
-    encoding = sparse.csr_matrix(((weight / total[row]).astype(np.float32), members.indices, members.indptr), shape=(n, n))
+    weight = np.exp(-_pair_distances(features, row, members.indices) / (1 if scale is None else scale[row]))
+    encoding = sparse.csr_matrix(
+        ((weight / np.bincount(row, weight, n)[row]).astype(np.float32), members.indices, members.indptr), shape=(n, n)
+    )
     if averaged.shape[1] > 1:
         mean = _indicator_rows(averaged)
         mean.data /= np.repeat(np.diff(mean.indptr), np.diff(mean.indptr))
@@ -210,7 +208,7 @@ def jaccard_distances(encoding: sparse.csr_matrix, rows: Ints, *, to: Ints | Non
 
 
 def _jaccard_block(block: sparse.csr_matrix, targets: sparse.csc_matrix, column_sizes: Ints) -> sparse.csr_matrix:
-    """Pair each entry of the block with all target entries in its column, and add the smaller weights up by pair of images."""
+    """Pair each entry of the block with all target entries in its column, and sum the smaller weights for each pair of images."""
     counts = column_sizes[block.indices]
     ends = np.cumsum(counts)
     entries = np.arange(ends[-1] if len(ends) else 0) + np.repeat(targets.indptr[block.indices] - ends + counts, counts)

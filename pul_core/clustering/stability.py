@@ -83,5 +83,4 @@ def renumber_clusters(assignments: Ints, kept: Mask) -> Ints:
 
 def _with_singletons(assignments: Ints) -> Ints:
     """Make each image in no cluster a cluster of its own, numbered after the others."""
-    singletons: Ints = np.where(assignments < 0, assignments.max(initial=-1) + 1 + np.arange(len(assignments)), assignments)
-    return singletons
+    return np.where(assignments < 0, assignments.max(initial=-1) + 1 + np.arange(len(assignments)), assignments)

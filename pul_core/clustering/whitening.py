@@ -37,17 +37,14 @@ def whiten(features: Features, *, power: float, shrinkage: float) -> Features:
     """
     n, d = features.shape
     blocks = [np.arange(start, min(start + ROWS, n)) for start in range(0, n, ROWS)]
-    mean = torch.zeros(d, dtype=torch.float64)
-    for rows in blocks:
-        mean += unit_rows(features, rows, "target").double().sum(0) / n
-    covariance = torch.zeros((d, d), dtype=torch.float64)
-    for rows in blocks:
-        centred = unit_rows(features, rows, "target").double() - mean
-        covariance += centred.T @ centred / n
+    shares = (unit_rows(features, rows, "target").double().sum(0) / n for rows in blocks)
+    mean = sum(shares, torch.zeros(d, dtype=torch.float64))
+    centred = (unit_rows(features, rows, "target").double() - mean for rows in blocks)
+    covariance = sum((block.T @ block / n for block in centred), torch.zeros((d, d), dtype=torch.float64))
     variance, directions = torch.linalg.eigh(covariance)
     variance = variance.clamp(min=0)
     if float(variance.sum()) < 1e-12:  # rounding errors of unit vectors
-        raise UserError("the features of all images are identical: the model does not distinguish people, use another one")
+        raise UserError("the features of all images are identical: the model does not distinguish people, use another model")
     variance += shrinkage * variance.mean()
     scale = torch.where(variance > 0, variance, 1) ** (-power / 2)
     transform = (directions * scale) @ directions.T

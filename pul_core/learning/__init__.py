@@ -1,1 +1,1 @@
-"""Training of the backbone and feature extraction: backbone, augmentation, batches, memories, training, extraction, precision."""
+"""The backbone, its training (augmentation, batches, memories) and feature extraction."""

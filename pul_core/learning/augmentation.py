@@ -1,4 +1,4 @@
-"""Random augmentation of training images, as batches on the device; every image gets its own random parameters."""
+"""Random augmentation of batches of training images, with separate random parameters for each image."""
 
 import math
 
@@ -8,8 +8,7 @@ from torch import Generator, Tensor
 
 from pul_core.settings import Augmentation
 
-# ImageNet's mean colour: an erased rectangle is filled with it, so that it is zero after normalisation.
-MEAN_PIXEL = (124, 116, 104)
+MEAN_PIXEL = (124, 116, 104)  # ImageNet's mean colour, which becomes zero after normalisation
 
 
 def flip(images: Tensor, probability: float, generator: Generator) -> Tensor:

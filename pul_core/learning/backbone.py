@@ -11,8 +11,7 @@ from pul_core.errors import DataError, UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Prefixes of tensor names in the checkpoints of other projects; any sequence of them is stripped.
-PREFIXES = ("module.", "model.", "backbone.", "base.", "encoder.", "features.")
+PREFIXES = ("module.", "model.", "backbone.", "base.", "encoder.", "features.")  # of tensor names in other projects' checkpoints
 
 
 def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.Module:
@@ -71,7 +70,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> int:
-    """Load a state dict of another project (torchvision, timm, torchreid) into a backbone; prefixes of names and classifiers are ignored.
+    """Load a state dict of torchvision, timm or torchreid into a backbone, ignoring its classifier and the prefixes of its tensor names.
 
     Args:
         backbone: changed in place.

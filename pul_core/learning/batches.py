@@ -1,7 +1,4 @@
-"""Batch sampling for an epoch: all images shuffled, or P classes with K images each (P x K).
-
-Batches are arrays of positions; this module loads no pixels.
-"""
+"""Batch sampling for an epoch: all images shuffled, or P classes with K images each (P x K). A batch is an array of positions."""
 
 import math
 
@@ -13,7 +10,7 @@ from pul_core.errors import UserError
 
 
 def num_steps(num_images: int, batch_size: int) -> int:
-    """Return the number of steps of an epoch, for both kinds of batches; a last batch of one image is merged into the one before.
+    """Return the number of steps of an epoch, for both kinds of batches. A last batch of one image is merged into the one before it.
 
     Example:
         >>> num_steps(10, 4), num_steps(9, 4)
@@ -27,10 +24,10 @@ def epoch_batches(classes: Ints, *, batch_size: int, images_per_class: int, gene
 
     With ``images_per_class`` 0 every image is in exactly one batch. Otherwise each batch holds P = ``batch_size // images_per_class``
     classes (all classes, if there are fewer) with K = ``images_per_class`` images each, grouped by class. Classes, and the images of a
-    class, are drawn without replacement; when too few are left for a batch, drawing starts again with all of them. So a class is at most
-    once in a batch, and all classes are drawn about equally often. An image is at most once in a batch, unless its class has fewer than K
-    images: then each is repeated ``K // size`` times, and some once more. An epoch has as many steps as with shuffled images, so it may
-    omit images of large classes.
+    class, are drawn without replacement; when too few are left for a batch, drawing starts again with all of them. So the classes of a
+    batch are distinct, and all classes are drawn about equally often. The images of a batch are distinct, too, unless a class has fewer
+    than K images: then each is repeated ``K // size`` times, and some once more. An epoch has as many steps as with shuffled images, so it
+    may omit images of large classes.
 
     Args:
         classes: (m,) class of each image; the numbers may have gaps.
@@ -42,7 +39,7 @@ def epoch_batches(classes: Ints, *, batch_size: int, images_per_class: int, gene
         Positions in ``classes``, one array per step.
 
     Raises:
-        UserError: K is below 0 or above ``batch_size``, or batches would hold a single image (one class with K = 1).
+        UserError: batches would hold a single image (one class with K = 1).
 
     Source: P x K batches are from Hermans et al. 2017; drawing classes and images without replacement is ours.
 
@@ -56,12 +53,10 @@ def epoch_batches(classes: Ints, *, batch_size: int, images_per_class: int, gene
     if not images_per_class:
         order = torch.randperm(len(classes), generator=generator).numpy()
         return [order[step * batch_size : None if step == steps - 1 else (step + 1) * batch_size] for step in range(steps)]
-    if not 0 < images_per_class <= batch_size:
-        raise UserError(f"images_per_class must be between 0 and batch_size ({batch_size}), got {images_per_class}")
     present, sizes = np.unique(classes, return_counts=True)
     p = min(batch_size // images_per_class, len(present))
     if p * images_per_class < 2:
-        raise UserError("training on one class needs at least 2 images per batch, got images_per_class 1: raise images_per_class")
+        raise UserError("batches of one class must hold at least 2 images, got images_per_class 1: raise images_per_class")
     drawn_classes = _draw_groups(len(present), p, steps, generator).ravel()  # (steps * p,) indices into `present`
     members = np.split(np.argsort(classes, kind="stable"), np.cumsum(sizes)[:-1])
     slots = np.split(np.argsort(drawn_classes, kind="stable"), np.cumsum(np.bincount(drawn_classes, minlength=len(present)))[:-1])
@@ -80,5 +75,4 @@ def _draw_groups(size: int, group_size: int, num_groups: int, generator: torch.G
     num_permutations = math.ceil(num_groups / groups_per_permutation)
     permutations = torch.rand(num_permutations, size, generator=generator, dtype=torch.float64).argsort(1)
     positions = torch.arange(groups_per_permutation * group_size) % size
-    groups: Ints = permutations[:, positions].reshape(-1, group_size)[:num_groups].numpy()
-    return groups
+    return permutations[:, positions].reshape(-1, group_size)[:num_groups].numpy()

@@ -1,4 +1,4 @@
-"""Feature extraction, one batch at a time, so that memory use does not grow with the number of images."""
+"""Feature extraction, one batch at a time: memory use does not grow with the number of images."""
 
 from collections.abc import Callable, Iterator
 
@@ -50,19 +50,18 @@ def extract_features(
     for start in range(0, len(images), batch_size):
         pixels = torch.from_numpy(np.array(images[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
         features = _forward(backbone, pixels, bf16=bf16)
-        finite = _all_finite(features)
         # On CPUs with AMX, bfloat16 convolutions of oneDNN return NaN at random for finite inputs, e.g. in resnet10t, whose stem has 24
         # channels; more often if freed memory holds NaN, and never with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16. The cause may be that of
         # https://github.com/uxlfoundation/oneDNN/issues/5717: an AMX kernel reads past the last valid column and multiplies by zero.
-        if bf16 and not finite:
+        falls_back = bf16 and not features.isfinite().all()
+        if falls_back:
             features = _forward(backbone, pixels, bf16=False)
-            finite = _all_finite(features)
-            if finite and on_float32_fallback:
-                on_float32_fallback(len(pixels))
-        if not finite:
+        if not features.isfinite().all():
             raise NotFiniteError(
                 f"features of images {start} to {start + len(pixels) - 1} are not finite: the weights are damaged, use another model"
             )
+        if falls_back and on_float32_fallback:
+            on_float32_fallback(len(pixels))
         yield features.cpu().numpy()
 
 
@@ -70,7 +69,3 @@ def extract_features(
 def _forward(backbone: nn.Module, pixels: Tensor, *, bf16: bool) -> Tensor:
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
         return backbone(normalise(pixels)).float()  # type: ignore[no-any-return]
-
-
-def _all_finite(features: Tensor) -> bool:
-    return bool(torch.isfinite(features).all())

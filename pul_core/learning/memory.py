@@ -1,7 +1,6 @@
 """Feature memories that replace the weights of a classifier: one unit vector per class (Cluster Contrast) or per image (SpCL).
 
-The vectors receive no gradient. They are initialised with features, or with the mean feature of each class, and updated with the features
-of each training step.
+The vectors receive no gradient. They are initialised with features of the images, and updated with the features of each training step.
 """
 
 import torch
@@ -35,8 +34,8 @@ def class_means(features: Tensor, classes: Tensor, *, num_classes: int) -> Tenso
 def update_memory(memory: Tensor, features: Tensor, entries: Tensor, *, momentum: float) -> None:
     """Update the vectors with a batch: ``memory[e] <- normalise(momentum * memory[e] + (1 - momentum) * f / |f|)``, image by image.
 
-    Different entries do not affect each other, so only the order of the images of one entry matters. Therefore the first images of all
-    entries are processed at once, then the second ones, and so on: K passes for a P x K batch.
+    Only the order of the images of one entry matters. Therefore the first images of all entries are processed at once, then the second
+    ones, and so on: K passes for a P x K batch.
 
     Args:
         memory: (k, d), rows of length 1, changed in place.

@@ -1,13 +1,14 @@
-"""Training by classification (IDE): the backbone learns the identities of the source, or the pseudo-labels of the target.
+"""Training of a backbone by classification (IDE): of the identities of the source, or of the pseudo-labels of the target.
 
-`train` is a generator of per-epoch statistics: the caller reports progress and saves checkpoints. All randomness of an epoch follows from
-(seed, epoch), so a training that is resumed from a checkpoint ends with the same weights as one that was not interrupted.
+`train` yields the statistics of each epoch, so that its caller can report progress and save checkpoints. All randomness of an epoch follows
+from (seed, epoch), so a training that is resumed from a checkpoint ends with the same weights as one that was not interrupted.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from pul_core.settings import Memory, Optimisation, Schedule, Training
 
 
 class PixelSource(Protocol):
-    """Images that can be indexed by row: an array (n, h, w, 3) uint8, or an object that presents several files as one array."""
+    """Images that can be indexed by row: an array (n, h, w, 3) uint8, or several files behind the same interface."""
 
     def __getitem__(self, rows: Ints, /) -> Images:
         """Return the images of these rows (b, h, w, 3)."""
@@ -62,7 +63,7 @@ class TrainingState:
         """Restore a state that ``state_dict`` returned."""
         self.backbone.load_state_dict(state["backbone"])
         self.classifier.load_state_dict(state["classifier"])
-        self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # an optimiser does not copy the tensors
+        self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # it keeps references to the tensors
         self.epochs_done = state["epochs_done"]
 
 
@@ -78,7 +79,7 @@ def begin_training(
         backbone: (b, 3, h, w) -> (b, d), with an attribute ``num_features`` = d; moved to the device and trained in place.
         settings: the classifier and the optimiser; the settings of epochs and batches are read by `train`.
         num_classes: number of outputs of the classifier.
-        classes: (m,) class of each training image, the same as for `train`; needed for a memory of images only.
+        classes: (m,) class of each training image, as passed to `train`; only a memory of images requires them.
         seed: seed of the classifier's weights.
         device: a torch device.
 
@@ -98,7 +99,7 @@ def begin_training(
         (Linear(in_features=512, out_features=5, bias=True), 0)
     """
     if num_classes < 2:
-        raise UserError(f"a classifier needs at least 2 classes, got {num_classes}")
+        raise UserError(f"a classifier requires at least 2 classes, got {num_classes}")
     d = int(backbone.num_features)  # type: ignore[arg-type]
     output_layer = _build_output_layer(settings.memory, d, num_classes, classes, seed)
     classifier = nn.Sequential(nn.BatchNorm1d(d) if settings.batch_norm else nn.Identity(), nn.Dropout(settings.dropout), output_layer)
@@ -119,11 +120,11 @@ def train(
     bf16: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[EpochStatistics]:
-    """Train by softmax cross-entropy, from the first epoch that is not done to the last one.
+    """Train by softmax cross-entropy until all epochs are done, and yield the statistics of each.
 
-    A memory is initialised with the features of the initial model: without augmentation, in evaluation mode, and after the classifier's
-    BatchNorm, if there is one, applied to all features as one batch. ``on_batch`` is not called for these images. After each step the
-    memory is updated with the features of the step.
+    A memory is initialised before the first epoch with the features of the images without augmentation, extracted in evaluation mode. The
+    classifier's BatchNorm, if there is one, is applied to all of them as one batch. After each step the memory is updated with the features
+    of the step.
 
     Args:
         training: changed in place.
@@ -134,7 +135,7 @@ def train(
         seed: seed of the order of the images, the augmentation and the dropout.
         device: a torch device, the one passed to `begin_training`.
         bf16: autocast the forward pass to bfloat16.
-        on_batch: called with the number of images after each step.
+        on_batch: called after each step with its number of images.
 
     Yields:
         The statistics of each epoch, when it is done.
@@ -156,18 +157,41 @@ def train(
         [(1, 8, 2), (2, 8, 2)]
     """
     if len(rows) < 2:
-        raise UserError(f"training needs at least 2 images, got {len(rows)}")
+        raise UserError(f"training requires at least 2 images, got {len(rows)}")
     if len(rows) != len(classes):
         raise ValueError(f"got {len(rows)} rows but {len(classes)} classes")
     memory = training.classifier[-1]
     if isinstance(memory, ImageMemory) and not np.array_equal(memory.classes.cpu().numpy(), classes):
         raise ValueError("the classes differ from those passed to begin_training")
-    entries = np.arange(len(rows)) if isinstance(memory, ImageMemory) else classes
-    data = _TrainingImages(images, rows, classes, entries, device)
+    entries = np.arange(len(rows)) if isinstance(memory, ImageMemory) else classes  # the vector of a memory that each image updates
     if isinstance(memory, ClusterMemory) and not training.epochs_done:
-        _initialize_memory(memory, training, data, batch_size=settings.batch_size, bf16=bf16)
+        _initialize_memory(memory, training, images, rows, entries, batch_size=settings.batch_size, device=device, bf16=bf16)
     while training.epochs_done < settings.epochs:
-        yield _train_epoch(training, data, settings, seed=seed, bf16=bf16, on_batch=on_batch)
+        epoch = training.epochs_done + 1
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+        torch.manual_seed(derive_seed(seed, epoch, "dropout"))  # dropout has no generator argument
+        training.backbone.train()
+        training.classifier.train()
+        batches = epoch_batches(classes, batch_size=settings.batch_size, images_per_class=settings.images_per_class, generator=generator)
+        loss_sum = num_correct = 0.0
+        for step, batch in enumerate(batches, (epoch - 1) * len(batches)):
+            rate_share = learning_rate_share(settings.optimisation.schedule, step, settings.epochs * len(batches))
+            pixels = torch.from_numpy(images[rows[batch]]).to(device).permute(0, 3, 1, 2)  # (b, 3, h, w), channels_last
+            pixels = augment(pixels, settings.augmentation, generator)
+            batch_classes, batch_entries = (torch.from_numpy(values[batch]).to(device) for values in (classes, entries))
+            loss, correct = _train_step(training, pixels, batch_classes, batch_entries, rate_share, settings.label_smoothing, bf16=bf16)
+            if not math.isfinite(loss):
+                raise NotFiniteError(f"the loss is {loss} in epoch {epoch}, step {step % len(batches) + 1}: lower the learning rate")
+            loss_sum += loss * len(batch)
+            num_correct += correct
+            if on_batch:
+                on_batch(len(batch))
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in training.backbone.state_dict().values()):
+            raise NotFiniteError(f"the weights are no longer finite after epoch {epoch}: lower the learning rate")
+        training.epochs_done = epoch
+        num_images = sum(map(len, batches))
+        learning_rate = training.optimiser.param_groups[0]["lr"]
+        yield EpochStatistics(epoch, num_images, len(batches), loss_sum / num_images, num_correct / num_images, learning_rate)
 
 
 def learning_rate_share(schedule: Schedule, step: int, steps: int) -> float:
@@ -196,23 +220,6 @@ def learning_rate_share(schedule: Schedule, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1.0, steps - warm_up)))
 
 
-@dataclass(frozen=True)
-class _TrainingImages:
-    """The training images with the class of each, and the entry of the memory that each updates (unused without a memory)."""
-
-    images: PixelSource
-    rows: Ints
-    classes: Ints
-    entries: Ints
-    device: str
-
-    def load(self, batch: Ints) -> tuple[Tensor, Tensor, Tensor]:
-        """Return pixels (b, 3, h, w) in channels_last format, classes (b,) and entries (b,) of the images at these positions."""
-        pixels = torch.from_numpy(self.images[self.rows[batch]]).to(self.device).permute(0, 3, 1, 2)
-        classes, entries = (torch.from_numpy(values[batch]).to(self.device) for values in (self.classes, self.entries))
-        return pixels, classes, entries
-
-
 def _build_output_layer(settings: Memory, num_features: int, num_classes: int, classes: Ints | None, seed: int) -> nn.Module:
     if settings.entries == "none":
         linear = nn.Linear(num_features, num_classes)
@@ -223,9 +230,10 @@ def _build_output_layer(settings: Memory, num_features: int, num_classes: int, c
     if settings.entries == "clusters":
         return ClusterMemory(num_classes, num_features, momentum=settings.momentum, temperature=settings.temperature)
     if classes is None:
-        raise ValueError("a memory of images needs the class of each image")
-    image_classes = torch.from_numpy(classes.copy())
-    return ImageMemory(image_classes, num_classes, num_features, momentum=settings.momentum, temperature=settings.temperature)
+        raise ValueError("a memory of images requires the class of each image")
+    return ImageMemory(
+        torch.from_numpy(classes.copy()), num_classes, num_features, momentum=settings.momentum, temperature=settings.temperature
+    )
 
 
 def _build_optimiser(backbone: nn.Module, classifier: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
@@ -234,66 +242,42 @@ def _build_optimiser(backbone: nn.Module, classifier: nn.Module, settings: Optim
         {"params": list(backbone.parameters()), "peak": settings.backbone_learning_rate},
         {"params": list(classifier.parameters()), "peak": settings.classifier_learning_rate},
     ]
-    learning_rate, weight_decay = settings.backbone_learning_rate, settings.weight_decay
     if settings.optimiser == "adam":
-        return torch.optim.Adam(groups, lr=learning_rate, weight_decay=weight_decay)
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=settings.momentum, nesterov=settings.nesterov, weight_decay=weight_decay)
+        return torch.optim.Adam(groups, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, weight_decay=settings.weight_decay)
 
 
 @torch.no_grad()
-def _initialize_memory(memory: ClusterMemory, training: TrainingState, data: _TrainingImages, *, batch_size: int, bf16: bool) -> None:
-    options: dict[str, Any] = {"batch_size": batch_size, "device": data.device, "bf16": bf16}
-    batches = (data.images[data.rows[start : start + batch_size]] for start in range(0, len(data.rows), batch_size))
-    features = np.concatenate([block for batch in batches for block in extract_features(training.backbone, batch, **options)])  # (m, d)
-    norm = training.classifier[0].train()
-    memory.initialize(norm(torch.from_numpy(features).to(data.device)), torch.tensor(data.entries, device=data.device))
-
-
-def _train_epoch(
+def _initialize_memory(
+    memory: ClusterMemory,
     training: TrainingState,
-    data: _TrainingImages,
-    settings: Training,
+    images: PixelSource,
+    rows: Ints,
+    entries: Ints,
     *,
-    seed: int,
+    batch_size: int,
+    device: str,
     bf16: bool,
-    on_batch: Callable[[int], None] | None,
-) -> EpochStatistics:
-    epoch = training.epochs_done + 1
-    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-    torch.manual_seed(derive_seed(seed, epoch, "dropout"))  # dropout has no generator argument
-    training.backbone.train()
-    training.classifier.train()
-    batches = epoch_batches(data.classes, batch_size=settings.batch_size, images_per_class=settings.images_per_class, generator=generator)
-    num_images = sum(len(batch) for batch in batches)
-    loss_sum = num_correct = 0.0
-    for step, batch in enumerate(batches):
-        _set_learning_rate(training.optimiser, settings, (epoch - 1) * len(batches) + step, settings.epochs * len(batches))
-        pixels, classes, entries = data.load(batch)
-        pixels = augment(pixels, settings.augmentation, generator)
-        loss, correct = _train_step(training, pixels, classes, entries, label_smoothing=settings.label_smoothing, bf16=bf16)
-        if not math.isfinite(loss):
-            raise NotFiniteError(f"the loss is {loss} in epoch {epoch}, step {step + 1}: lower the learning rate")
-        loss_sum += loss * len(batch)
-        num_correct += correct
-        if on_batch:
-            on_batch(len(batch))
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in training.backbone.state_dict().values()):
-        raise NotFiniteError(f"the weights are no longer finite after epoch {epoch}: lower the learning rate")
-    training.epochs_done = epoch
-    learning_rate = training.optimiser.param_groups[0]["lr"]
-    return EpochStatistics(epoch, num_images, len(batches), loss_sum / num_images, num_correct / num_images, learning_rate)
-
-
-def _set_learning_rate(optimiser: torch.optim.Optimizer, settings: Training, step: int, steps: int) -> None:
-    share = learning_rate_share(settings.optimisation.schedule, step, steps)
-    for group in optimiser.param_groups:
-        group["lr"] = group["peak"] * share
+) -> None:
+    batches = (images[rows[start : start + batch_size]] for start in range(0, len(rows), batch_size))
+    blocks = (extract_features(training.backbone, batch, batch_size=batch_size, device=device, bf16=bf16) for batch in batches)
+    features = torch.from_numpy(np.concatenate(list(chain.from_iterable(blocks)))).to(device)  # (m, d)
+    memory.initialize(training.classifier[0].train()(features), torch.tensor(entries, device=device))
 
 
 def _train_step(
-    training: TrainingState, pixels: Tensor, classes: Tensor, entries: Tensor, *, label_smoothing: float, bf16: bool
+    training: TrainingState,
+    pixels: Tensor,
+    classes: Tensor,
+    entries: Tensor,
+    rate_share: float,
+    label_smoothing: float,
+    *,
+    bf16: bool,
 ) -> tuple[float, int]:
     """Train on one batch and update the memory; return the mean loss and the number of correct predictions."""
+    for group in training.optimiser.param_groups:
+        group["lr"] = group["peak"] * rate_share
     training.optimiser.zero_grad(set_to_none=True)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
         features = training.classifier[:-1](training.backbone(normalise(pixels)))  # (b, d)

@@ -1,1 +1,1 @@
-"""Evaluation: ranks of correct matches, metrics, protocols, re-ranking, and the summary of a run."""
+"""Scoring: ranks of correct matches, metrics, protocols, re-ranking, and the summary of a run."""

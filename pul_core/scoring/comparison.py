@@ -1,4 +1,4 @@
-"""One-row summary of a run: its last iteration beside direct transfer and beside the best iteration, which only test labels reveal."""
+"""One-row summary of a run: its last iteration, direct transfer, and the best iteration, which can be chosen with test labels only."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,8 +20,8 @@ LAST_ITERATION_METRICS = (
 def summarise_run(iterations: Sequence[Metrics]) -> dict[str, float | None]:
     """Summarise a run in one row.
 
-    The result of a run is its last iteration. The best iteration is the one with the highest mAP on the test set, the earliest if several
-    are equal, iteration 0 included. It is an oracle: without test labels it is not known where to stop.
+    The result of a run is its last iteration. The best iteration is the one with the highest mAP on the test set (the earliest, if several
+    are equal), including iteration 0. It is an oracle, because choosing it requires test labels.
 
     Args:
         iterations: metrics of iteration 0 (direct transfer), 1, 2, ... under their recorded names; scores are fractions.
@@ -34,15 +34,13 @@ def summarise_run(iterations: Sequence[Metrics]) -> dict[str, float | None]:
     Raises:
         UserError: ``iterations`` is empty.
 
-    Source: ours.
-
     Example:
         >>> row = summarise_run([{"rank_1": 0.5, "mAP": 0.4}, {"rank_1": 0.7, "mAP": 0.6}, {"rank_1": 0.6, "mAP": 0.5}])
         >>> row["stop_iteration"], row["mAP"], round(row["gain_mAP"], 3), row["oracle_best_iteration"], row["oracle_best_mAP"]
         (2, 0.5, 0.1, 1, 0.6)
     """
     if not iterations:
-        raise UserError("a run without iterations cannot be summarised: wait until iteration 0 is scored")
+        raise UserError("the run has no iterations to summarise: wait until iteration 0 is scored")
     first, last = iterations[0], iterations[-1]
     scored = [(metrics["mAP"], -number) for number, metrics in enumerate(iterations) if metrics.get("mAP") is not None]
     best = -max(scored)[1] if scored else None

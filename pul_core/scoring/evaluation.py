@@ -1,7 +1,4 @@
-"""Re-ID metrics of query and gallery features: average precision, CMC and mINP, from the ranks of each query's correct matches.
-
-The module knows nothing about training, and training never reads its results.
-"""
+"""Re-ID metrics of query and gallery features: average precision, CMC and mINP, from the ranks of each query's correct matches."""
 
 from typing import Literal, NamedTuple
 
@@ -14,7 +11,6 @@ from pul_core.identities import JUNK_PID, NO_CAMERA
 from pul_core.scoring.ranks import (
     TIE_TOLERANCE,
     DistanceFunction,
-    IgnoredPairs,
     Matches,
     Ties,
     cosine_distances,
@@ -29,10 +25,10 @@ Unscored = Literal["left_out", "zero"]
 
 
 class Scores(NamedTuple):
-    """One entry per query, in the order of the queries. A query without a correct match has num_positives 0 and NaN in the first 4.
+    """One entry per query, in the order of the queries. A query without a correct match has num_positives 0 and NaN in the first 4 fields.
 
-    With expected ties, the first 4 are expectations over all orders of equally distant gallery images, and the last 2 count the correct
-    matches and the negatives that are as close as the first match. With other policies, the last 2 are 1 and 0.
+    With expected ties, the first 4 fields are expectations over all orders of equally distant gallery images, and the last 2 count the
+    correct matches and the negatives that are as close as the first match. With other policies, the last 2 are 1 and 0.
     """
 
     ap: Floats  # (q,) plain average precision
@@ -40,8 +36,8 @@ class Scores(NamedTuple):
     inp: Floats  # (q,) inverse negative penalty: number of correct matches / rank of the last one
     first_hit: Floats  # (q,) rank of the first correct match, from 1
     num_positives: Ints  # (q,) number of correct matches
-    first_tied_right: Ints  # (q,)
-    first_tied_wrong: Ints  # (q,)
+    first_tied_right: Ints  # (q,) number of correct matches at the distance of the first one
+    first_tied_wrong: Ints  # (q,) number of negatives at that distance
 
 
 class Summary(NamedTuple):
@@ -58,10 +54,10 @@ class Summary(NamedTuple):
 def score_queries(
     query: Features,
     query_pids: Ints,
-    query_camids: Ints | None,
+    query_camids: Ints,
     gallery: Features,
     gallery_pids: Ints,
-    gallery_camids: Ints | None,
+    gallery_camids: Ints,
     *,
     same_camera: SameCamera = "ignore_same_identity",
     ties: Ties = "pessimistic",
@@ -77,7 +73,7 @@ def score_queries(
     Args:
         query: (q, d) features, may be memory-mapped.
         query_pids: (q,) identities; a distractor or junk query has no correct match.
-        query_camids: (q,) cameras; -1 is unknown, None means all are. No image is ignored because of an unknown camera.
+        query_camids: (q,) cameras; -1 is unknown, and no image is ignored because of an unknown camera.
         gallery: (g, d) features, may be memory-mapped; read once, block by block.
         gallery_pids: (g,) identities; 0 is a distractor, -1 is junk.
         gallery_camids: (g,) cameras, as for the queries.
@@ -89,7 +85,7 @@ def score_queries(
         The scores of each query.
 
     Raises:
-        UserError: a feature is a zero vector or not finite, or a policy does not exist.
+        UserError: a feature is a zero vector or not finite.
 
     Source: Zheng et al. 2015 (Market-1501); INP: Ye et al. 2021; expected ties: McSherry and Najork 2008; pessimistic ties are ours.
 
@@ -100,30 +96,12 @@ def score_queries(
         >>> scores.first_hit.tolist(), scores.num_positives.tolist(), round(float(scores.ap[0]), 3)
         ([1.0], [2], 0.833)
     """
-    margins: dict[str, tuple[float, ...]] = {
+    margins: dict[Ties, tuple[float, ...]] = {
         "pessimistic": (TIE_TOLERANCE,),
         "optimistic": (-TIE_TOLERANCE,),
         "expected": (TIE_TOLERANCE, -TIE_TOLERANCE),
     }
-    if ties not in margins:
-        raise UserError(f"ties must be one of {', '.join(margins)}, got {ties!r}")
-    if same_camera not in ("ignore_same_identity", "ignore_all"):
-        raise UserError(f"same_camera must be one of ignore_same_identity, ignore_all, got {same_camera!r}")
-    query_camids, gallery_camids = camids_or_unknown(query_camids, len(query)), camids_or_unknown(gallery_camids, len(gallery))
-    ignored = _ignored_pairs(query_pids, query_camids, gallery_pids, gallery_camids, same_camera)
-    distances = distances or cosine_distances(query, gallery)
-    matches = find_matches(distances, query_pids, gallery_pids, ignored)
-    gallery_idx = np.flatnonzero(gallery_pids != JUNK_PID)
-    counts = count_closer_negatives(distances, matches, query_pids, gallery_pids, gallery_idx, ignored, margins[ties])
-    return _scores(matches, counts[0], len(query)) if len(counts) == 1 else _expected_scores(matches, counts[0], counts[1], len(query))
 
-
-def camids_or_unknown(camids: Ints | None, count: int) -> Ints:
-    """Return the camera numbers, or ``count`` unknown cameras if there are none."""
-    return np.full(count, NO_CAMERA) if camids is None else camids
-
-
-def _ignored_pairs(query_pids: Ints, query_camids: Ints, gallery_pids: Ints, gallery_camids: Ints, same_camera: SameCamera) -> IgnoredPairs:
     def ignored(query_idx: Ints, gallery_idx: Ints) -> Mask:
         row_camids, column_camids = query_camids[query_idx, None], gallery_camids[gallery_idx]
         mask: Mask = (row_camids == column_camids) & (row_camids != NO_CAMERA)
@@ -131,7 +109,11 @@ def _ignored_pairs(query_pids: Ints, query_camids: Ints, gallery_pids: Ints, gal
             mask &= query_pids[query_idx, None] == gallery_pids[gallery_idx]
         return mask
 
-    return ignored
+    distances = distances or cosine_distances(query, gallery)
+    matches = find_matches(distances, query_pids, gallery_pids, ignored)
+    gallery_idx = np.flatnonzero(gallery_pids != JUNK_PID)
+    counts = count_closer_negatives(distances, matches, query_pids, gallery_pids, gallery_idx, ignored, margins[ties])
+    return _scores(matches, counts[0], len(query)) if len(counts) == 1 else _expected_scores(matches, counts[0], counts[1], len(query))
 
 
 def _scores(matches: Matches, closer_negatives: Ints, q: int) -> Scores:
@@ -140,15 +122,9 @@ def _scores(matches: Matches, closer_negatives: Ints, q: int) -> Scores:
     rank = matches.ordinal + closer_negatives
     precision = matches.ordinal / rank
     precision_before = np.where(rank > 1, (matches.ordinal - 1) / np.maximum(rank - 1, 1), 1.0)
-    scored = positives > 0
-    last = np.cumsum(positives)[scored] - 1
-    first = last - positives[scored] + 1
-    ap, trapezoidal, inp, first_hit = (np.full(q, np.nan) for _ in range(4))
-    ap[scored] = np.bincount(matches.query_idx, precision, q)[scored] / positives[scored]
-    trapezoidal[scored] = np.bincount(matches.query_idx, (precision + precision_before) / 2, q)[scored] / positives[scored]
-    inp[scored] = positives[scored] / rank[last]
-    first_hit[scored] = rank[first]
-    return Scores(ap, trapezoidal, inp, first_hit, positives, scored.astype(np.int64), np.zeros(q, np.int64))
+    num_matches = positives[positives > 0]
+    inp: Floats = num_matches / rank[np.cumsum(num_matches) - 1]
+    return _collect(matches.query_idx, precision, (precision + precision_before) / 2, positives, inp, rank[matches.ordinal == 1], 1, 0)
 
 
 def _expected_scores(matches: Matches, closer_or_tied: Ints, closer: Ints, q: int) -> Scores:
@@ -179,17 +155,33 @@ def _expected_scores(matches: Matches, closer_or_tied: Ints, closer: Ints, q: in
     shifted = slope * size + (matches_before - slope * before) * (harmonic[before + size - 1] - harmonic[np.maximum(before - 1, 0)])
     precision_before = np.where(before > 0, shifted, 1 + slope * (size - 1))  # by convention, the precision before rank 1 is 1
     positives = np.bincount(matches.query_idx, minlength=q)
-    scored = positives > 0
-    last = np.searchsorted(query_idx, np.flatnonzero(scored), side="right") - 1
-    first = np.searchsorted(query_idx, np.flatnonzero(scored))
-    ap, trapezoidal, inp, first_hit = (np.full(q, np.nan) for _ in range(4))
-    ap[scored] = np.bincount(query_idx, t / size * precision, q)[scored] / positives[scored]
-    trapezoidal[scored] = np.bincount(query_idx, t / size * (precision + precision_before) / 2, q)[scored] / positives[scored]
-    inp[scored] = positives[scored] * [_mean_inverse_last_rank(*level) for level in zip(t[last], size[last], before[last], strict=True)]
-    first_hit[scored] = negatives_before[first] + (size[first] + 1) / (t[first] + 1)
-    tied_matches, tied_negatives = np.zeros(q, np.int64), np.zeros(q, np.int64)
-    tied_matches[scored], tied_negatives[scored] = t[first], n[first]
-    return Scores(ap, trapezoidal, inp, first_hit, positives, tied_matches, tied_negatives)
+    first = np.flatnonzero(matches_before == 0)
+    last = np.append(first[1:], len(starts)) - 1
+    inverse_ranks = [_mean_inverse_last_rank(*level) for level in zip(t[last], size[last], before[last], strict=True)]
+    inp = positives[positives > 0] * np.array(inverse_ranks)
+    first_hit = negatives_before[first] + (size[first] + 1) / (t[first] + 1)
+    trapezoidal = t / size * (precision + precision_before) / 2
+    return _collect(query_idx, t / size * precision, trapezoidal, positives, inp, first_hit, t[first], n[first])
+
+
+def _collect(
+    query_idx: Ints,
+    precision: Floats,
+    trapezoidal: Floats,
+    positives: Ints,
+    inp: Floats,
+    first_hit: Floats,
+    tied_matches: Ints | int,
+    tied_negatives: Ints | int,
+) -> Scores:
+    """Average the precisions by query, and insert NaN for the queries without a correct match, which the last 4 arguments leave out."""
+    q, scored = len(positives), positives > 0
+    columns, tied = np.full((4, q), np.nan), np.zeros((2, q), np.int64)
+    columns[0, scored] = np.bincount(query_idx, precision, q)[scored] / positives[scored]
+    columns[1, scored] = np.bincount(query_idx, trapezoidal, q)[scored] / positives[scored]
+    columns[2, scored], columns[3, scored] = inp, first_hit
+    tied[0, scored], tied[1, scored] = tied_matches, tied_negatives
+    return Scores._make((*columns, positives, *tied))
 
 
 def _mean_inverse_last_rank(t: int, size: int, before: int) -> float:
@@ -200,8 +192,7 @@ def _mean_inverse_last_rank(t: int, size: int, before: int) -> float:
 
 
 def _log_choose(n: Ints, k: int | Ints) -> Floats:
-    result: Floats = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
-    return result
+    return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
 def cmc_per_query(scores: Scores, max_rank: int = MAX_RANK) -> Floats:
@@ -244,7 +235,7 @@ def summarise(scores: Scores, split: Ints | None = None, *, unscored: Unscored =
         Means as fractions.
 
     Raises:
-        UserError: a split has no query with a correct match, or the policy does not exist.
+        UserError: a split has no query with a correct match.
 
     Example:
         >>> one, none = np.array([1.0, np.nan]), np.array([0, 0])
@@ -254,8 +245,6 @@ def summarise(scores: Scores, split: Ints | None = None, *, unscored: Unscored =
         >>> summarise(scores, unscored="zero", max_rank=1).mean_ap
         0.5
     """
-    if unscored not in ("left_out", "zero"):
-        raise UserError(f"unscored must be left_out or zero, got {unscored!r}")
     scored = scores.num_positives > 0
     split = np.zeros(len(scored), np.int64) if split is None else split
     values = np.column_stack((scores.ap, scores.ap_trapezoidal, scores.inp, cmc_per_query(scores, max_rank)))

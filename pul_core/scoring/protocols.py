@@ -12,7 +12,7 @@ from scipy import sparse
 from pul_core.arrays import Features, Ints, take_rows, unit_rows
 from pul_core.errors import UserError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA
-from pul_core.scoring.evaluation import SameCamera, Scores, camids_or_unknown, score_queries
+from pul_core.scoring.evaluation import SameCamera, Scores, score_queries
 from pul_core.scoring.ranks import GALLERY_BLOCK, Ties
 from pul_core.scoring.reranking import Reranking, reranked_distances
 
@@ -20,7 +20,7 @@ ProtocolName = Literal["market1501", "cross_camera", "cuhk03_new", "cuhk03_old",
 
 
 class Protocol(NamedTuple):
-    """The rules of a protocol."""
+    """The rules of a protocol; the defaults are those of Market-1501."""
 
     same_camera: SameCamera = "ignore_same_identity"  # which gallery images of the query's camera are ignored
     num_splits: int = 1
@@ -44,7 +44,7 @@ class FeatureSet(NamedTuple):
 
     features: Features  # (n, d), may be memory-mapped
     pids: Ints  # (n,)
-    camids: Ints | None = None  # (n,) -1 is unknown, and so are all cameras if this is None
+    camids: Ints  # (n,) -1 is unknown
 
 
 class ProtocolScores(NamedTuple):
@@ -78,7 +78,7 @@ def score_protocol(
         The scores of each query in each split.
 
     Raises:
-        UserError: the protocol needs more identities, or cameras that are unknown, or a feature is a zero vector or not finite.
+        UserError: too few identities or unknown cameras for the protocol, or a feature that is a zero vector or not finite.
 
     Source: Zheng et al. 2015 (Market-1501, multi-query), Zhong et al. 2017 (CUHK03 new), Li et al. 2014 (CUHK03 old), Gray et al. 2007
     (VIPeR); how single gallery shots are drawn is ours.
@@ -89,10 +89,9 @@ def score_protocol(
         >>> [score_protocol(PROTOCOLS[name], query, gallery).scores.first_hit.tolist() for name in ("market1501", "cross_camera")]
         [[1.0, 1.0], [1.0, 1.0]]
     """
-    query_camids, gallery_camids = camids_or_unknown(query.camids, len(query.pids)), camids_or_unknown(gallery.camids, len(gallery.pids))
-    features = _pooled(query, query_camids, gallery, gallery_camids) if protocol.pooled_queries else query.features
+    features = _pooled(query, gallery) if protocol.pooled_queries else query.features
     parts = []
-    for split, query_idx, gallery_idx in _splits(protocol, query.pids, query_camids, gallery.pids, gallery_camids, seed):
+    for split, query_idx, gallery_idx in _splits(protocol, query, gallery, seed):
         if reranking:  # junk would be a neighbour of other images
             gallery_idx = gallery_idx[gallery.pids[gallery_idx] != JUNK_PID]
         query_features, gallery_features = take_rows(features, query_idx), take_rows(gallery.features, gallery_idx)
@@ -100,57 +99,55 @@ def score_protocol(
         scores = score_queries(
             query_features,
             query.pids[query_idx],
-            query_camids[query_idx],
+            query.camids[query_idx],
             gallery_features,
             gallery.pids[gallery_idx],
-            gallery_camids[gallery_idx],
+            gallery.camids[gallery_idx],
             same_camera=protocol.same_camera,
             ties=ties,
             distances=distances,
         )
         parts.append((scores, query_idx, np.full(len(query_idx), split)))
-    if not parts:
-        raise UserError("there is no query to score: check the data set's query images")
     score_parts, query_idx_parts, split_parts = zip(*parts, strict=True)
     scores = Scores(*map(np.concatenate, zip(*score_parts, strict=True)))
     return ProtocolScores(scores, np.concatenate(query_idx_parts), np.concatenate(split_parts))
 
 
-def _splits(
-    protocol: Protocol, query_pids: Ints, query_camids: Ints, gallery_pids: Ints, gallery_camids: Ints, seed: int
-) -> Iterator[tuple[int, Ints, Ints]]:
-    """Yield (split number, query positions, positions of the gallery they search); the queries of a split may come in several parts."""
+def _splits(protocol: Protocol, query: FeatureSet, gallery: FeatureSet, seed: int) -> Iterator[tuple[int, Ints, Ints]]:
+    """Yield (split number, query positions, gallery positions that they search); the queries of a split may come in several parts."""
     if protocol.num_identities == "all":
-        yield 0, np.arange(len(query_pids)), np.arange(len(gallery_pids))
+        yield 0, np.arange(len(query.pids)), np.arange(len(gallery.pids))
         return
-    shared = np.intersect1d(query_pids, gallery_pids)
+    shared = np.intersect1d(query.pids, gallery.pids)
     shared = shared[shared > DISTRACTOR_PID]
     count = len(shared) // 2 if protocol.num_identities == "half" else protocol.num_identities
     if not 1 <= count <= len(shared):
-        raise UserError(f"the protocol needs {max(count, 2)} identities in both query and gallery, but there are {len(shared)}")
+        raise UserError(
+            f"the protocol requires {max(count, 2)} identities in both query and gallery, got {len(shared)}: choose another protocol"
+        )
     for split in range(protocol.num_splits):
         rng = np.random.default_rng((seed, split))
         drawn_pids = rng.choice(shared, count, replace=False)
-        query_idx, gallery_idx = (np.flatnonzero(np.isin(pids, drawn_pids)) for pids in (query_pids, gallery_pids))
+        query_idx, gallery_idx = (np.flatnonzero(np.isin(pids, drawn_pids)) for pids in (query.pids, gallery.pids))
         if not protocol.single_shot:
             yield split, query_idx, gallery_idx
             continue
-        for camid in np.unique(query_camids[query_idx]):
-            other_cameras = gallery_idx[(gallery_camids[gallery_idx] != camid) | (camid == NO_CAMERA)]
+        for camid in np.unique(query.camids[query_idx]):
+            other_cameras = gallery_idx[(gallery.camids[gallery_idx] != camid) | (camid == NO_CAMERA)]
             shuffled = rng.permutation(other_cameras)
-            _, first = np.unique(gallery_pids[shuffled], return_index=True)
-            yield split, query_idx[query_camids[query_idx] == camid], np.sort(shuffled[first])
+            _, first = np.unique(gallery.pids[shuffled], return_index=True)
+            yield split, query_idx[query.camids[query_idx] == camid], np.sort(shuffled[first])
 
 
-def _pooled(query: FeatureSet, query_camids: Ints, gallery: FeatureSet, gallery_camids: Ints) -> Features:
-    """Return, for each query, the mean of the L2-normalised features of all query and gallery images of its identity from its camera.
+def _pooled(query: FeatureSet, gallery: FeatureSet) -> Features:
+    """Return, for each query, the sum of the L2-normalised features of all query and gallery images of its identity from its camera.
 
-    The mean is not divided by the number of images, because cosine distance ignores lengths.
+    The sum replaces the mean, because cosine distance ignores lengths. Without cameras the correct matches would be pooled, too.
     """
-    if (query_camids == NO_CAMERA).any():
-        raise UserError("multi_query needs the camera of every query, because it would pool the correct matches otherwise")
+    if (query.camids == NO_CAMERA).any():
+        raise UserError("multi_query requires the camera of every query, but some are unknown: choose another protocol")
     q = len(query.pids)
-    pids, camids = np.append(query.pids, gallery.pids), np.append(query_camids, gallery_camids)
+    pids, camids = np.append(query.pids, gallery.pids), np.append(query.camids, gallery.camids)
     _, groups = np.unique(np.stack((pids, camids), 1), axis=0, return_inverse=True)
     query_groups, query_group_idx = np.unique(groups[:q], return_inverse=True)
     total = np.zeros((len(query_groups), query.features.shape[1]), np.float32)
@@ -161,5 +158,4 @@ def _pooled(query: FeatureSet, query_camids: Ints, gallery: FeatureSet, gallery_
             cells = np.searchsorted(query_groups, image_groups[block]), np.arange(len(block))
             membership = sparse.csr_matrix((np.ones(len(block), np.float32), cells), shape=(len(query_groups), len(block)))
             total += membership @ unit_rows(features, block, "multi-query").numpy()
-    pooled: Features = total[query_group_idx]
-    return pooled
+    return total[query_group_idx]

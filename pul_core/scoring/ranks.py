@@ -144,8 +144,7 @@ def _count_below(block: torch.Tensor, match_distance: npt.NDArray[np.float32], c
     width = edges.shape[1] + 1
     bucket += torch.arange(0, len(block) * width, width, dtype=torch.int32)[:, None]
     bucket_sizes = torch.bincount(bucket.view(-1), minlength=len(block) * width).view(len(block), width)
-    below: Ints = bucket_sizes.cumsum(1).numpy()[cells]
-    return below
+    return bucket_sizes.cumsum(1).numpy()[cells]
 
 
 def _blocks(positions: Ints, size: int) -> list[Ints]:

@@ -1,6 +1,6 @@
 """k-reciprocal re-ranking: distances that combine cosine distance with the Jaccard distance of neighbourhoods.
 
-The neighbourhoods contain the other queries as well, so a query's result depends on them.
+Neighbourhoods include the other queries, so the result of a query depends on them.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """One synthetic camera: its backdrop, occluders, and the colours, blur and noise of its lens and sensor.
 
-People are drawn in `figure`; which cameras a domain has is defined in `people`.
+`figure` draws the people; `people` defines the cameras of each domain.
 """
 
 from dataclasses import dataclass
@@ -64,21 +64,12 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: int, st
     Returns:
         (rows, columns), centred on 0.
 
-    Raises:
-        ValueError: `cell` is below 1.
-
-    Source: ours.
-
     >>> import numpy as np
     >>> smooth_noise(np.random.default_rng(0), (20, 10), 5, 0.1).shape
     (20, 10)
     """
-    if cell < 1:
-        raise ValueError(f"cell must be at least 1 pixel, got {cell}.")
-    grid_shape = (shape[0] // cell + 2, shape[1] // cell + 2)
-    grid = strength * rng.standard_normal(grid_shape, dtype=np.float32)
-    smooth = Image.fromarray(grid).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
-    return np.asarray(smooth, dtype=np.float32)
+    grid = strength * rng.standard_normal((shape[0] // cell + 2, shape[1] // cell + 2), dtype=np.float32)
+    return np.asarray(Image.fromarray(grid).resize((shape[1], shape[0]), Image.Resampling.BILINEAR), dtype=np.float32)
 
 
 def _ground_texture(kind: Ground, rng: np.random.Generator, shape: tuple[int, int]) -> FloatImage:
@@ -108,8 +99,7 @@ def _wall_texture(kind: Wall, rng: np.random.Generator, shape: tuple[int, int]) 
     texture: FloatImage = 1 + smooth_noise(rng, shape, 32, 0.06) + smooth_noise(rng, shape, 2, 0.03)
     match kind:
         case "brick":
-            row = np.floor(y / 10)
-            joints = (np.mod(y, 10) < 1.5) | (np.mod(x + 13 * np.mod(row, 2), 26) < 1.5)
+            joints = (np.mod(y, 10) < 1.5) | (np.mod(x + 13 * np.mod(np.floor(y / 10), 2), 26) < 1.5)
             row_brightness = rng.normal(0, 0.1, (shape[0] // 10 + 1, 1)).repeat(10, axis=0)[: shape[0]]
             return np.asarray(texture + 0.25 * joints + row_brightness, dtype=np.float32)
         case "shop":
@@ -156,18 +146,11 @@ def crop_backdrop(camera: Camera, position: float, rng: np.random.Generator, siz
     Returns:
         (rows, columns, 3), 0..1; a copy.
 
-    Raises:
-        ValueError: `position` is outside 0..1.
-
-    Source: ours.
-
     >>> import numpy as np
     >>> from pul_core.synthetic.people import make_camera
     >>> crop_backdrop(make_camera("source", 10, 1), 0.5, np.random.default_rng(0), (256, 128)).shape
     (256, 128, 3)
     """
-    if not 0 <= position <= 1:
-        raise ValueError(f"position must be between 0 and 1, got {position}.")
     rows, columns = size
     backdrop = _backdrop(camera)
     left = round(position * (backdrop.shape[1] - columns))
@@ -184,8 +167,6 @@ def draw_occluder(kind: Occluder, rng: np.random.Generator, scene: FloatImage) -
         kind: the object.
         rng: the random generator of its position and colour.
         scene: (rows, columns, 3), 0..1; changed in place.
-
-    Source: ours.
 
     >>> import numpy as np
     >>> scene = np.ones((256, 128, 3), dtype=np.float32)
@@ -219,17 +200,12 @@ def capture(camera: Camera, scene: FloatImage, gain: float, rng: np.random.Gener
 
     Args:
         camera: the camera.
-        scene: (2 rows, 2 columns, 3), 0..1.
+        scene: (2 rows, 2 columns, 3), 0..1; the numbers of rows and columns are even.
         gain: brightness of this image; 1 is average.
         rng: the random generator of the noise.
 
     Returns:
         (rows, columns, 3), uint8.
-
-    Raises:
-        ValueError: the scene has an odd number of rows or columns.
-
-    Source: ours.
 
     >>> import numpy as np
     >>> from pul_core.synthetic.people import make_camera
@@ -238,8 +214,6 @@ def capture(camera: Camera, scene: FloatImage, gain: float, rng: np.random.Gener
     ((128, 64, 3), 'uint8')
     """
     rows, columns = scene.shape[0] // 2, scene.shape[1] // 2
-    if scene.shape[:2] != (2 * rows, 2 * columns):
-        raise ValueError(f"the scene must have an even number of rows and columns, got {scene.shape[0]} x {scene.shape[1]}.")
     image = Image.fromarray((np.clip(scene, 0, 1) * 255).astype(np.uint8)).reduce(2)
     if camera.resolution < 1:
         sensor_size = (max(1, round(columns * camera.resolution)), max(1, round(rows * camera.resolution)))

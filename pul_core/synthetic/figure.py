@@ -1,6 +1,6 @@
-"""One synthetic pedestrian: draws a `Person` in a `Pose` and returns the colour of every pixel the figure covers.
+"""One synthetic pedestrian: draws a `Person` in a `Pose` and returns the colour of every pixel that the figure covers.
 
-Which clothes people wear, and how often, is defined in `people`; backgrounds, colour casts and lenses in `camera`.
+`people` defines the frequency of clothes; `camera` draws backgrounds, and simulates colour casts and lenses.
 
 The figure is a three-dimensional skeleton (x towards the person's left, h up, z forward; the unit is the body height), rotated to the
 viewing direction and drawn as flat shapes from far to near. Each pixel first holds a part number and a shade; colours and patterns are
@@ -29,22 +29,8 @@ SHOULDER, HIP = 0.815, 0.50  # heights of the shoulders and hips, in body height
 FAR_SHADE, PLAIN_SHADE = 100, 128  # shade of limbs on the far side, and of all other parts; 128 leaves a colour unchanged
 
 
-class Part(IntEnum):
-    """The part of the figure that a pixel belongs to."""
-
-    BACKGROUND = 0
-    SKIN = 1
-    HAIR = 2
-    HAT = 3
-    UPPER = 4
-    SLEEVE = 5
-    INNER = 6
-    LOWER = 7
-    SHOES = 8
-    BAG = 9
-    SCARF = 10
-    EYES = 11
-    PATTERN = 12
+# The part of the figure that a pixel belongs to.
+Part = IntEnum("Part", "BACKGROUND SKIN HAIR HAT UPPER SLEEVE INNER LOWER SHOES BAG SCARF EYES PATTERN", start=0)
 
 
 @dataclass(frozen=True)
@@ -101,14 +87,14 @@ class _Sketch:
     def __init__(self, person: Person, pose: Pose) -> None:
         self.person, self.pose = person, pose
         self.cos, self.sin = math.cos(math.radians(pose.view)), math.sin(math.radians(pose.view))
-        self.shapes: list[tuple[float, str, list[Point], tuple[int, int, int]]] = []
+        self.shapes: list[tuple[float, str, list[Point], tuple[int, int, int]]] = []  # depth, name of ImageDraw's method, points, fill
 
     def scale(self, h: float) -> float:
         """Return pixels per body height at height h; a camera above eye level is nearer to the upper body."""
         return self.pose.height * (1 - self.pose.elevation + 2 * self.pose.elevation * h)
 
     def depth(self, x: float, z: float) -> float:
-        """Return by how much a point is nearer to the camera than the body's axis."""
+        """Return how much nearer a point is to the camera than the body's axis."""
         return self.cos * z - self.sin * x
 
     def project(self, x: float, h: float, z: float) -> Point:
@@ -116,10 +102,6 @@ class _Sketch:
         tilt = self.pose.elevation
         row = self.pose.y - self.pose.height * ((1 - tilt) * h + tilt * h * h - 0.6 * tilt * self.depth(x, z))
         return self.pose.x + self.scale(h) * (self.cos * x + self.sin * z), row
-
-    def half_width(self, side: float, front: float) -> float:
-        """Return the projected half width of a horizontal ellipse with semi-axes `side` (sideways) and `front` (forwards)."""
-        return math.hypot(side * self.cos, front * self.sin) * self.person.build
 
     def polygon(self, part: Part, points: list[Point], depth: float, shade: int = PLAIN_SHADE) -> None:
         """Add a filled polygon, in pixels."""
@@ -150,7 +132,7 @@ class _Sketch:
         left, right = [], []
         for h, side, front in rings:
             x, y = self.project(0, h, 0)
-            half = self.half_width(side, front) * self.scale(h)
+            half = math.hypot(side * self.cos, front * self.sin) * self.person.build * self.scale(h)  # of the projected ellipse
             left.append((x - half, y))
             right.append((x + half, y))
         self.polygon(part, left + right[::-1], depth)
@@ -160,10 +142,7 @@ class _Sketch:
         image = Image.new("RGB", (size[1], size[0]), (0, PLAIN_SHADE, 0))
         draw = ImageDraw.Draw(image)
         for _, kind, points, fill in sorted(self.shapes, key=lambda shape: shape[0]):
-            if kind == "polygon":
-                draw.polygon(points, fill=fill)
-            else:
-                draw.ellipse(points, fill=fill)
+            getattr(draw, kind)(points, fill=fill)
         pixels = np.asarray(image)
         return pixels[..., 0], pixels[..., 1]
 
@@ -262,12 +241,13 @@ def _torso(sketch: _Sketch) -> None:
         rings.append((person.top_hem, 0.1 + padding + flare, 0.085 + padding + flare))
     sketch.tube(Part.UPPER, rings, 0.0)
     if sketch.cos > 0.15:
-        half = (0.042 if person.is_open else 0.0) * sketch.cos * person.build
-        if half > 0:
+        if person.is_open:
+            half = 0.042 * sketch.cos * person.build
             shift = 0.07 * sketch.sin
             rows = [(SHOULDER + 0.02, 0.4), (0.7, 1.0), (max(person.top_hem, hip - 0.05), 1.25)]
-            left = [(sketch.project(0, h, 0)[0] + (shift - half * w) * sketch.scale(h), sketch.project(0, h, 0)[1]) for h, w in rows]
-            right = [(sketch.project(0, h, 0)[0] + (shift + half * w) * sketch.scale(h), sketch.project(0, h, 0)[1]) for h, w in rows]
+            axis = [sketch.project(0, h, 0) for h, _ in rows]
+            left = [(x + (shift - half * w) * sketch.scale(h), y) for (x, y), (h, w) in zip(axis, rows, strict=True)]
+            right = [(x + (shift + half * w) * sketch.scale(h), y) for (x, y), (h, w) in zip(axis, rows, strict=True)]
             sketch.polygon(Part.INNER, left + right[::-1], 1e-3)
         x, y = sketch.project(0, SHOULDER + 0.03, 0.05)
         scale = sketch.scale(SHOULDER)
@@ -383,7 +363,7 @@ def _head(sketch: _Sketch) -> None:
 
 
 def _pattern_mask(person: Person, pose: Pose, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return the mask of the pixels where the pattern's colour replaces the colour of the top, (rows, columns)."""
+    """Return the mask (rows, columns) of the pixels where the pattern's colour replaces the colour of the top, if that is not plain."""
     period = person.pattern_period
     v = (np.arange(size[0], dtype=np.float32)[:, None] - (pose.y - SHOULDER * pose.height)) / pose.height
     u = (np.arange(size[1], dtype=np.float32)[None, :] - pose.x) / pose.height
@@ -399,10 +379,8 @@ def _pattern_mask(person: Person, pose: Pose, size: tuple[int, int]) -> npt.NDAr
             mask = (np.mod(v / period, 1) - 0.5) ** 2 + (np.mod(u / period, 1) - 0.5) ** 2 < 0.09
         case "logo":
             mask = (np.abs(u) < 0.9 * period) & (np.abs(v - 0.11) < 0.6 * period) & (facing > 0.25)
-        case "two_tone":
+        case _:  # two_tone
             mask = v < 2.2 * period
-        case _:
-            mask = np.zeros((1, 1), dtype=np.bool_)
     return np.broadcast_to(mask, size)
 
 
@@ -444,11 +422,6 @@ def draw_person(
     Returns:
         (colours, mask): the colours (n, 3), about 0..1, of the n pixels where `mask` (rows, columns) is true, in row-major order.
 
-    Raises:
-        ValueError: `folds` does not have the size of the canvas.
-
-    Source: ours.
-
     >>> import numpy as np
     >>> from pul_core.synthetic.people import make_person
     >>> pose = Pose(view=0, phase=0, stride=0.4, elevation=0, x=64, y=245, height=230)
@@ -456,8 +429,6 @@ def draw_person(
     >>> colours.shape == (mask.sum(), 3), bool(mask[40, 64]), bool(mask[40, 0])
     (True, True, False)
     """
-    if folds.shape != size:
-        raise ValueError(f"folds must have the shape of the canvas, {size}, got {folds.shape}.")
     sketch = _Sketch(person, pose)
     _torso(sketch)
     _bag(sketch)
@@ -468,11 +439,9 @@ def draw_person(
     parts, shades = sketch.render(size)
     mask = parts != Part.BACKGROUND
     if person.pattern != "plain":
-        cloth = (parts == Part.UPPER) | (parts == Part.SLEEVE)
-        parts = np.where(cloth & _pattern_mask(person, pose, size), np.uint8(Part.PATTERN), parts)
+        parts = np.where(np.isin(parts, (Part.UPPER, Part.SLEEVE)) & _pattern_mask(person, pose, size), np.uint8(Part.PATTERN), parts)
     outline = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(5)))
-    slope = np.zeros(size, dtype=np.float32)
-    slope[:, 1:-1] = np.subtract(outline[:, 2:], outline[:, :-2], dtype=np.float32)
+    slope = np.pad(np.subtract(outline[:, 2:], outline[:, :-2], dtype=np.float32), ((0, 0), (1, 1)))
     relief = 0.7 + (0.3 * outline[mask] - 1.3 * light * slope[mask]) / 255
     brightness = shades[mask] * (folds[mask] * relief / PLAIN_SHADE)
     return _part_colours(person)[parts[mask]] * brightness[:, None].astype(np.float32), mask

@@ -1,8 +1,8 @@
 """Synthetic pedestrians in two domains: identities, cameras, the list of images, and the drawing of one image from its seed.
 
 The data sets resemble a small Market-1501 and a second small set: people with similar clothes, cameras with different colours,
-misaligned boxes, and distractors and junk in the gallery. They say nothing about accuracy on real data; they let the whole loop be run,
-tested and demonstrated without a real data set. Everything follows from (seed, domain, number), so no image depends on the number of
+misaligned boxes, and distractors and junk in the gallery. The whole loop can be run, tested and demonstrated on them without a real data
+set, but they do not predict accuracy on real data. Everything follows from (seed, domain, number), so no image depends on the number of
 other images.
 """
 
@@ -13,6 +13,7 @@ from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random import default_rng
 
 from pul_core.errors import UserError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID
@@ -97,35 +98,36 @@ class Wardrobe:
 
 
 # fmt: off
-SUMMER = Wardrobe(  # a bright campus
-    tops={"tshirt": 5, "shirt": 2, "jacket": 1.2, "coat": 0.1, "dress": 1},
-    bottoms={"trousers": 4, "shorts": 3, "skirt": 1.5},
-    top_colours={
-        "white": 4, "black": 3, "grey": 1.5, "silver": 1, "navy": 1.2, "blue": 1.5, "sky": 1.2, "red": 1.2, "pink": 1, "yellow": 0.7,
-        "green": 0.7, "purple": 0.5, "teal": 0.5, "orange": 0.4,
-    },
-    bottom_colours={"denim": 4, "indigo": 1.5, "black": 3, "beige": 1.2, "grey": 0.8, "white": 0.7, "navy": 0.7, "olive": 0.4},
-    patterns={"plain": 5, "stripes": 1.3, "pinstripes": 0.4, "checks": 0.8, "dots": 0.5, "logo": 2, "two_tone": 0.6},
-    bags={"none": 4, "backpack": 3.5, "shoulder": 1.5, "handbag": 1},
-    hats={"none": 9, "cap": 1.2},
-    scarf=0.0,
-    boots=0.06,
-)
-AUTUMN = Wardrobe(  # a city in October
-    tops={"tshirt": 1.5, "shirt": 2.5, "jacket": 4, "coat": 1.8, "dress": 0.4},
-    bottoms={"trousers": 7, "shorts": 0.7, "skirt": 1},
-    top_colours={
-        "black": 4, "charcoal": 1.8, "grey": 1.5, "navy": 2, "beige": 1.2, "brown": 1, "olive": 1.2, "white": 1.2, "blue": 1, "red": 0.9,
-        "wine": 0.8, "green": 0.5, "orange": 0.4, "teal": 0.4, "purple": 0.3, "silver": 0.6,
-    },
-    bottom_colours={"black": 3.5, "indigo": 2.5, "denim": 2.5, "charcoal": 1.2, "beige": 0.9, "brown": 0.6, "olive": 0.5, "grey": 0.7},
-    patterns={"plain": 6, "stripes": 0.8, "pinstripes": 0.4, "checks": 1.2, "dots": 0.2, "logo": 1.2, "two_tone": 1.2},
-    bags={"none": 3.5, "backpack": 2.5, "shoulder": 2, "handbag": 2},
-    hats={"none": 7, "cap": 0.8, "beanie": 1.5},
-    scarf=0.18,
-    boots=0.25,
-)
-WARDROBES: dict[str, Wardrobe] = {"source": SUMMER, "target": AUTUMN}
+WARDROBES: dict[str, Wardrobe] = {
+    "source": Wardrobe(  # a sunny campus in summer
+        tops={"tshirt": 5, "shirt": 2, "jacket": 1.2, "coat": 0.1, "dress": 1},
+        bottoms={"trousers": 4, "shorts": 3, "skirt": 1.5},
+        top_colours={
+            "white": 4, "black": 3, "grey": 1.5, "silver": 1, "navy": 1.2, "blue": 1.5, "sky": 1.2, "red": 1.2, "pink": 1, "yellow": 0.7,
+            "green": 0.7, "purple": 0.5, "teal": 0.5, "orange": 0.4,
+        },
+        bottom_colours={"denim": 4, "indigo": 1.5, "black": 3, "beige": 1.2, "grey": 0.8, "white": 0.7, "navy": 0.7, "olive": 0.4},
+        patterns={"plain": 5, "stripes": 1.3, "pinstripes": 0.4, "checks": 0.8, "dots": 0.5, "logo": 2, "two_tone": 0.6},
+        bags={"none": 4, "backpack": 3.5, "shoulder": 1.5, "handbag": 1},
+        hats={"none": 9, "cap": 1.2},
+        scarf=0.0,
+        boots=0.06,
+    ),
+    "target": Wardrobe(  # a city in October
+        tops={"tshirt": 1.5, "shirt": 2.5, "jacket": 4, "coat": 1.8, "dress": 0.4},
+        bottoms={"trousers": 7, "shorts": 0.7, "skirt": 1},
+        top_colours={
+            "black": 4, "charcoal": 1.8, "grey": 1.5, "navy": 2, "beige": 1.2, "brown": 1, "olive": 1.2, "white": 1.2, "blue": 1,
+            "red": 0.9, "wine": 0.8, "green": 0.5, "orange": 0.4, "teal": 0.4, "purple": 0.3, "silver": 0.6,
+        },
+        bottom_colours={"black": 3.5, "indigo": 2.5, "denim": 2.5, "charcoal": 1.2, "beige": 0.9, "brown": 0.6, "olive": 0.5, "grey": 0.7},
+        patterns={"plain": 6, "stripes": 0.8, "pinstripes": 0.4, "checks": 1.2, "dots": 0.2, "logo": 1.2, "two_tone": 1.2},
+        bags={"none": 3.5, "backpack": 2.5, "shoulder": 2, "handbag": 2},
+        hats={"none": 7, "cap": 0.8, "beanie": 1.5},
+        scarf=0.18,
+        boots=0.25,
+    ),
+}
 HAIRSTYLES: dict[Hairstyle, float] = {"short": 5, "bald": 0.6, "bob": 1.5, "long": 2, "ponytail": 1.3, "bun": 0.7}
 GROUNDS: dict[str, tuple[Ground, ...]] = {"source": ("pavement", "grass", "tiles"), "target": ("asphalt", "stairs", "pavement", "tiles")}
 WALLS: dict[str, tuple[Wall, ...]] = {"source": ("hedge", "concrete", "brick"), "target": ("shop", "brick", "fence", "concrete")}
@@ -176,10 +178,6 @@ class PlannedImage:
         return f"{pid}_c{self.camid}s1_{self.frame:06d}_00.jpg"
 
 
-def _rng(*key: int) -> np.random.Generator:
-    return np.random.default_rng(key)
-
-
 def _sample_key(rng: np.random.Generator, weights: dict[Key, float]) -> Key:
     """Return a random key, with a probability proportional to its weight."""
     edges = np.cumsum(list(weights.values()))
@@ -223,19 +221,14 @@ def make_person(domain: Domain, seed: int, number: int) -> Person:
     Returns:
         The person; equal arguments give an equal person.
 
-    Raises:
-        ValueError: `seed` or `number` is negative.
-
-    Source: ours.
-
     >>> make_person("source", 10, 1) == make_person("source", 10, 1) != make_person("target", 10, 1)
     True
     """
-    rng, wardrobe = _rng(seed, DOMAIN_CODES[domain], PERSON, number), WARDROBES[domain]
+    rng, wardrobe = default_rng((seed, DOMAIN_CODES[domain], PERSON, number)), WARDROBES[domain]
     outfit = _sample_outfit(domain, rng)
     common_outfit = int(rng.integers(COMMON_OUTFITS))
     if rng.random() < LOOKALIKE_SHARE:
-        outfit = _sample_outfit(domain, _rng(seed, DOMAIN_CODES[domain], OUTFIT, common_outfit))
+        outfit = _sample_outfit(domain, default_rng((seed, DOMAIN_CODES[domain], OUTFIT, common_outfit)))
     pattern = _sample_key(rng, wardrobe.patterns)
     period_ranges = {"stripes": (0.035, 0.08), "pinstripes": (0.025, 0.05), "checks": (0.04, 0.08), "dots": (0.03, 0.05)}
     return Person(
@@ -281,18 +274,15 @@ def make_camera(domain: Domain, seed: int, camid: int) -> Camera:
     Returns:
         The camera; equal arguments give an equal camera.
 
-    Raises:
-        ValueError: `camid` is below 1.
-
-    Source: ours.
-
     >>> make_camera("source", 10, 1).backdrop_seed != make_camera("source", 10, 2).backdrop_seed
     True
     """
-    if camid < 1:
-        raise ValueError(f"camid must be at least 1, got {camid}.")
     code, zone = DOMAIN_CODES[domain], (camid - 1) // 2
-    domain_rng, zone_rng, rng = _rng(seed, code, ZONE), _rng(seed, code, ZONE, 1 + zone), _rng(seed, code, CAMERA, camid)
+    domain_rng, zone_rng, rng = (
+        default_rng((seed, code, ZONE)),
+        default_rng((seed, code, ZONE, 1 + zone)),
+        default_rng((seed, code, CAMERA, camid)),
+    )
     gains = np.exp(
         domain_rng.normal(0, DOMAIN_CAST_SPREAD, 3) + zone_rng.normal(0, ZONE_CAST_SPREAD, 3) + rng.normal(0, CAMERA_CAST_SPREAD, 3)
     )
@@ -344,24 +334,26 @@ def _sample_query_tracks(rng: np.random.Generator, tracks: list[tuple[int, int]]
 
 def _check_sizes(sizes: Sizes) -> None:
     """Raise a UserError if the sizes are inconsistent."""
-    if not 2 <= sizes.cameras <= 9:
-        raise UserError(f"cameras must be between 2 and 9, got {sizes.cameras}.")
-    if min(sizes.train_identities, sizes.test_identities) < 1:
-        raise UserError(
-            f"train_identities and test_identities must be at least 1, got {sizes.train_identities} and {sizes.test_identities}."
-        )
-    if sizes.train_identities + sizes.test_identities > 4999:
-        raise UserError(
-            f"train_identities + test_identities must be at most 4,999, got {sizes.train_identities + sizes.test_identities:,}."
-        )
-    if sizes.train_images < 2 * sizes.train_identities:
-        raise UserError(f"train_images must be at least 2 per train identity ({2 * sizes.train_identities}), got {sizes.train_images}.")
-    if sizes.queries < sizes.test_identities:
-        raise UserError(f"queries must be at least 1 per test identity ({sizes.test_identities}), got {sizes.queries}.")
-    if (known := round(sizes.gallery_images * (1 - sizes.distractor_share - sizes.junk_share))) < 2 * sizes.test_identities:
-        raise UserError(
-            f"gallery_images without distractors and junk must be at least 2 per test identity ({2 * sizes.test_identities}), got {known}."
-        )
+    identities = sizes.train_identities + sizes.test_identities
+    known = round(sizes.gallery_images * (1 - sizes.distractor_share - sizes.junk_share))
+    requirements = {
+        f"cameras must be between 2 and 9, got {sizes.cameras}.": 2 <= sizes.cameras <= 9,
+        f"train_identities must be at least 1, got {sizes.train_identities}.": sizes.train_identities >= 1,
+        f"test_identities must be at least 1, got {sizes.test_identities}.": sizes.test_identities >= 1,
+        f"train_identities + test_identities must be at most 4,999, got {identities:,}.": identities <= 4999,
+        f"train_images must be at least 2 per train identity ({2 * sizes.train_identities}), got {sizes.train_images}.": (
+            sizes.train_images >= 2 * sizes.train_identities
+        ),
+        f"queries must be at least 1 per test identity ({sizes.test_identities}), got {sizes.queries}.": (
+            sizes.queries >= sizes.test_identities
+        ),
+        f"gallery_images without distractors and junk must be at least 2 per test identity ({2 * sizes.test_identities}), got {known}.": (
+            known >= 2 * sizes.test_identities
+        ),
+    }
+    for message, is_met in requirements.items():
+        if not is_met:
+            raise UserError(message)
 
 
 def plan_domain(domain: Domain, seed: int, sizes: Sizes | None = None) -> tuple[PlannedImage, ...]:
@@ -391,7 +383,7 @@ def plan_domain(domain: Domain, seed: int, sizes: Sizes | None = None) -> tuple[
     """
     sizes = sizes or SIZES[domain]
     _check_sizes(sizes)
-    rng, first_pid = _rng(seed, DOMAIN_CODES[domain], PLAN), FIRST_PID[domain]
+    rng, first_pid = default_rng((seed, DOMAIN_CODES[domain], PLAN)), FIRST_PID[domain]
     train_pids = range(first_pid, first_pid + sizes.train_identities)
     test_pids = range(train_pids.stop, train_pids.stop + sizes.test_identities)
     rows: list[tuple[Folder, int, int, int, int, bool]] = []
@@ -475,17 +467,12 @@ def draw_image(domain: Domain, seed: int, planned: PlannedImage) -> npt.NDArray[
     Returns:
         (128, 64, 3), uint8, RGB.
 
-    Raises:
-        ValueError: the camera number is below 1.
-
-    Source: ours.
-
     >>> draw_image("source", 10, plan_domain("source", 10)[0]).shape
     (128, 64, 3)
     """
     camera, code = make_camera(domain, seed, planned.camid), DOMAIN_CODES[domain]
-    track_rng = _rng(seed, code, TRACK, planned.person, planned.camid)
-    rng = _rng(seed, code, SHOT, planned.person, planned.camid, planned.shot)
+    track_rng = default_rng((seed, code, TRACK, planned.person, planned.camid))
+    rng = default_rng((seed, code, SHOT, planned.person, planned.camid, planned.shot))
     position = float(np.clip(track_rng.uniform(0.1, 0.9) + rng.normal(0, 0.06), 0, 1))
     gain = math.exp(track_rng.normal(0, SHOT_GAIN_SPREAD) + rng.normal(0, SHOT_GAIN_SPREAD / 2))
     scene = crop_backdrop(camera, position, rng, CANVAS)

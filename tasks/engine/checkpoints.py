@@ -1,7 +1,7 @@
-"""Checkpoints of a step: finished parts of a long step, so that after a crash the step itself resumes; deleted when the step is done.
+"""Checkpoints of a step: the finished parts of a long step, from which it resumes after a crash; deleted when the step is done.
 
-They are stored in ``$PUL_HOME/checkpoints`` under the step's cache key. So a retry resumes from them, and so does a new run with the same
-parameters, but not a run with edited code.
+They are stored in ``$PUL_HOME/checkpoints`` under the step's cache key. A retry therefore resumes from them, as does a new run with the
+same parameters, but not a run with edited code.
 """
 
 import contextlib
@@ -30,12 +30,11 @@ class StepCheckpoint:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = self.folder / f".partial-{uuid.uuid4().hex}"
             with partial.open("wb") as file:
-                file.write(hashlib.sha256(data).digest())
-                file.write(data)
+                file.writelines((hashlib.sha256(data).digest(), data))
             partial.replace(self.folder / name)
         except OSError as error:  # the disk is full, or an equal step of another run has finished and removed the folder
-            reason = error.strerror or error
-            step_logger().warning("Checkpoint %s was not saved (%s): after a crash this part is computed again.", name, reason)
+            message = "Checkpoint %s was not saved (%s): after a crash this part is computed again."
+            step_logger().warning(message, name, error.strerror or error)
 
     def load(self, name: str) -> bytes | None:
         """Return a part, or None if it was not saved or is damaged."""
@@ -55,7 +54,7 @@ def step_checkpoint() -> Iterator[StepCheckpoint]:
 
     Outside a step nothing is saved.
     """
-    key = running_key()
+    key = running_key.get()
     checkpoint = StepCheckpoint(home() / "checkpoints" / key if key else None)
     yield checkpoint
     if checkpoint.folder:

@@ -1,25 +1,31 @@
 """A digest of the project code that a step's result can depend on, for its cache key.
 
-Of the step's own module the definitions count that the step's function uses, directly or through others. Of the modules that these import,
-and of those that they import in turn, all code counts. Comments, docstrings and the texts of error messages and log lines never count, and
-neither do the modules in `WITHOUT_EFFECT`.
+It covers
+
+- of the step's own module: the definitions that the step's function uses, directly or through other definitions, and all top-level
+  statements that do more than define names, such as ``torch.backends.cudnn.benchmark = False``;
+- all modules of the project that this code imports, all that those import, and so on, each as a whole, and the packages they are in.
+
+So a step is not affected by an edit of another step in the same module, nor by modules that only another step imports. Formatting,
+comments, docstrings, and the texts of error messages and log lines are not covered, and neither are the modules in `WITHOUT_EFFECT`.
+Imports are read from the source text: a module that is imported by a name computed at run time is not found.
 """
 
 import ast
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 PROJECT = ("pul_core", "tasks")
-# Modules that only decide where and how things are recorded, and definitions whose values enter a key as inputs of the step.
+# Modules that only decide where and how things are recorded, and settings, whose values enter the key with the inputs of the step.
 WITHOUT_EFFECT = ("tasks.engine", "tasks.store.home", "pul_core.settings", "pul_core.errors")
 
 
 @functools.cache
 def code_digest(module: str, function: str) -> str:
-    """Return the digest of the code that a function can reach.
+    """Return the digest of the project code that a function can reach.
 
     Args:
         module: dotted name, e.g. ``tasks.training``.
@@ -28,24 +34,17 @@ def code_digest(module: str, function: str) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    definitions = _used_definitions(ast.parse(read_source(module)), function)
-    digest = hashlib.sha256(_effective_source(ast.Module(definitions, [])).encode())
-    for name in sorted(reached_modules(module, function)):
-        digest.update(f"{name}\n{_effective_source(ast.parse(read_source(name)))}\n".encode())
-    return digest.hexdigest()
-
-
-def reached_modules(module: str, function: str) -> set[str]:
-    """Return the names of the project modules that a function uses, directly or through others, without its own."""
-    reached = set[str]()
-    pending = list(_imported_modules(_used_definitions(ast.parse(read_source(module)), function)))
+    own = ast.Module(_used_statements(_parse(module), function), [])
+    digest = hashlib.sha256(ast.unparse(own).encode())
+    reached: dict[str, ast.Module] = {}
+    pending = [own]
     while pending:
-        name = pending.pop()
-        if name in reached or any(f"{name}.".startswith(f"{prefix}.") for prefix in WITHOUT_EFFECT):
-            continue
-        reached.add(name)
-        pending += _imported_modules([ast.parse(read_source(name))])
-    return reached
+        imported = {name: _parse(name) for name in _imported_modules(pending.pop()) - reached.keys()}
+        reached |= imported
+        pending += imported.values()
+    for name, tree in sorted(reached.items()):
+        digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
+    return digest.hexdigest()
 
 
 def read_source(module: str) -> str:
@@ -55,25 +54,36 @@ def read_source(module: str) -> str:
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
-def _used_definitions(module: ast.Module, function: str) -> list[ast.stmt]:
-    """Return the statements of a module that a function uses: its own definition, and those of the names in it, again and again."""
-    defining: dict[str, list[ast.stmt]] = {}
-    statements = [part for statement in module.body for part in _one_name_each(statement)]
-    for statement in statements:
-        for name in _defined_names(statement):
-            defining.setdefault(name, []).append(statement)
-    used: list[ast.stmt] = []
-    pending = [function]
-    while pending:
-        for statement in defining.pop(pending.pop(), []):
-            if statement not in used:
-                used.append(statement)
-                pending += [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
-    return [statement for statement in statements if statement in used]
+def _parse(module: str) -> ast.Module:
+    """Return the code of a module without docstrings and messages, with relative imports made absolute."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, module
+    tree = ast.parse(read_source(module))
+    _WithoutTexts().visit(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            node.module = importlib.util.resolve_name("." * node.level + (node.module or ""), spec.parent)
+            node.level = 0
+    return tree
 
 
-def _one_name_each(statement: ast.stmt) -> list[ast.stmt]:
-    """Split an import of several names."""
+def _used_statements(module: ast.Module, function: str) -> list[ast.stmt]:
+    """Return the top-level statements of a module that a function uses, in their order.
+
+    These are the statements that define the function, those that define a name that occurs in them, and so on. A statement that defines no
+    name always counts, and so do the names in it.
+    """
+    statements = [part for statement in module.body for part in _one_import_each(statement)]
+    names, reached = set[str](), {function}
+    while names != reached:
+        names = reached
+        used = [statement for statement in statements if not _defined_names(statement) or _defined_names(statement) & names]
+        reached = {function, *(node.id for statement in used for node in ast.walk(statement) if isinstance(node, ast.Name))}
+    return used
+
+
+def _one_import_each(statement: ast.stmt) -> list[ast.stmt]:
+    """Split an import of several names, because a function may use only some of them."""
     if isinstance(statement, ast.Import):
         return [ast.Import([alias]) for alias in statement.names]
     if isinstance(statement, ast.ImportFrom):
@@ -81,47 +91,53 @@ def _one_name_each(statement: ast.stmt) -> list[ast.stmt]:
     return [statement]
 
 
-def _defined_names(statement: ast.stmt) -> Iterator[str]:
-    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-        yield statement.name
-    elif isinstance(statement, ast.Import | ast.ImportFrom):
-        yield from ((alias.asname or alias.name).split(".")[0] for alias in statement.names)
-    else:  # an assignment, or something that assigns in between
-        yield from (node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+def _defined_names(statement: ast.stmt) -> set[str]:
+    """Return the names that a definition, an import or an assignment binds.
+
+    The set is empty for all other statements, assignments to attributes and items among them, and for ``from module import *``.
+    """
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {(alias.asname or alias.name).split(".")[0] for alias in statement.names} - {"*"}
+    if not isinstance(statement, ast.Assign | ast.AnnAssign):
+        return set()
+    targets = [node for node in ast.walk(statement) if isinstance(getattr(node, "ctx", None), ast.Store)]
+    if any(isinstance(node, ast.Attribute | ast.Subscript) for node in targets):
+        return set()
+    return {node.id for node in targets if isinstance(node, ast.Name)}
 
 
-def _imported_modules(code: list[ast.Module] | list[ast.stmt]) -> Iterator[str]:
-    """Yield the names of the project modules that are imported anywhere in some code."""
-    for node in (node for part in code for node in ast.walk(part)):
+def _imported_modules(code: ast.Module) -> set[str]:
+    """Return the modules and packages of the project that some code imports at any level of nesting."""
+    names = set[str]()
+    for node in ast.walk(code):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]  # `from package import module`
-        else:
-            continue
-        yield from (name for name in names if name.split(".")[0] in PROJECT and _is_module(name))
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}  # a module, or a definition in one
+    with_packages = {part for name in names for part in accumulate(name.split("."), "{}.{}".format)}  # a.b.c: a, a.b and a.b.c
+    return {name for name in with_packages if _is_relevant(name)}
 
 
-def _is_module(name: str) -> bool:
+def _is_relevant(name: str) -> bool:
+    """Return whether a dotted name is a module of the project on whose code results depend."""
+    if name.split(".")[0] not in PROJECT or any(f"{name}.".startswith(f"{prefix}.") for prefix in WITHOUT_EFFECT):
+        return False
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its parent is a module, not a package
+    except ModuleNotFoundError:  # a definition in a module
         return False
-
-
-def _effective_source(code: ast.Module) -> str:
-    return ast.unparse(_WithoutTexts().visit(code))
 
 
 class _WithoutTexts(ast.NodeTransformer):
     """Removes docstrings, and replaces the literals inside ``raise`` and logger calls."""
 
     def visit(self, node: ast.AST) -> ast.AST:
-        """Treat a node by its kind, then its children."""
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
-            node.body[0] = ast.Expr(ast.Constant(None))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
         if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and _is_logging(node.func)):
-            return _WithoutLiterals().visit(node)  # type: ignore[no-any-return]
+            return _WithoutLiterals().visit(node)
         return self.generic_visit(node)
 
 
@@ -131,8 +147,5 @@ def _is_logging(function: ast.expr) -> bool:
 
 
 class _WithoutLiterals(ast.NodeTransformer):
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        return ast.Constant(None)
-
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        return ast.Constant(None)
+    def visit(self, node: ast.AST) -> ast.AST:
+        return ast.Constant(None) if isinstance(node, ast.Constant | ast.JoinedStr) else self.generic_visit(node)

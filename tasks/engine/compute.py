@@ -1,4 +1,4 @@
-"""Compute resources: device, number of threads and precision; resolved once per start of a run, recorded, and applied by each step."""
+"""Compute resources: device, number of threads and precision; chosen once per start of a run, recorded, and applied by each step."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ LIBRARIES = ("numpy", "pillow", "pyarrow", "scikit-learn", "scipy", "timm", "tor
 
 
 class Resources(Reference):
-    """What the steps of a run compute on: those that train, those that extract features, and all others."""
+    """The compute resources of a run: of steps that train, of feature extraction, and of all other steps."""
 
     training: Compute
     inference: Compute
@@ -43,25 +43,25 @@ def resolve_compute(machine: Machine, recorded: Mapping[str, Any] | None = None)
     measured 26 times slower than float32.
 
     Args:
-        machine: what was requested; what it leaves empty is taken from ``recorded``, else from this machine.
-        recorded: the record of an earlier start of the same run, used as far as this machine allows.
+        machine: the requested resources; what is left empty is taken from ``recorded``, else from this machine.
+        recorded: `Resources.record` of an earlier start of the same run, used as far as this machine allows.
     """
     recorded = recorded or {}
     available = "cuda" if torch.cuda.is_available() else "cpu"
-    known = recorded.get("device")
-    device = machine.device or (known if known and torch.device(known).type in ("cpu", available) else available)
+    last = recorded.get("device", available)
+    device = machine.device or (last if torch.device(last).type in ("cpu", available) else available)
     threads = machine.threads or min(recorded.get("threads", available_cores()), available_cores())
-    fast = "bfloat16" if has_native_bfloat16(device) else "float32"
-    on_gpu = torch.device(device).type == "cuda"
+    inference = "bfloat16" if has_native_bfloat16(device) else "float32"
+    training = inference if torch.device(device).type == "cuda" else "float32"
     return Resources(
-        training=Compute(device=device, threads=threads, dtype=fast if on_gpu else "float32"),
-        inference=Compute(device=device, threads=threads, dtype=fast),
+        training=Compute(device=device, threads=threads, dtype=training),
+        inference=Compute(device=device, threads=threads, dtype=inference),
         host=Compute(device="cpu", threads=threads, dtype="float32"),
     )
 
 
 def available_cores() -> int:
-    """Return the number of CPUs that this process may use: of its affinity, and of its cgroup's quota."""
+    """Return the number of CPUs that this process may use, given its affinity and its cgroup's quota."""
     return int(cpu_count())
 
 
@@ -72,14 +72,11 @@ def library_versions() -> dict[str, str]:
 
 
 def prepare(compute: Compute) -> None:
-    """Set the number of threads of this process, and make its allocator keep memory instead of returning it."""
+    """Set the number of threads of this process, and make its allocator keep freed memory.
+
+    glibc returns large blocks to the system at once; training then spends a quarter of its time on page faults.
+    """
     torch.set_num_threads(compute.threads)
-    _keep_memory()
-
-
-@functools.cache
-def _keep_memory() -> None:
-    """Make glibc keep freed blocks: it returns large ones at once, and training then spends a quarter of its time on page faults."""
     with contextlib.suppress(OSError, AttributeError):  # another C library: only slower
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(M_MMAP_THRESHOLD, 1 << 30)

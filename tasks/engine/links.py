@@ -21,7 +21,7 @@ from pydantic import BaseModel
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-TaskInput = tuple[Any, ...]  # the results of other tasks, which Prefect inspects, then the quoted arguments of the function by name
+TaskInput = tuple[Any, ...]  # the results of other tasks, which Prefect inspects; last, the function's arguments by name, quoted
 
 
 class LinkedTask(Protocol[P, R_co]):
@@ -35,7 +35,7 @@ class LinkedTask(Protocol[P, R_co]):
 
 
 def linked(run_name: str) -> Callable[[Callable[P, R]], LinkedTask[P, R]]:
-    """Make a function a task that is never cached; its parents are the tasks whose results are among its arguments.
+    """Make a function a task that is never cached; its parents in the graph are the tasks whose results are among its arguments.
 
     Args:
         run_name: template of the task run's name, formatted with the arguments of the function.
@@ -43,18 +43,22 @@ def linked(run_name: str) -> Callable[[Callable[P, R]], LinkedTask[P, R]]:
 
     def decorate(function: Callable[P, R]) -> LinkedTask[P, R]:
         task = make_task(function, run_name, cache_policy=NO_CACHE)
-        signature = inspect.signature(function)
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            return call_task(task, bound.arguments)
+            return call_task(task, arguments_by_name(function, *args, **kwargs))
 
         vars(call).update(fn=function, task=task)
         return cast(LinkedTask[P, R], call)
 
     return decorate
+
+
+def arguments_by_name(function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+    """Return the arguments of a call by name, defaults included."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def make_task(function: Callable[..., R], run_name: str, **options: Any) -> Task[[TaskInput], R]:
@@ -63,7 +67,7 @@ def make_task(function: Callable[..., R], run_name: str, **options: Any) -> Task
     Args:
         function: the function to run.
         run_name: template of the task run's name, formatted with the arguments of the function.
-        options: further options of Prefect's ``Task``.
+        options: other options of Prefect's ``Task``.
     """
 
     def run(inputs: TaskInput) -> R:
@@ -85,7 +89,7 @@ def call_task(task: Task[[TaskInput], R], arguments: Mapping[str, Any]) -> R:
 
 
 def task_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the function by name, from the parameters of its task run."""
+    """Return the arguments of the function by name, from Prefect's parameters of its task run."""
     arguments: dict[str, Any] = parameters["inputs"][-1]
     return arguments
 

@@ -23,7 +23,7 @@ def step_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
 
 
 class Progress:
-    """Counts processed units and reports them every few seconds. ``note`` is text that is appended to each line of the log.
+    """Counts processed units and reports them every few seconds. ``note``, a text, is appended to each line of the log.
 
     Args:
         description: shown in the log and in Prefect's UI.

@@ -1,7 +1,7 @@
 """Verification of Prefect's result records before Prefect reads them.
 
-A record names the serializer, the JSON library and the classes that Prefect uses to read it. A forged record could therefore execute any
-code: it can request pickle and, even as JSON, any importable function. Only records in the exact form that this project's steps write are
+A record names the serializer, the JSON library and the classes with which Prefect reads it. A forged record could therefore execute any
+code: it can request pickle and, even as JSON, any importable function. Only records in exactly the form that this project's steps write are
 trusted.
 """
 
@@ -28,21 +28,17 @@ def is_trusted_result(record: bytes, key: str) -> bool:
     try:
         fields = json.loads(record, object_pairs_hook=_unique_names)
         result = json.loads(fields["result"], object_pairs_hook=_unique_names)
+        classes: list[type[BaseModel]] = [Artifact, *Reference.__subclasses__()]
         return (
             set(fields) == {"metadata", "result"}
             and fields["metadata"]["serializer"] == SERIALIZER
             and PurePath(fields["metadata"]["storage_key"]).name == key  # otherwise it is the record of another step, copied here
             and set(result) == {"__class__", "data"}
-            and result["__class__"] in _class_names()
+            and result["__class__"] in [f"{each.__module__}.{each.__qualname__}" for each in classes]
             and _is_plain(result["data"])
         )
     except (ValueError, TypeError, LookupError):
         return False
-
-
-def _class_names() -> set[str]:
-    classes: list[type[BaseModel]] = [Artifact, *Reference.__subclasses__()]
-    return {f"{each.__module__}.{each.__qualname__}" for each in classes}
 
 
 def _is_plain(value: Any) -> bool:
@@ -52,7 +48,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a JSON object with a repeated name, because another parser may use the other value."""
+    """Return a JSON object; refuse a repeated name, because another parser may read the other value."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise ValueError("a JSON object repeats a name")

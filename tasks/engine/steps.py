@@ -1,14 +1,13 @@
 """Steps: functions as cached Prefect tasks. A step's cache key covers everything that its result depends on.
 
 The key is made of the digests of the input artifacts, the parameters that the step reads, the project code that it can reach (`code`), the
-versions of the libraries that compute, and the kind of device and the precision it uses. Prefect's cache therefore does the resuming, and
-edited code is never served an old result. The number of threads is recorded with the run, but is not part of keys: a run can be resumed
-on a machine with fewer cores. Equal bytes are promised for equal numbers of threads only.
+versions of the libraries that compute, and the kind of device and the precision. A resumed run therefore finds its finished steps in
+Prefect's cache, and a result of older code is never used. The number of threads is recorded with the run but is not part of the key, so
+that a run can be resumed on a machine with fewer cores; equal bytes are promised for equal numbers of threads only.
 """
 
 import functools
 import hashlib
-import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from pydantic import BaseModel
 from pul_core.settings import read_settings
 from tasks.engine.code import code_digest
 from tasks.engine.compute import library_versions
-from tasks.engine.links import call_task, make_task, task_arguments
+from tasks.engine.links import arguments_by_name, call_task, make_task, task_arguments
 from tasks.engine.progress import step_logger
 from tasks.engine.records import is_trusted_result
 from tasks.store.artifacts import Artifact, DamagedArtifactError, made_by, verify
@@ -33,85 +32,75 @@ from tasks.store.artifacts import Artifact, DamagedArtifactError, made_by, verif
 P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
 
-TASK_RUN_NAME = "iteration"  # argument of steps that names their task run and changes no result
+WITHOUT_EFFECT = "iteration"  # argument of steps that only names their task run
 
-_running: ContextVar[Callable[[], str] | None] = ContextVar("running", default=None)
+running_key: ContextVar[str | None] = ContextVar("running_key", default=None)  # cache key of the step that runs; None outside a step
 
 
 class StepCache(CachePolicy):
-    """Prefect's name for the rule above."""
+    """The cache policy of steps: the key is `step_key` of the function and its arguments."""
 
     def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **_: Any) -> str:
-        """Return the key of a step with these inputs."""
+        """Return the cache key of a task run."""
         return step_key(task_ctx.task.fn, task_arguments(inputs))
 
 
 def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a function a cached step, a Prefect task run that is named by ``name`` formatted with the function's arguments.
+    """Make a function a cached step: calling it in a flow executes a Prefect task, or returns the stored result of an equal call.
 
-    The function takes and returns plain values and references. ``.fn`` is the bare function.
+    The function takes and returns plain values and references. ``.fn`` executes it without Prefect.
+
+    Args:
+        name: template of the task run's name, formatted with the arguments of the function.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
-
         @functools.wraps(function)
-        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            running = _running.set(lambda: step_key(function, bound.arguments))
+        def execute(*args: P.args, **kwargs: P.kwargs) -> R:
+            arguments = arguments_by_name(function, *args, **kwargs)
+            # Tables name the inputs that determine the result, not the hardware.
+            inputs = {key: value for key, value in arguments.items() if key not in (WITHOUT_EFFECT, "compute")}
+            token = running_key.set(step_key(function, arguments))
             started = time.monotonic()
             try:
-                with made_by(function.__name__, **cache_token(_provenance(bound.arguments))):
+                with made_by(function.__name__, **cache_token(inputs)):
                     return _with_seconds(function(*args, **kwargs), time.monotonic() - started)
             finally:
-                _running.reset(running)
+                running_key.reset(token)
 
-        made = make_task(timed, name, cache_policy=StepCache(), persist_result=True, result_serializer="json")
+        task = make_task(execute, name, cache_policy=StepCache(), persist_result=True, result_serializer="json")
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            stale = _cached_but_damaged(made, step_key(timed, bound.arguments))
-            return call_task(made.with_options(refresh_cache=stale), bound.arguments)
+            arguments = arguments_by_name(function, *args, **kwargs)
+            must_rerun = _has_unusable_result(task, step_key(function, arguments))
+            return call_task(task.with_options(refresh_cache=must_rerun), arguments)
 
-        vars(call).update(fn=timed, task=made)
+        vars(call).update(fn=execute, task=task)
         return call
 
     return decorate
-
-
-def running_key() -> str | None:
-    """Return the cache key of the step that runs; None outside a step."""
-    key = _running.get()
-    return key() if key else None
 
 
 def step_key(function: Callable[..., Any], inputs: Mapping[str, Any]) -> str:
     """Return the cache key of a step: its name and 40 hexadecimal digits."""
     parts = {
         "step": function.__name__,
-        "inputs": cache_token({name: value for name, value in inputs.items() if name != TASK_RUN_NAME}),
+        "inputs": cache_token({name: value for name, value in inputs.items() if name != WITHOUT_EFFECT}),
         "code": code_digest(function.__module__, function.__name__),
         "libraries": library_versions(),
     }
     return f"{function.__name__}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]}"
 
 
-def _provenance(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs that are named in the tables a step writes: those that determine the result, not the hardware."""
-    return {name: value for name, value in inputs.items() if name not in (TASK_RUN_NAME, "compute")}
-
-
 def cache_token(value: Any) -> Any:
     """Return what a value adds to a cache key: plain values, with artifacts replaced by their digests.
 
-    Of settings only those count that are read, given the choices among them (`pul_core.settings.ReadIf`). Equal numbers add the same: a
-    setting whose default is 0 is read back from config.json as 0.0.
+    Settings that are not read because of the values of others (`pul_core.settings.ReadIf`) are left out. Equal numbers add the same:
+    a setting whose default is 0 is read back from config.json as 0.0.
 
     Raises:
-        TypeError: neither a plain value, settings, nor a reference.
+        TypeError: the value is neither plain nor settings nor a reference.
     """
     if hasattr(value, "cache_token"):
         return value.cache_token()
@@ -130,29 +119,33 @@ def cache_token(value: Any) -> Any:
     raise TypeError(f"the input of a step must be a plain value, settings or a reference, not {type(value).__name__}")
 
 
-def _cached_but_damaged(made: Task[P, R], key: str) -> bool:
-    store: Any = get_result_store().update_for_task(made)
+def _has_unusable_result(task: Task[P, R], key: str) -> bool:
+    """Return whether a result is stored under a key that must not be used: it is not trusted, or an artifact it refers to is damaged.
+
+    If so, Prefect must not even look the result up, because it would read the record.
+    """
+    store: Any = get_result_store().update_for_task(task)
     try:
         record = store.result_storage.read_path(key, _sync=True)
-    except Exception:  # no storage block says in the same way that there is nothing
+    except Exception:  # nothing is stored; the type of the error depends on the storage block
         return False
-    if not is_trusted_result(record, key):  # whoever else wrote it: Prefect must not even look whether it is there, for that reads it
-        step_logger().warning("the record of step %s is not what this project wrote there: the step is run again", key)
+    if not is_trusted_result(record, key):
+        step_logger().warning("the record of step %s was not written by this project: the step is run again", key)
         return True
     try:
         for artifact in artifacts_in(store.read(key).result):
             verify(artifact)
     except DamagedArtifactError as error:
-        step_logger().warning("%s: %s is run again", error.what, made.name)
+        step_logger().warning("%s: %s is run again", error.what, task.name)
     except Exception as error:  # whatever is wrong with a record, the step can be run again
-        step_logger().warning("the stored result of %s cannot be read (%s): it is run again", made.name, type(error).__name__)
+        step_logger().warning("the stored result of %s cannot be read (%s): it is run again", task.name, type(error).__name__)
     else:
         return False
     return True
 
 
 def artifacts_in(value: Any) -> Iterator[Artifact]:
-    """Yield the artifacts a step's result refers to."""
+    """Yield the artifacts that a reference, such as a step's result, consists of or contains."""
     if isinstance(value, Artifact):
         yield value
     elif isinstance(value, BaseModel):
@@ -161,7 +154,7 @@ def artifacts_in(value: Any) -> Iterator[Artifact]:
 
 
 def _with_seconds(result: R, seconds: float) -> R:
-    """Note how long the original computation took on the reference, never in the file."""
+    """Return a step's result with its computing time in all artifacts; the time is stored in the reference, never in the file."""
     if isinstance(result, Artifact):
         return result.model_copy(update={"seconds": round(seconds, 3)})
     parts = {

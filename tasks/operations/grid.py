@@ -1,5 +1,6 @@
 """The children of a sweep: named variants times a grid times seeds, each a complete plan, checked before anything is started."""
 
+import copy
 import itertools
 import json
 from collections.abc import Mapping
@@ -23,10 +24,10 @@ def sweep_children(
     """Return the runs of a sweep: each variant with each point of the grid with each seed, in that order.
 
     Args:
-        base: parameters of flow `pul` that all children share. ``{seed}`` in its paths, and in those below, is the seed.
-        grid: values of each parameter by its dotted name: ``{"selection.min_similarity": [0.35, 0.45]}``.
-        variants: what each named variant sets, by dotted names; None is one variant that sets nothing.
-        seeds: of the runs; None is the seed of ``base``.
+        base: parameters of flow `pul` that all children share. In all paths, ``{seed}`` is replaced by the seed.
+        grid: the values to try for each parameter, by its dotted name: ``{"selection.min_similarity": [0.35, 0.45]}``.
+        variants: for each named variant, its parameters by dotted names; None for a single variant without changes.
+        seeds: the seeds, with each of which every run is repeated; None for the seed of ``base``.
 
     Raises:
         UserError: a parameter or value does not exist or is set twice, or two children are the same run.
@@ -48,31 +49,34 @@ def sweep_children(
     numbers: dict[Plan, int] = {}
     for (variant, changes), point, seed in itertools.product(variants.items(), itertools.product(*grid.values()), seeds):
         swept = dict(zip(grid, point, strict=True))
-        if both := sorted(set(changes) & set(swept)):
-            raise UserError(f"{both[0]} is set by the grid and by variant {variant!r}: remove it from one of them")
-        setting = ", ".join([*([variant] if variant else []), *(f"{name}={_text(value)}" for name, value in swept.items())])
+        if set_twice := sorted(set(changes) & set(swept)):
+            raise UserError(f"{set_twice[0]} is set by the grid and by variant {variant!r}: remove it from one of them")
+        values = (f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in swept.items())
+        setting = ", ".join(filter(None, [variant, *values]))
         plan = _resolve_child(base, changes | swept, seed, setting)
         number = len(children) + 1
-        first = numbers.setdefault(plan, number)
-        if first != number:
+        if (first := numbers.setdefault(plan, number)) != number:
             raise UserError(f"children {first} and {number} of the sweep are the same run ({setting or 'nothing is swept'}, seed {seed})")
         children.append(Child(number=number, variant=variant, swept=changes | swept, setting=setting, seed=seed, plan=plan))
     return children
 
 
 def validate_children(children: list[Child]) -> None:
-    """Check the data and models of all children, each combination once.
+    """Validate the data sets, original model and clustering algorithm of all children, each combination once.
 
     Raises:
-        UserError: a child cannot work.
+        UserError: the inputs of a child are invalid.
     """
-    checked = {(p.source, p.target, p.source_data, p.target_data, p.original_model, p.algorithm): p for p in (c.plan for c in children)}
-    for plan in checked.values():
+    plans = [child.plan for child in children]
+    combinations = {
+        (plan.source, plan.target, plan.source_data, plan.target_data, plan.original_model, plan.algorithm): plan for plan in plans
+    }
+    for plan in combinations.values():
         validate_run(parameters_of(plan))
 
 
 def _resolve_child(base: Mapping[str, Any], changes: Mapping[str, Any], seed: int, setting: str) -> Plan:
-    parameters: dict[str, Any] = json.loads(json.dumps(base)) | {"seed": seed}  # a deep copy
+    parameters = copy.deepcopy(dict(base)) | {"seed": seed}
     for name, value in changes.items():
         _check_name(name)
         set_parameter(parameters, name, value)
@@ -87,7 +91,7 @@ def _resolve_child(base: Mapping[str, Any], changes: Mapping[str, Any], seed: in
 
 
 def _fill_seed(path: Any, seed: int) -> Any:
-    """Replace ``{seed}`` in a path or in each of several: data and models may differ between seeds, too."""
+    """Replace ``{seed}`` in a path or a list of paths, because the data and the original model may differ between seeds."""
     if isinstance(path, list):
         return [_fill_seed(part, seed) for part in path]
     return path.replace("{seed}", str(seed)) if isinstance(path, str) else path
@@ -100,7 +104,3 @@ def _check_name(name: str) -> None:
     if name not in names:
         close = get_close_matches(name, names, 5, 0.4) or [known for known in names if known.startswith(name)][:5] or names
         raise UserError(f"there is no parameter {name!r}: similar ones are {', '.join(close)}")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

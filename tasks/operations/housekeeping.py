@@ -1,6 +1,6 @@
 """Garbage collection and integrity checks of ``$PUL_HOME``.
 
-Garbage is what no run needs: abandoned checkpoints, partial files, unused caches and artifacts that no run refers to.
+Garbage are files that no run needs: abandoned checkpoints, partial files, unused caches and artifacts that no run refers to.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Lost runs: their process is gone (killed, out of memory, power failure), but MLflow and Prefect still show them as running."""
+"""Lost runs: runs whose process has died (killed, out of memory, power failure) but that MLflow and Prefect still show as running."""
 
 import socket
 from typing import Any

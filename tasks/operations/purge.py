@@ -4,11 +4,11 @@ Files are named by the digest of their content and are never edited: a file that
 Steps that need it compute it again, without the image if that is no longer in its data set.
 """
 
-import json
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ Rows = npt.NDArray[np.int64]
 
 
 class PurgeResult(NamedTuple):
-    """The removed files, those that could not be removed (should be empty), and the models (RUN/iteration=N) trained on the images."""
+    """The removed files, those that could not be removed (normally none), and the models (RUN/iteration=N) trained on the images."""
 
     removed: list[Path]
     remaining: list[Path]
@@ -50,12 +50,16 @@ def purge_run(name: str) -> PurgeResult:
     parents = search_all_runs(f"tags.`pul.kind` = 'run' and attributes.run_name = '{name}'")
     referenced = {link.resolve() for link in folder.rglob("*") if link.is_symlink()}
     shared = {link.resolve() for link in home().glob("runs/*/**/*") if link.is_symlink() and folder not in link.parents}
-    removed, unreachable = _delete([*sorted(file for file in referenced - shared if file.exists()), folder]), list[Path]()
+    removed = _delete([*sorted(file for file in referenced - shared if file.exists()), folder])
+    unreachable = []
     for parent in parents:
         nested = client().search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
         for run in (*nested, parent):
-            model_files, missing = _delete_mlflow_run(run)
-            removed, unreachable = removed + model_files, unreachable + missing
+            location = _delete_mlflow_run(run)
+            if location and location.exists():
+                removed += _delete([location])
+            elif location:
+                unreachable.append(location)
     return PurgeResult(removed, [*unreachable, *(path for path in removed if path.exists())], [])
 
 
@@ -69,13 +73,12 @@ def purge_images(digests: set[str]) -> PurgeResult:
         DataError: a run is running.
     """
     _check_can_purge()
-    root = home()
-    rows_of_tables = _rows_of_tables(root, digests)
-    models = sorted(_models_trained_on(rows_of_tables, root))
-    files = _derived_files(rows_of_tables, root)
-    caches = [folder for folder in (root / "cache", root / "checkpoints") if folder.exists()]  # their files do not name their images
-    removed = _delete(sorted(files) + caches)
-    return PurgeResult(removed, [*_rows_of_tables(root, digests), *(path for path in removed if path.exists())], models)
+    rows_of_tables = _rows_of_tables(digests)
+    models = sorted(_models_trained_on(rows_of_tables))
+    # The files of caches and checkpoints do not name their images.
+    caches = [folder for folder in (home() / "cache", home() / "checkpoints") if folder.exists()]
+    removed = _delete(sorted(_derived_files(rows_of_tables)) + caches)
+    return PurgeResult(removed, [*_rows_of_tables(digests), *(path for path in removed if path.exists())], models)
 
 
 def digests_of_images(paths: Iterable[Path]) -> set[str]:
@@ -102,10 +105,10 @@ def digests_of_identity(path: str, identity: str, layout: str | None = None, pat
     """Return the SHA-256 of all images of an identity in a data set.
 
     Args:
-        path: the data set, as in `index`.
+        path: the data set, see `tasks.index.index`.
         identity: the name of the identity in the data set; leading zeros are optional unless names differ only in them.
-        layout: as in `index`.
-        pattern: as in `index`.
+        layout: see `tasks.index.index`.
+        pattern: see `tasks.index.index`.
 
     Raises:
         DataError: the data set has no identities, or not this one.
@@ -132,23 +135,23 @@ def _check_can_purge() -> None:
         raise DataError(f"the artifacts are at {artifact_root()}, but only those below {home()} can be purged: delete them there")
 
 
-def _rows_of_tables(root: Path, digests: set[str]) -> dict[Path, Rows]:
+def _rows_of_tables(digests: set[str]) -> dict[Path, Rows]:
     """Return the images tables that list certain images, with the rows of these images."""
     digest_array = pa.array(sorted(digests), pa.string())
     rows_of_tables = {}
-    for file in root.glob("artifacts/images/*.parquet"):
+    for file in home().glob("artifacts/images/*.parquet"):
         table = pq.read_table(file, columns=["row", "sha256"])
         if len(rows := column(table.filter(pc.is_in(table["sha256"], value_set=digest_array)), "row")):
             rows_of_tables[file] = rows
     return rows_of_tables
 
 
-def _derived_files(images_tables: Iterable[Path], root: Path) -> set[Path]:
+def _derived_files(images_tables: Iterable[Path]) -> set[Path]:
     """Return the images tables and all files derived from them, following the digests of the inputs in each file's provenance."""
     files = set(images_tables)
     digests = {digest_of(file) for file in files}
     for kind in ("labels", "labelled", "decoded", "features", "centres"):  # each kind is derived from earlier ones only
-        for file in root.glob(f"artifacts/{kind}/*.parquet"):
+        for file in home().glob(f"artifacts/{kind}/*.parquet"):
             if digests & _input_digests(file):
                 files.add(file)
                 digests.add(digest_of(file))
@@ -156,28 +159,18 @@ def _derived_files(images_tables: Iterable[Path], root: Path) -> set[Path]:
 
 
 def _input_digests(file: Path) -> set[str]:
-    """Return all strings in a file's provenance; the digests of its inputs are among them."""
-    provenance = (pq.read_schema(file).metadata or {}).get(b"pul.provenance", b"{}")
-    return set(_strings(json.loads(provenance)))
+    """Return the digests in a file's provenance."""
+    provenance = (pq.read_schema(file).metadata or {}).get(b"pul.provenance", b"")
+    return set(re.findall(r'"([0-9a-f]{64})"', provenance.decode()))
 
 
-def _strings(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
-
-
-def _models_trained_on(rows_of_tables: dict[Path, Rows], root: Path) -> set[str]:
+def _models_trained_on(rows_of_tables: dict[Path, Rows]) -> set[str]:
     """Return the models trained on certain images: as source images, or as reliable images of the target."""
     models = set()
-    for run in root.glob("runs/*"):
+    for run in home().glob("runs/*"):
         if any(link.resolve() in rows_of_tables for link in run.glob("source-*-images.parquet")):
             models |= {f"{run.name}/{folder.name}" for folder in run.glob("iteration=*")}
-        rows = rows_of_tables.get((run / "images.parquet").resolve())
-        if rows is None:
-            continue
+        rows = rows_of_tables.get((run / "images.parquet").resolve(), np.empty(0, np.int64))
         for reliable in run.glob("iteration=*/reliable.parquet"):
             if np.isin(rows, column(pq.read_table(reliable, columns=["row"]), "row")).any():
                 models.add(f"{run.name}/{reliable.parent.name}")
@@ -198,17 +191,13 @@ def _delete(paths: list[Path]) -> list[Path]:
     return deleted
 
 
-def _delete_mlflow_run(run: Run) -> tuple[list[Path], list[Path]]:
-    """Delete an MLflow run with its model and the registered versions of it; return the deleted files and unreachable model locations."""
+def _delete_mlflow_run(run: Run) -> Path | None:
+    """Delete an MLflow run, its model and the registered versions of it; return the model's folder, whose files remain to be deleted."""
     for version in client().search_model_versions(f"run_id = '{run.info.run_id}'"):
         client().delete_model_version(version.name, version.version)
-    deleted, unreachable = list[Path](), list[Path]()
+    location = None
     if model_id := run.data.tags.get("pul.model_id"):
         location = Path(client().get_logged_model(model_id).artifact_location.removeprefix("file://"))
-        if location.exists():
-            deleted = _delete([location])
-        else:
-            unreachable = [location]
         client().delete_logged_model(model_id)
     client().delete_run(run.info.run_id)
-    return deleted, unreachable
+    return location

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from mlflow.entities import Run
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from pul_core.errors import DataError, UserError
@@ -45,7 +44,7 @@ CHILD_COLUMNS = ("child", "setting", "seed", "status", "stop_iteration", "stop_r
 class Child(Reference):
     """One run of a sweep.
 
-    ``swept`` holds the parameters that the sweep varies, ``setting`` the same in words, and ``plan`` all parameters of the run.
+    ``swept`` holds the parameters that the sweep varies, ``setting`` the same as text, and ``plan`` all parameters of the run.
     """
 
     number: int
@@ -73,7 +72,7 @@ class OpenSweep(Reference):
         return Path(self.folder, f"{name}.log")
 
     def environment(self, child: Child) -> dict[str, str]:
-        """Return the environment variables that tell a child's process its sweep and the run to resume."""
+        """Return the environment variables of a child's process: its sweep, and the run to resume if there is one."""
         resumed = {RESUME: self.started[child.number]} if child.number in self.started else {}
         return {SWEEP: f"{self.name}/{child.number}", **resumed}
 
@@ -92,7 +91,7 @@ def open_sweep(children: list[Child], sets: list[ImageSet], parameters: dict[str
 
     Args:
         children: all runs of the sweep.
-        sets: all data sets of the children.
+        sets: the data sets of all children.
         parameters: the parameters of the sweep, written to ``sweep.json``; `pul sweep --config` repeats the sweep from this file.
 
     Raises:
@@ -120,8 +119,8 @@ def record_child(sweep: OpenSweep, child: Child, result: JobResult | None) -> di
     """Return a child's row in the table of the sweep.
 
     Args:
-        sweep: the sweep.
-        child: the child.
+        sweep: the sweep of the child.
+        child: the run that the row describes.
         result: how the child's run ended; None if it has not ended yet.
     """
     row: dict[str, Any] = {"sweep": sweep.name, "child": child.number, "setting": child.setting, "variant": child.variant}
@@ -129,9 +128,10 @@ def record_child(sweep: OpenSweep, child: Child, result: JobResult | None) -> di
     if result is None:
         return row | {"status": "waiting", "error": None, "run": None}
     row |= {"status": "failed" if result.error else "finished", "error": result.error}
-    run = _run_of(result.flow_run_id) if result.flow_run_id else None
-    if run is None:
+    runs = search_all_runs(f"tags.`pul.flow_run_id` = '{result.flow_run_id}' and tags.`pul.kind` = 'run'")
+    if not runs:
         return row | {"run": None}
+    run = runs[0]
     row |= {"run": run.info.run_name, "mlflow_run_id": run.info.run_id}
     if result.error:
         return row
@@ -164,8 +164,10 @@ def finish_sweep(sweep: OpenSweep, rows: list[dict[str, Any]]) -> None:
 
 def write_children(sweep: OpenSweep, rows: list[dict[str, Any]]) -> str:
     """Write the current rows of all children to children.parquet and return its path; the file is replaced atomically."""
-    table = pd.DataFrame(rows).sort_values("child").reindex(columns=_columns(rows))
-    for name in [name for name in table.columns if name.startswith("set.")]:
+    swept = sorted({name for row in rows for name in row if name.startswith("set.")})
+    columns = ["sweep", "child", "setting", "variant", *swept, "recipe", "seed", "status", "error", "run", "mlflow_run_id", "stop_reason"]
+    table = pd.DataFrame(rows).sort_values("child").reindex(columns=[*columns, *summarise_run([{}])])
+    for name in swept:
         values = [value for value in table[name] if _is_set(value)]
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):  # a Parquet column has one type
             table[name] = [json.dumps(value) if _is_set(value) and not isinstance(value, str) else value for value in table[name]]
@@ -226,17 +228,6 @@ def markdown(means: list[dict[str, Any]]) -> str:
     rows = [[row["setting"] or "-", str(row["seeds"]), *(format_mean(row, name) for name in MEANS_TITLES)] for row in means]
     lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _run_of(flow_run_id: str) -> Run | None:
-    runs = search_all_runs(f"tags.`pul.flow_run_id` = '{flow_run_id}' and tags.`pul.kind` = 'run'")
-    return runs[0] if runs else None
-
-
-def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    swept = sorted({name for row in rows for name in row if name.startswith("set.")})
-    first = ["sweep", "child", "setting", "variant", *swept, "recipe", "seed", "status", "error", "run", "mlflow_run_id", "stop_reason"]
-    return first + list(summarise_run([{}]))
 
 
 def _is_set(value: Any) -> bool:

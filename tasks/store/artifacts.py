@@ -28,7 +28,7 @@ _verified: dict[str, tuple[Any, ...]] = {}
 
 @contextlib.contextmanager
 def made_by(step: str, /, **inputs: Any) -> Iterator[None]:
-    """Record in the tables that are written in a block which step made them, and its inputs: digests and plain values."""
+    """Record a step and its inputs (digests and plain values) in the metadata of the tables that are written in the block."""
     token = provenance.set({"step": step, "inputs": inputs})
     try:
         yield
@@ -60,7 +60,6 @@ class DamagedArtifactError(RuntimeError):
     """An artifact is missing, or its bytes have changed since it was written."""
 
     def __init__(self, what: str) -> None:
-        """Describe the damage; the remedy is always the same."""
         super().__init__(f"{what}: Retry or pul resume computes it again")
         self.what = what
 
@@ -86,60 +85,47 @@ def verify(artifact: Artifact) -> str:
         info = fs.info(path)
     except FileNotFoundError as error:
         raise DamagedArtifactError(f"artifact {artifact.uri} is missing below {root_of(artifact.kind)}") from error
-    state = (info["size"], info.get("mtime"), info.get("ETag"))
-    if _verified.get(path) == (artifact.sha256, *state):
-        return str(path)
-    digest = hashlib.sha256()
-    with fs.open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    if digest.hexdigest() != artifact.sha256:
-        raise DamagedArtifactError(
-            f"artifact {artifact.uri} is damaged (expected digest {artifact.sha256[:12]}, got {digest.hexdigest()[:12]})"
-        )
-    _verified[path] = (artifact.sha256, *state)
+    state = (artifact.sha256, info["size"], info.get("mtime"), info.get("ETag"))
+    if _verified.get(path) != state:
+        with fs.open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, hashlib.sha256).hexdigest()
+        if sha256 != artifact.sha256:
+            raise DamagedArtifactError(f"artifact {artifact.uri} is damaged (expected digest {artifact.sha256[:12]}, got {sha256[:12]})")
+        _verified[path] = state
     return str(path)
 
 
-class _Hashed:
-    """A file that computes the digest of what is written to it; nothing may seek back."""
+class ArtifactWriter:
+    """A binary file whose digest is computed while it is written, so that nothing may seek back.
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
+    ``rows`` may be changed until the file is complete; ``artifact`` exists from then on.
+    """
+
+    artifact: Artifact
+
+    def __init__(self, file: IO[bytes], rows: int) -> None:
+        self.file, self.rows = file, rows
         self.digest = hashlib.sha256()
-        self.closed = False
+        self.closed = False  # read by pyarrow
 
     def write(self, data: Any) -> int:
+        """Write bytes."""
         self.digest.update(data)
         return self.file.write(data)
 
     def flush(self) -> None:
+        """Flush the file."""
         self.file.flush()
 
 
-class Writing:
-    """An artifact that is being written; ``rows`` may be corrected until the end, ``artifact`` is set once it is complete."""
-
-    def __init__(self, file: _Hashed, rows: int) -> None:
-        self.file = file
-        self.rows = rows
-        self.artifact: Artifact | None = None
-
-    @property
-    def done(self) -> Artifact:
-        """Return the finished artifact."""
-        assert self.artifact is not None, "still being written"
-        return self.artifact
-
-
 @contextlib.contextmanager
-def writing(kind: str, suffix: str, rows: int) -> Iterator[Writing]:
+def writing(kind: str, suffix: str, rows: int) -> Iterator[ArtifactWriter]:
     """Write an artifact under a temporary name; it gets its final name when the block ends without an error.
 
     Args:
-        kind: of the artifact, and the name of its folder.
-        suffix: of the file name, without the dot.
-        rows: number of entries in it.
+        kind: the kind of the artifact and the name of its folder.
+        suffix: extension of the file name, without the dot.
+        rows: number of entries in the file.
 
     Raises:
         OSError: the disk is full or read-only; its message says what to do.
@@ -149,12 +135,12 @@ def writing(kind: str, suffix: str, rows: int) -> Iterator[Writing]:
     try:
         fs.makedirs(f"{root}/{kind}", exist_ok=True)
         with fs.open(partial, "wb") as file:
-            work = Writing(_Hashed(file), rows)
-            yield work
-        sha256 = work.file.digest.hexdigest()
+            writer = ArtifactWriter(file, rows)
+            yield writer
+        sha256 = writer.digest.hexdigest()
         uri = f"{kind}/{sha256[:32]}.{suffix}"
         fs.mv(partial, f"{root}/{uri}")
-        work.artifact = Artifact(kind=kind, uri=uri, sha256=sha256, rows=work.rows)
+        writer.artifact = Artifact(kind=kind, uri=uri, sha256=sha256, rows=writer.rows)
     except BaseException as error:
         with contextlib.suppress(OSError):
             fs.rm(partial)
@@ -165,13 +151,13 @@ def writing(kind: str, suffix: str, rows: int) -> Iterator[Writing]:
 
 def write_bytes(kind: str, suffix: str, rows: int, data: bytes) -> Artifact:
     """Write an artifact from bytes in memory."""
-    with writing(kind, suffix, rows) as work:
-        work.file.write(data)
-    return work.done
+    with writing(kind, suffix, rows) as writer:
+        writer.write(data)
+    return writer.artifact
 
 
 def write_table(kind: str, table: pa.Table) -> Artifact:
-    """Write a table as a Parquet artifact; its metadata names the step that makes it."""
+    """Write a table as a Parquet artifact; its metadata names the step that made it."""
     return write_batches(kind, table.schema, table.to_batches(), table.num_rows)
 
 
@@ -179,21 +165,20 @@ def write_batches(kind: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch
     """Write a stream of record batches as one Parquet artifact, a row group per batch.
 
     Args:
-        kind: of the artifact, and the name of its folder.
-        schema: of the batches.
-        batches: in the order of their rows.
-        rows: in all batches together.
+        kind: the kind of the artifact and the name of its folder.
+        schema: schema of the batches.
+        batches: the record batches, in the order of their rows.
+        rows: number of rows of all batches together.
     """
-    about = {"pul.kind": kind, "pul.provenance": json.dumps(provenance.get({}), sort_keys=True)}
-    vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
-    compression = {field.name: "none" if field.name in vectors else "zstd" for field in schema}
+    metadata = {"pul.kind": kind, "pul.provenance": json.dumps(provenance.get({}), sort_keys=True)}
+    compression = {field.name: "none" if pa.types.is_fixed_size_list(field.type) else "zstd" for field in schema}  # not of features
     with (
-        writing(kind, "parquet", rows) as work,
-        pq.ParquetWriter(work.file, schema.with_metadata(about), compression=compression, use_dictionary=False) as writer,
+        writing(kind, "parquet", rows) as writer,
+        pq.ParquetWriter(writer, schema.with_metadata(metadata), compression=compression, use_dictionary=False) as parquet,
     ):
         for batch in batches:
-            writer.write_batch(batch)
-    return work.done
+            parquet.write_batch(batch)
+    return writer.artifact
 
 
 def read_table(artifact: Artifact, columns: list[str] | None = None) -> pa.Table:

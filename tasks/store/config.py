@@ -1,6 +1,6 @@
-"""The configuration of a run: what the user requested, completed by a recipe, and the config.json that repeats it.
+"""The configuration of a run: the user's parameters, completed by a recipe, and the config.json from which the run can be repeated.
 
-The forms of Prefect and the command are derived from the settings classes of the core; nothing is defined a second time.
+The forms of Prefect and the options of the command are derived from the settings classes of the core; nothing is defined a second time.
 """
 
 import functools
@@ -8,31 +8,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
-from annotated_types import Unit
+from annotated_types import Ge, Unit, doc
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from typing_extensions import Doc
 
 from pul_core.errors import UserError
 from pul_core.recipes import RECIPES, RecipeName
-from pul_core.settings import (
-    Clustering,
-    Data,
-    Dbscan,
-    FewLabels,
-    KMeans,
-    Machine,
-    Model,
-    ReadIf,
-    Recipe,
-    Selection,
-    Stopping,
-    Training,
-)
+from pul_core.settings import Data, FewLabels, Machine, ReadIf, Recipe
 
 S = TypeVar("S")
-RESOLVED = "resolved"  # key of config.json: what the run was computed on, an entry per start that differs from the last one
+RESOLVED = "resolved"  # key of config.json: the compute resources, one entry per start that differs from the one before
 
 
 class Section(BaseModel):
@@ -41,18 +28,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", title=None)
 
 
-if TYPE_CHECKING:
+class Overrides(Section, Generic[S]):
+    """``Overrides[S]`` is the form of a settings class S: a Pydantic model with the settings of S, each of which may be left empty.
 
-    class Overrides(Section, Generic[S]):
-        """The type of a form: every setting of class S, each of which may be left empty."""
+    For a type checker this is an ordinary generic class. At run time ``Overrides[S]`` is a model that `_form` creates from the fields of S,
+    with their types, bounds and descriptions, and that is named S in the JSON schema.
+    """
 
-else:
-
-    class Overrides:
-        """``Overrides[S]`` is the form of a settings class: a Pydantic model with every setting of S, each of which may be left empty."""
-
-        def __class_getitem__(cls, settings: type) -> type[Section]:
-            return _form(settings)
+    def __class_getitem__(cls, settings: Any) -> Any:
+        return _form(settings)
 
 
 @functools.cache
@@ -63,7 +47,7 @@ def _form(settings: Any) -> Any:
 
 
 def _form_field(hint: Any) -> tuple[Any, Any]:
-    """Return type and default of a form's input: a section for a settings class, else an optional value with its bounds."""
+    """Return type and default of an input of a form: a form for a settings class, else an optional value with its bounds."""
     if is_dataclass(hint):
         form = _form(hint)  # type: ignore[arg-type]
         return form, form()
@@ -80,6 +64,7 @@ def describe(hint: Any) -> str:
         hint: the setting's annotated type.
 
     Example:
+        >>> from pul_core.settings import Clustering
         >>> hints = get_type_hints(Clustering, include_extras=True)
         >>> describe(hints["shrinkage"]).partition(". ")[2]
         'Read with whitening.'
@@ -93,50 +78,20 @@ def describe(hint: Any) -> str:
     return description
 
 
-Source = Annotated[
-    str | list[str] | None,
-    Field(description="The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined."),
-]
-Target = Annotated[
-    str,
-    Field(description="The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target."),
-]
-OriginalModel = Annotated[str | None, Field(description="Instead of a source: the file of a trained model, or an earlier run.")]
-RecipeChoice = Annotated[RecipeName, Field(description="Values for everything that is left empty below.")]
-Seed = Annotated[int, Field(ge=0, description="All random numbers of the run are derived from it.")]
-
-
-class Parameters(Section):
-    """The parameters of a run as they are requested."""
-
-    recipe: RecipeChoice = "paper"
-    source: Source = None
-    target: Target = ""
-    original_model: OriginalModel = None
-    seed: Seed = 0
-    source_data: Overrides[Data] = Overrides[Data]()
-    target_data: Overrides[Data] = Overrides[Data]()
-    model: Overrides[Model] = Overrides[Model]()
-    pretraining: Overrides[Training] = Overrides[Training]()
-    clustering: Overrides[Clustering] = Overrides[Clustering]()
-    kmeans: Overrides[KMeans] = Overrides[KMeans]()
-    dbscan: Overrides[Dbscan] = Overrides[Dbscan]()
-    selection: Overrides[Selection] = Overrides[Selection]()
-    fine_tuning: Overrides[Training] = Overrides[Training]()
-    stopping: Overrides[Stopping] = Overrides[Stopping]()
-    few_labels: Overrides[FewLabels] = Overrides[FewLabels]()
-    machine: Overrides[Machine] = Overrides[Machine]()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan(Recipe):
     """Everything a run does: a recipe with the user's changes, the data and the machine."""
 
-    recipe: str
-    source: tuple[str, ...]
-    target: str
-    original_model: str | None
-    seed: int
+    recipe: Annotated[RecipeName, doc("Values for everything that is left empty below.")] = "paper"
+    source: Annotated[
+        tuple[str, ...],
+        doc("The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined."),
+    ] = ()
+    target: Annotated[
+        str, doc("The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target.")
+    ] = ""
+    original_model: Annotated[str | None, doc("Instead of a source: the file of a trained model, or an earlier run.")] = None
+    seed: Annotated[int, Ge(0), doc("All random numbers of the run are derived from it.")] = 0
     source_data: Data = Data()
     target_data: Data = Data()
     few_labels: FewLabels = FewLabels()
@@ -147,7 +102,7 @@ def resolve_plan(parameters: Mapping[str, Any]) -> Plan:
     """Complete the requested parameters with the values of their recipe.
 
     Args:
-        parameters: of flow `pul`, by name; sections as forms or as plain dicts. What is missing or None keeps the recipe's value.
+        parameters: parameters of flow `pul` by name; sections are forms or plain dicts. What is missing or None has the recipe's value.
 
     Raises:
         UserError: a recipe or a parameter does not exist, or two settings contradict each other.
@@ -158,29 +113,23 @@ def resolve_plan(parameters: Mapping[str, Any]) -> Plan:
         >>> plan.selection.min_similarity, plan.selection.close_to, plan.model.height
         (0.7, 'own_centre', 256)
     """
-    given = {name: value for name, value in parameters.items() if value is not None and name != RESOLVED}
-    if given.get("recipe", "paper") not in RECIPES:
-        raise UserError(f"there is no recipe {given['recipe']!r}: choose {', '.join(RECIPES)}")
-    if unknown := sorted(set(given) - set(Parameters.model_fields)):
-        raise UserError(f"there is no parameter {unknown[0]!r}: there are {', '.join(sorted(Parameters.model_fields))}")
-    request = Parameters.model_validate(given)
-    recipe = RECIPES[request.recipe]
-    values: dict[str, Any] = {setting.name: getattr(recipe, setting.name) for setting in fields(Recipe)}
-    values |= {"recipe": request.recipe, "target": request.target, "original_model": request.original_model, "seed": request.seed}
-    source = [request.source] if isinstance(request.source, str) else request.source or []
-    return override(Plan(**values, source=tuple(source)), request)
+    values = {name: value for name, value in parameters.items() if value is not None and name != RESOLVED}
+    recipe, names = values.get("recipe", "paper"), sorted(field.name for field in fields(Plan))
+    if recipe not in RECIPES:
+        raise UserError(f"there is no recipe {recipe!r}: choose {', '.join(RECIPES)}")
+    if unknown := sorted(set(values) - set(names)):
+        raise UserError(f"there is no parameter {unknown[0]!r}: choose from {', '.join(names)}")
+    if isinstance(values.get("source"), str):
+        values["source"] = [values["source"]]
+    return override(Plan(**vars(RECIPES[recipe])), Overrides[Plan].model_validate(values))
 
 
-def override(default: S, form: BaseModel) -> S:
-    """Replace the settings that a form fills in."""
-    changes: dict[str, Any] = {}
-    for name in type(form).model_fields:
-        value = getattr(form, name)
-        if isinstance(value, BaseModel):
-            changes[name] = override(getattr(default, name), value)
-        elif value is not None and not isinstance(form, Parameters):
-            changes[name] = value
-    return replace(default, **changes)  # type: ignore[type-var]
+def override(settings: S, form: BaseModel) -> S:
+    """Return settings with the values that a form fills in."""
+    changes = {
+        name: override(getattr(settings, name), value) if isinstance(value, Section) else value for name, value in form if value is not None
+    }
+    return replace(settings, **changes)  # type: ignore[type-var]
 
 
 def parameters_of(plan: Plan) -> dict[str, Any]:
@@ -192,7 +141,7 @@ def read_config(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read a config.json.
 
     Returns:
-        The parameters, and what the run was computed on: a record for each of its starts that differs from the one before.
+        The parameters, and the compute resources: one record per start of the run that differs from the one before.
 
     Raises:
         UserError: the file is missing, or is not a config.
@@ -208,17 +157,13 @@ def read_config(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return config, config.pop(RESOLVED, [])
 
 
-def parameter_names(settings: Any = Plan, prefix: str = "") -> list[str]:
+def parameter_names() -> list[str]:
     """Return the dotted names of all parameters, e.g. ``fine_tuning.optimisation.momentum``."""
-    hints, names = get_type_hints(settings), list[str]()
-    for setting in fields(settings):
-        hint = hints[setting.name]
-        names += parameter_names(hint, f"{prefix}{setting.name}.") if is_dataclass(hint) else [prefix + setting.name]
-    return names
+    return list(flatten(Overrides[Plan]().model_dump()))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested parameters by their dotted names.
+    """Return the values of nested parameters by their dotted names.
 
     Example:
         >>> flatten({"seed": 0, "stopping": {"max_iterations": 4}})

@@ -1,4 +1,4 @@
-"""The model file: safetensors weights, with a header that says how to build the backbone. Nothing is unpickled."""
+"""The model file: safetensors weights with the backbone's name and input size in the header. Nothing is unpickled."""
 
 import json
 
@@ -11,7 +11,7 @@ from tasks.store.artifacts import Artifact, read_bytes, write_bytes
 
 
 class ModelConfig(BaseModel):
-    """The backbone and its input size in pixels, as the header of the file states them."""
+    """The name of the backbone and its input size in pixels, stored in the header of the file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -21,8 +21,9 @@ class ModelConfig(BaseModel):
 
 
 def write_model(backbone: nn.Module, config: ModelConfig) -> Artifact:
-    """Write the weights of a backbone with its config in the header, as a single metadata entry: safetensors orders several at random."""
+    """Write the weights of a backbone with its config in the header."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    # A single metadata entry, because safetensors writes several in random order, which would change the digest.
     return write_bytes("models", "safetensors", len(state), tensors.save(state, {"pul": config.model_dump_json()}))
 
 
@@ -37,7 +38,7 @@ def read_model(artifact: Artifact) -> tuple[nn.Module, ModelConfig]:
 
 def read_model_bytes(data: bytes) -> tuple[nn.Module, ModelConfig]:
     """Build the backbone of a model file of this project from the file's bytes."""
-    config = read_config(data)
+    config = read_model_config(data)
     backbone = build_backbone(config.backbone)
     backbone.load_state_dict(tensors.load(data))
     return backbone, config
@@ -45,11 +46,10 @@ def read_model_bytes(data: bytes) -> tuple[nn.Module, ModelConfig]:
 
 def model_size(artifact: Artifact) -> dict[str, int]:
     """Return the input size of a model: height and width in pixels."""
-    config = read_config(read_bytes(artifact))
-    return {"height": config.height, "width": config.width}
+    return read_model_config(read_bytes(artifact)).model_dump(include={"height", "width"})
 
 
-def read_config(data: bytes) -> ModelConfig:
+def read_model_config(data: bytes) -> ModelConfig:
     """Return the config in the header of a model file of this project."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return ModelConfig.model_validate_json(header["__metadata__"]["pul"])

@@ -1,14 +1,12 @@
 """Readers of artifacts that several steps share."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pul_core.identities import NO_CAMERA
 from tasks.store.artifacts import column, read_table, verify
-from tasks.store.references import Pixels, Reliable, TrainedModel
+from tasks.store.references import Pixels, Reliable
 
 
 def camids(images: pa.Table) -> npt.NDArray[np.int64]:
@@ -17,7 +15,7 @@ def camids(images: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def open_pixels(pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Return the rows of the decoded images (n,), ascending, and their pixels (n, h, w, 3), memory-mapped.
+    """Open decoded images: their rows (n,), ascending, and their pixels (n, h, w, 3), memory-mapped.
 
     Raises:
         DamagedArtifactError: the file is missing or damaged.
@@ -28,8 +26,8 @@ def open_pixels(pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.u
     return rows, np.memmap(path, np.uint8, mode="r", shape=(len(rows), pixels.height, pixels.width, 3))
 
 
-class Joined:
-    """The pixels of several files as one array (n, h, w, 3) that can only be indexed by rows."""
+class JoinedPixels:
+    """The pixels of several files, indexed by rows like one array (n, h, w, 3)."""
 
     def __init__(self, parts: list[npt.NDArray[np.uint8]]) -> None:
         self.parts = parts
@@ -42,8 +40,8 @@ class Joined:
         pixels = np.empty((len(rows), *self.parts[0].shape[1:]), np.uint8)
         part = np.searchsorted(self.starts, rows, side="right") - 1
         for number in np.unique(part):
-            here = part == number
-            pixels[here] = self.parts[number][rows[here] - self.starts[number]]
+            is_here = part == number
+            pixels[is_here] = self.parts[number][rows[is_here] - self.starts[number]]
         return pixels
 
 
@@ -51,9 +49,3 @@ def read_selected(reliable: Reliable) -> pa.Table:
     """Read the images that were selected, without the labelled and the unclustered images of the reliable set."""
     table = read_table(reliable.reliable)
     return table.filter(~column(table, "labelled") & ~column(table, "unclustered"))
-
-
-def read_training(trained: TrainedModel) -> list[dict[str, Any]]:
-    """Return the statistics of each epoch."""
-    rows: list[dict[str, Any]] = read_table(trained.training).to_pylist()
-    return rows

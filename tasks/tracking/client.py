@@ -3,8 +3,6 @@
 import functools
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import mlflow
 from mlflow.entities import Experiment, Run
@@ -29,8 +27,11 @@ def get_or_create_experiment(name: str) -> Experiment:
         return experiment
     # A tracking server chooses the artifact location; without a server, artifacts are stored beside the database.
     is_local = mlflow.get_tracking_uri().startswith("sqlite")
-    with tolerate_existing():
+    try:
         client().create_experiment(name, (home() / "mlartifacts").as_uri() if is_local else None)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # otherwise a concurrent run has created it since the look-up
+            raise
     created = client().get_experiment_by_name(name)
     assert created is not None
     return created
@@ -42,18 +43,8 @@ def search_all_runs(filter_string: str, order_by: list[str] | None = None) -> li
     return list(client().search_runs(experiment_ids, filter_string, order_by=order_by))
 
 
-@contextmanager
-def tolerate_existing() -> Iterator[None]:
-    """Ignore MLflow's error that a name already exists: a concurrent run may create it between our look-up and our creation."""
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
 def safe_name(text: str) -> str:
-    """Replace characters that are special in HTML, Markdown, URLs or MLflow filters; folders can have any name.
+    """Replace characters that are special in HTML, Markdown, URLs or MLflow filters, because folders can have any name.
 
     Example:
         >>> safe_name("<img src=x onerror=1> to it's/ours"), safe_name("Kölner Straße + shop_2 to ours")

@@ -8,9 +8,9 @@ from pul_core.identities import JUNK_PID
 from pul_core.self_paced import label_agreement, overlap
 from tasks.engine.progress import step_logger
 from tasks.store.artifacts import Artifact, column, read_table
-from tasks.store.readers import read_selected, read_training
+from tasks.store.readers import read_selected
 from tasks.store.references import Clusters, Iteration, Reliable
-from tasks.store.scores import read_metrics
+from tasks.store.scores import metrics_of, read_summary
 
 
 def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str, float]:
@@ -44,10 +44,10 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
         metrics["seconds_extract_features"] = iteration.features.seconds
     if iteration.trained:
         metrics["seconds_fine_tune"] = iteration.trained.model.seconds
-        metrics["num_images_seen"] = sum(epoch["images"] for epoch in read_training(iteration.trained))
+        metrics["num_images_seen"] = int(column(read_table(iteration.trained.training), "images").sum())
     if iteration.scores:
         try:
-            metrics |= read_metrics(iteration.scores)
+            metrics |= metrics_of(read_summary(iteration.scores))
         except UserError as error:  # scores never influence the run, so a target that cannot be scored does not stop it
             step_logger().warning("The model of iteration %d has no scores: %s", iteration.iteration, error)
         metrics["seconds_evaluate"] = iteration.scores.seconds

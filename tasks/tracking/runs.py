@@ -1,14 +1,13 @@
 """MLflow run life cycle: one experiment per domain pair, one parent run per flow run, and one nested run per iteration with its model.
 
-Tracking is a replay: it runs outside the cached steps and only reads artifacts, so repeating it changes nothing. A retried flow run finds
-its parent run by the flow run id and continues it.
+Tracking is not part of the cached steps: it reads their artifacts each time, and recording an iteration again changes nothing. A retried
+flow run finds its parent run by the flow run id and continues it.
 """
 
 import json
 import os
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -22,10 +21,10 @@ from pul_core.errors import DataError
 from tasks.engine.compute import Resources, resolve_compute
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
-from tasks.store.artifacts import Artifact, locate, verify
+from tasks.engine.steps import artifacts_in
+from tasks.store.artifacts import Artifact, locate, read_table, verify
 from tasks.store.config import RESOLVED, Plan, flatten, parameters_of, read_config
 from tasks.store.home import home
-from tasks.store.readers import read_training
 from tasks.store.references import ImageSet, Iteration, Reference, TrainedModel
 from tasks.tracking.client import client, get_or_create_experiment, safe_name, search_all_runs
 from tasks.tracking.metrics import iteration_metrics
@@ -49,7 +48,7 @@ SUMMARY_METRICS = (
 
 
 class TrackedRun(Reference):
-    """A flow run's MLflow run, its folder ``$PUL_HOME/runs/NAME``, and what its steps compute on."""
+    """A flow run's MLflow run, its folder ``$PUL_HOME/runs/NAME``, and the compute resources of its steps."""
 
     run_id: str
     name: str
@@ -66,9 +65,9 @@ def track_run(plan: Plan, target: ImageSet, sources: list[ImageSet]) -> TrackedR
     """Create the MLflow run of this flow run, or find it again on a retry or `pul resume`, and write the config to the run's folder.
 
     Args:
-        plan: the resolved parameters, written to ``config.json`` with what the run is computed on.
-        target: recorded as a dataset input.
-        sources: recorded as dataset inputs.
+        plan: the resolved parameters, written to ``config.json`` with the compute resources.
+        target: the target, recorded as a dataset input.
+        sources: the sources, recorded as dataset inputs.
 
     Raises:
         DataError: the run is resumed, but its images have changed.
@@ -85,7 +84,9 @@ def track_run(plan: Plan, target: ImageSet, sources: list[ImageSet]) -> TrackedR
             client().set_tag(run.info.run_id, tag, value)
         client().update_run(run.info.run_id, status="RUNNING")
     else:
-        tags = {"pul.kind": "run", "pul.recipe": plan.recipe, **process_tags, **_git_commit_tag()}
+        tags = {"pul.kind": "run", "pul.recipe": plan.recipe, **process_tags}
+        if commit := get_git_commit(__file__):
+            tags["mlflow.source.git.commit"] = commit
         if sweep_child := os.environ.get(SWEEP):
             tags |= dict(zip(("pul.sweep", "pul.sweep_child"), sweep_child.split("/"), strict=True))
         run = client().create_run(experiment_id, run_name=safe_run_name(str(flow_run.name)), tags=tags)
@@ -122,23 +123,23 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
     """
     metrics = iteration_metrics(iteration, labels)
     experiment_id = client().get_run(run.run_id).info.experiment_id
-    nested_id, is_replaced = _iteration_run(experiment_id, run, iteration.iteration, _results_fingerprint(iteration))
+    fingerprint = " ".join(artifact.sha256[:16] for artifact in (iteration.model, iteration.scores) if artifact)
+    nested_id, is_replaced = _iteration_run(experiment_id, run, iteration.iteration, fingerprint)
     logged = client().get_run(nested_id).data.metrics
     client().log_batch(nested_id, metrics=[Metric(key, value, 0, 0) for key, value in metrics.items() if key not in logged])
-    logged_steps = {key: {metric.step for metric in client().get_metric_history(run.run_id, key)} for key in metrics}
-    new_metrics = [
-        Metric(key, value, 0, iteration.iteration)
+    new_metrics = {
+        key: value
         for key, value in metrics.items()
-        if is_replaced or iteration.iteration not in logged_steps[key]
-    ]
-    client().log_batch(run.run_id, metrics=new_metrics)
+        if is_replaced or iteration.iteration not in [metric.step for metric in client().get_metric_history(run.run_id, key)]
+    }
+    client().log_batch(run.run_id, metrics=[Metric(key, value, 0, iteration.iteration) for key, value in new_metrics.items()])
     if iteration.trained:
         _log_training_curves(nested_id, iteration.trained)
     log_iteration_model(nested_id, iteration.model)
     client().set_terminated(nested_id, "FINISHED")
     folder = Path(run.folder, f"iteration={iteration.iteration}")
     folder.mkdir(exist_ok=True)
-    for artifact in _artifacts(iteration):
+    for artifact in artifacts_in(iteration.model_copy(update={"reliable_before": None})):  # that one is of the iteration before
         _link_artifact(folder, artifact)
     return metrics
 
@@ -156,7 +157,7 @@ def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str,
     client().set_tag(run.run_id, "pul.stop_reason", reason)
     rows = [{"iteration": number, **metrics} for number, metrics in enumerate(iterations)]
     pd.DataFrame(rows).to_parquet(Path(run.folder, "iterations.parquet"), index=False)
-    summary = [{"iteration": row["iteration"], **{key: _rounded(row.get(key)) for key in SUMMARY_METRICS}} for row in rows]
+    summary = [{name: round(row[name], 4) if name in row else None for name in ("iteration", *SUMMARY_METRICS)} for row in rows]
     create_table_artifact(summary, key="pul-iterations", description=f"Run **{run.name}** stopped: {reason}. {explanation}.")
     experiment = client().get_experiment(client().get_run(run.run_id).info.experiment_id)
     last_run_id, _ = _iteration_run(experiment.experiment_id, run, len(iterations) - 1)
@@ -222,10 +223,6 @@ def _record_config(run_id: str, file: Path, plan: Plan, *, is_resumed: bool) -> 
     return resources
 
 
-def _results_fingerprint(iteration: Iteration) -> str:
-    return " ".join(artifact.sha256[:16] for artifact in (iteration.model, iteration.scores) if artifact)
-
-
 def _iteration_run(experiment_id: str, run: TrackedRun, iteration: int, fingerprint: str | None = None) -> tuple[str, bool]:
     """Find or create the nested run of an iteration; one with other results (the code was edited before a retry) is replaced.
 
@@ -261,7 +258,7 @@ def _iteration_run(experiment_id: str, run: TrackedRun, iteration: int, fingerpr
 def _log_training_curves(run_id: str, trained: TrainedModel) -> None:
     if client().get_metric_history(run_id, "training_loss"):
         return
-    epochs = read_training(trained)
+    epochs = read_table(trained.training).to_pylist()
     curves = (("training_loss", "loss"), ("training_accuracy", "accuracy"))
     client().log_batch(run_id, metrics=[Metric(name, epoch[key], 0, epoch["epoch"]) for name, key in curves for epoch in epochs])
 
@@ -276,27 +273,7 @@ def _link_artifact(folder: Path, artifact: Artifact, name: str | None = None) ->
     link.symlink_to(Path(verify(artifact)))
 
 
-def _artifacts(iteration: Iteration) -> Iterator[Artifact]:
-    yield iteration.model
-    yield from (artifact for artifact in (iteration.features, iteration.scores) if artifact)
-    if iteration.clusters:
-        yield from (iteration.clusters.clusters, iteration.clusters.centres)
-    if iteration.reliable:
-        yield iteration.reliable.reliable
-    if iteration.trained:
-        yield iteration.trained.training
-
-
 def _dataset(images: ImageSet, role: str) -> DatasetInput:
     profile = json.dumps({"splits": images.splits, "layout": images.layout})
     dataset = Dataset(safe_name(images.name), images.images.sha256[:32], "local", json.dumps({"path": images.root}), profile=profile)
     return DatasetInput(dataset, [InputTag("mlflow.data.context", role)])
-
-
-def _git_commit_tag() -> dict[str, str]:
-    commit = get_git_commit(__file__)
-    return {"mlflow.source.git.commit": commit} if commit else {}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)

@@ -53,9 +53,9 @@ def arm(moment, number, ending=signal.SIGKILL):
     if moment == "step saved":  # a step has been computed and its result saved, the next step is about to begin
         computed = []
         on_call(tasks.engine.steps, "_with_seconds", lambda: computed.append(1), after=True)
-        on_call(tasks.engine.steps, "_cached_but_damaged", lambda: computed and die())
+        on_call(tasks.engine.steps, "_has_unusable_result", lambda: computed and die())
     elif moment == "step begins":
-        on_call(tasks.engine.steps, "_cached_but_damaged", die)
+        on_call(tasks.engine.steps, "_has_unusable_result", die)
     elif moment == "step computed":  # the files are written, but the result is not saved
         on_call(tasks.engine.steps, "_with_seconds", die)
     elif moment == "file written":  # under its temporary name, not renamed yet
