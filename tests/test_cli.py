@@ -108,7 +108,7 @@ def test_the_help_shows_every_example_on_a_line_of_its_own(pul_here, capsys, com
         (["evaluate", "nobody", "{target}"], ["no model nobody", "RUN/iteration=N"]),
         (["evaluate", "models:/nobody/1", "{target}"], ["models:/nobody/1"]),
         (["evaluate", "{weights}", "nowhere"], ["nowhere", "is not a folder"]),
-        (["evaluate", "{weights}", "{one}"], ["no queries"]),
+        (["evaluate", "{weights}", "{one}"], ["0 query and 0 gallery images"]),
         (["evaluate", "{weights}", "{target}", "--protocol", "best"], ["got 'best'", "cross_camera"]),
         (["evaluate", "{weights}", "{target}", "--ties", "lucky"], ["got 'lucky'", "expected"]),
         (["suggest", "nobody", "{target}"], ["no model nobody", "RUN/iteration=N"]),

@@ -333,6 +333,7 @@ def test_a_run_is_resumed_with_fewer_cores_and_repeated_with_the_recorded_thread
 
     with monkeypatch.context() as patch:
         patch.setattr(compute, "available_cores", lambda: 2)
+        patch.delenv("PUL_RESUME")  # set by pul resume, for its own process
         assert pul_here("run", "--config", folder / "config.json") == 0
     (repeated,) = {path.name for path in (home / "runs").iterdir()} - {folder.name}
     assert parent_run(repeated).data.tags["pul.threads"] == "1", "the last recorded number, although there are two cores"

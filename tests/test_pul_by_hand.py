@@ -62,12 +62,12 @@ def test_drawn_people_have_the_pixels_of_the_steps(by_hand, home, monkeypatch, d
 
     monkeypatch.setitem(people.SIZES, domain, SMALL)
     images = index.fn(f"synthetic:10/{domain}", domain)
-    for split in ("train", "query", "gallery"):
-        ours = by_hand.read_split(f"synthetic:10/{domain}", split, (64, 32))
+    for split, folder in (("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")):
+        images_by_hand, pids, camids = by_hand.read_split(f"synthetic:10/{domain}", folder, (64, 32))
         rows, pixels = open_pixels(decode.fn(images, split=split, height=64, width=32))
-        np.testing.assert_array_equal(ours.images, pixels)
-        np.testing.assert_array_equal(ours.pids, column(read_table(images.labels), "pid")[rows])
-        np.testing.assert_array_equal(ours.camids, column(read_table(images.images), "camid")[rows])
+        np.testing.assert_array_equal(images_by_hand, pixels)
+        np.testing.assert_array_equal(pids, column(read_table(images.labels), "pid")[rows])
+        np.testing.assert_array_equal(camids, column(read_table(images.images), "camid")[rows])
 
 
 def test_the_loop_learns(by_hand, monkeypatch):

@@ -16,6 +16,7 @@ from flows.sweep import jobs_of
 from pul_core.scoring.comparison import summarise_run
 from tasks.operations.grid import sweep_children
 from tasks.operations.sweeps import MEANS, OpenSweep, markdown, means_over_seeds, read_sweep, write_children
+from tasks.store.config import parameters_of
 from tasks.tracking.client import search_all_runs
 
 
@@ -182,7 +183,7 @@ def test_a_killed_child_does_not_affect_the_others(base, tmp_path):
     from tasks.operations.processes import Job, run_jobs
 
     grid = {"pretraining.epochs": [1000, 2]}  # the first child is still training when it is killed
-    plans = [child.plan for child in sweep_children(base | {"seed": 7}, grid)]
+    plans = [parameters_of(child.plan) for child in sweep_children(base | {"seed": 7}, grid)]
     jobs = [
         Job("killed", pul, plans[0], tmp_path / "killed.log", environment={"PUL_TEST_JOB": "killed"}),
         Job("other", pul, plans[1], tmp_path / "other.log"),
@@ -215,7 +216,7 @@ def test_stopping_a_sweep_stops_its_processes_and_closes_their_runs(base, tmp_pa
     from flows.pul import pul
     from tasks.operations.processes import Job, run_jobs
 
-    plan = sweep_children(base | {"seed": 5}, {"pretraining.epochs": [1000]})[0].plan
+    plan = parameters_of(sweep_children(base | {"seed": 5}, {"pretraining.epochs": [1000]})[0].plan)
     long = Job("long", pul, plan, tmp_path / "long.log")
     short = Job("short", pul, plan | {"target": "nowhere"}, tmp_path / "short.log")
     results = run_jobs([long, short], parallel=2)
