@@ -21,12 +21,14 @@ def last_line(command):
     return command.log.strip().splitlines()[-1]
 
 
-@pytest.mark.fault("SIGTERM at every step", "`stopped: pul resume goes on`; closed in MLflow within seconds; the same bytes after a resume")
+@pytest.mark.fault(
+    "SIGTERM at every step", "`stopped: pul resume continues the run`; closed in MLflow within seconds; the same bytes after a resume"
+)
 def test_sigterm(start_or_resume, run_folder, undisturbed, tmp_path, tried):
     for step in STEPS:  # the earlier steps are cached, so each start reaches the next one
         command = start_or_resume(tmp_path, die=("step begins", step, signal.SIGTERM))
         assert command.wait() == 130, command.log
-        assert last_line(command).startswith("stopped: pul resume goes on"), command.log
+        assert last_line(command).startswith("stopped: pul resume continues the run"), command.log
         assert {run.info.status for run in run_folder(tmp_path).parents} <= {"FAILED", "KILLED"}
     tried(len(STEPS))
     assert start_or_resume(tmp_path).wait() == 0
