@@ -21,7 +21,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     The exit code is 1 if something requires attention.
     """
     from tasks.operations.housekeeping import find_damage, sizes
-    from tasks.operations.lost_runs import lost_runs, open_runs
+    from tasks.operations.lost_runs import lost_runs, running_runs
 
     quieten()
     url = active_server()
@@ -32,7 +32,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         "bytes": sizes(),
         "server": url,
         "server_answers": url is not None and server_answers(f"{url}/health"),
-        "running": [name for name in open_runs() if name not in lost],
+        "running": running_runs(),
         "lost": lost,
         "unfinished_steps": sorted(path.name for path in home().glob("checkpoints/*")),
         "damaged": [f"{damage.path} {damage.problem}" for damage in find_damage()],
@@ -68,11 +68,10 @@ def gc(
     These are old unfinished steps, unused caches and unreferenced files. The configs, tables and scores of runs are kept.
     """
     from tasks.operations.housekeeping import find_garbage, remove
-    from tasks.operations.lost_runs import lost_runs, open_runs
+    from tasks.operations.lost_runs import running_runs
 
     quieten()
-    lost = {run.info.run_name for run in lost_runs()}
-    if older_than < 1 and (running := [name for name in open_runs() if name not in lost]):
+    if older_than < 1 and (running := running_runs()):
         raise UserError(f"run {running[0]} is running and its newest files must not be removed: wait, or use --older-than 1")
     garbage = find_garbage(older_than_days=older_than, keep_iterations=not thin)
     for item in garbage:

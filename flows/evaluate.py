@@ -17,11 +17,19 @@ from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import import_model
+from tasks.store.artifacts import Artifact
 from tasks.store.config import Overrides, override
 from tasks.store.model_file import model_size
+from tasks.store.references import Compute, ImageSet
 from tasks.store.scores import read_metrics_and_cmc
 
 Pixels = Annotated[int, Field(ge=1, le=4096)]
+
+
+def features_of(model: Artifact, images: ImageSet, split: str, machine: Machine, compute: Compute) -> Artifact:
+    """Decode a split at the input size of the model and extract its features."""
+    pixels = decode(images, split=split, **model_size(model))
+    return extract_features(model, pixels, batch_size=machine.extraction_batch_size, compute=compute, iteration=0, split=split)
 
 
 @flow(name="evaluate", validate_parameters=True)
@@ -62,17 +70,7 @@ def evaluate_model(
     if not images.scorable or images.labels is None:
         raise DataError(f"{data} has no queries and gallery with identities: give a data set that has both")
     imported = import_model(model, backbone=backbone, height=height, width=width)
-    query, gallery = (
-        extract_features(
-            imported,
-            decode(images, split=split, **model_size(imported)),
-            batch_size=hardware.extraction_batch_size,
-            compute=compute.inference,
-            iteration=0,
-            split=split,
-        )
-        for split in ("query", "gallery")
-    )
+    query, gallery = (features_of(imported, images, split, hardware, compute.inference) for split in ("query", "gallery"))
     scores = {
         ranking: evaluate(
             query,

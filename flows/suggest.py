@@ -4,16 +4,13 @@ from typing import Any
 
 from prefect import flow
 
-from flows.evaluate import Pixels
+from flows.evaluate import Pixels, features_of
 from pul_core.recipes import MODERN
 from pul_core.settings import Machine
-from tasks.decode import decode
 from tasks.engine.compute import resolve_compute
-from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import import_model
 from tasks.store.config import Overrides, override
-from tasks.store.model_file import model_size
 from tasks.suggest import read_suggestion, suggest
 
 
@@ -43,14 +40,7 @@ def suggest_clusters(
     compute = resolve_compute(hardware)
     images = index(data, "target", layout, pattern)
     imported = import_model(model, backbone=backbone, height=height, width=width)
-    features = extract_features(
-        imported,
-        decode(images, split="train", **model_size(imported)),
-        batch_size=hardware.extraction_batch_size,
-        compute=compute.inference,
-        iteration=0,
-        split="train",
-    )
+    features = features_of(imported, images, "train", hardware, compute.inference)
     curve = suggest(
         features,
         images.images,

@@ -13,8 +13,7 @@ from tasks.store.artifacts import locate
 
 @pytest.fixture
 def no_open_runs(monkeypatch):
-    for name in ("lost_runs", "open_runs"):
-        monkeypatch.setattr(purge, name, list)
+    monkeypatch.setattr(purge, "running_runs", list)
 
 
 def test_labels_are_deleted_with_their_own_images_only(home, tmp_path, market, no_open_runs):

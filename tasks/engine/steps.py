@@ -32,7 +32,7 @@ from tasks.store.artifacts import Artifact, DamagedArtifactError, made_by, verif
 P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
 
-WITHOUT_EFFECT = "iteration"  # argument of steps that only names their task run
+TASK_RUN_NAME = "iteration"  # argument of steps that only names their task run
 
 running_key: ContextVar[str | None] = ContextVar("running_key", default=None)  # cache key of the step that runs; None outside a step
 
@@ -59,7 +59,7 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def execute(*args: P.args, **kwargs: P.kwargs) -> R:
             arguments = arguments_by_name(function, *args, **kwargs)
             # Tables name the inputs that determine the result, not the hardware.
-            inputs = {key: value for key, value in arguments.items() if key not in (WITHOUT_EFFECT, "compute")}
+            inputs = {key: value for key, value in arguments.items() if key not in (TASK_RUN_NAME, "compute")}
             token = running_key.set(step_key(function, arguments))
             started = time.monotonic()
             try:
@@ -86,7 +86,7 @@ def step_key(function: Callable[..., Any], inputs: Mapping[str, Any]) -> str:
     """Return the cache key of a step: its name and 40 hexadecimal digits."""
     parts = {
         "step": function.__name__,
-        "inputs": cache_token({name: value for name, value in inputs.items() if name != WITHOUT_EFFECT}),
+        "inputs": cache_token({name: value for name, value in inputs.items() if name != TASK_RUN_NAME}),
         "code": code_digest(function.__module__, function.__name__),
         "libraries": library_versions(),
     }

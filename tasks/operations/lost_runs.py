@@ -24,9 +24,10 @@ def lost_runs() -> list[Run]:
     return [run for run in _open_runs() if _is_gone(run.data.tags.get(PROCESS_TAG))]
 
 
-def open_runs() -> list[str]:
-    """Return the names of all runs that are open in MLflow, lost ones included."""
-    return [str(run.info.run_name) for run in _open_runs()]
+def running_runs() -> list[str]:
+    """Return the names of the MLflow runs that are open and not lost."""
+    lost = {run.info.run_name for run in lost_runs()}
+    return [str(run.info.run_name) for run in _open_runs() if run.info.run_name not in lost]
 
 
 def _open_runs() -> list[Run]:

@@ -21,7 +21,7 @@ from pul_core.errors import DataError
 from tasks.data.listing import iter_image_paths
 from tasks.index import index
 from tasks.operations.housekeeping import digest_of, remove_dangling_links
-from tasks.operations.lost_runs import lost_runs, open_runs
+from tasks.operations.lost_runs import running_runs
 from tasks.store.artifacts import column, read_table
 from tasks.store.home import artifact_root, home
 from tasks.tracking.client import client, search_all_runs
@@ -128,8 +128,7 @@ def digests_of_identity(path: str, identity: str, layout: str | None = None, pat
 
 def _check_can_purge() -> None:
     """Refuse to purge while a run is running, or where the artifacts are not on this disk."""
-    lost = {run.info.run_name for run in lost_runs()}
-    if running := [name for name in open_runs() if name not in lost]:
+    if running := running_runs():
         raise DataError(f"run {running[0]} is running: stop it first")
     if artifact_root() != str(home() / "artifacts"):
         raise DataError(f"the artifacts are at {artifact_root()}, but only those below {home()} can be purged: delete them there")
