@@ -77,9 +77,8 @@ def gc(
     with housekeeping() as users:
         removes_new_files = older_than < 1 or "://" in artifact_root()  # no time of last use is known at a URL
         if removes_new_files and (running := [*(f"run {run}" for run in running_runs()), *(user.description for user in users)]):
-            raise UserError(
-                f"{running[0]} uses files that must not be removed: wait until it ends{', or use --older-than 1' if older_than < 1 else ''}"
-            )
+            remedy = "wait until it ends" if "://" in artifact_root() else "wait until it ends, or use --older-than 1"
+            raise UserError(f"{running[0]} uses the files, also new ones: {remedy}")
         in_use_since = min((user.since for user in users), default=math.inf)
         garbage = find_garbage(older_than_days=older_than, keep_iterations=not thin, in_use_since=in_use_since)
         for item in garbage:

@@ -91,14 +91,25 @@ def model_file(reference: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield _downloaded(reference, folder)
         return
-    file, run = Path(reference).expanduser(), RUN.fullmatch(reference)
-    if run and not file.is_file() and (run_folder := find_run_folder(run[1])):
-        file = _model_of_run(run_folder, run[2])
+    run = named_run(reference)
+    file = _model_of_run(*run) if run else Path(reference).expanduser()
     if not file.is_file():
         raise DataError(
             f"there is no model {reference}: give a file, the name of an earlier run, RUN/iteration=N, or an MLflow URI (models:/...)"
         )
     yield file
+
+
+def named_run(reference: str) -> tuple[Path, str | None] | None:
+    """Return the folder of the run, and the iteration if one is given, that a model's reference names; None if it names something else.
+
+    Raises:
+        DataError: several runs have this name.
+    """
+    run = RUN.fullmatch(reference)
+    if run is None or Path(reference).expanduser().is_file() or not (folder := find_run_folder(run[1])):
+        return None
+    return folder, run[2]
 
 
 def _model_of_run(run: Path, iteration: str | None) -> Path:

@@ -323,6 +323,7 @@ def test_two_runs_called_baseline_keep_their_own_files_and_results(module_home, 
         assert (mlflow_run.data.params["seed"], read_results(run_id)["status"]) == (str(seed), "finished")
         with get_client(sync_client=True) as client:
             assert run_id in client.read_flow_run(state.state_details.flow_run_id).tags
+    assert list((module_home / "processes").glob("*-*")), "flow runs are visible to housekeeping"
     for look_up in (read_results, find_run_folder, purge_run):
         with pytest.raises(DataError, match=f"fits 2 runs.*{first}"):
             look_up("baseline")

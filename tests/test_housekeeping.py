@@ -14,6 +14,7 @@ import pytest
 from pul_core.errors import DataError
 from tasks.operations import purge
 from tasks.operations.housekeeping import DAY, find_damage, find_garbage, remove, sizes
+from tasks.store import users
 from tasks.store.artifacts import verify, write_bytes
 from tasks.store.records import write_record
 from tasks.store.users import housekeeping
@@ -100,6 +101,7 @@ def elsewhere(home, tmp_path, monkeypatch, request):
     write_bytes("features", "parquet", 1, b"unreferenced")
     fs.pipe_file(f"{root}/features/.partial-{uuid.uuid4().hex}", b"half")
     fs.pipe_file(f"{root}/features/notes.txt", b"somebody's file")
+    fs.makedirs(f"{root}/photos", exist_ok=True)
     fs.pipe_file(f"{root}/photos/person.jpg", b"somebody's file")
     (home / "runs" / "amber-fox").mkdir(parents=True)
     (home / "runs" / "amber-fox" / "config.json").touch()
@@ -187,16 +189,16 @@ def test_what_a_running_process_has_read_is_kept_although_it_is_old(store):
 
 
 def test_a_process_that_begins_during_housekeeping_waits_until_it_is_done(home):
-    with housekeeping() as users:
-        assert users == []
+    with housekeeping() as others:
+        assert others == []
         process = subprocess.Popen(
             [sys.executable, "-c", USER], env=os.environ | {"PUL_HOME": str(home)}, stdout=subprocess.PIPE, text=True
         )
         time.sleep(5)
         assert not list(home.glob("artifacts/features/*"))
     assert process.stdout.readline() == "ready\n"
-    with housekeeping() as users:
-        assert [user.description.split()[1] for user in users] == [str(process.pid)]
+    with housekeeping() as others:
+        assert [user.description.split()[1] for user in others] == [str(process.pid)]
     process.kill()
     process.wait()
 
@@ -208,8 +210,8 @@ def test_a_read_only_home_can_be_read(home, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tasks.store.users._gate", refuse)
-    monkeypatch.setattr("tasks.store.users._register", __import__("tasks.store.users", fromlist=["_register"])._register.__wrapped__)
+    monkeypatch.setattr(users, "_gate", refuse)
+    monkeypatch.setattr(users, "_register", users._register.__wrapped__)  # without its cache
     assert verify(artifact)
     with pytest.raises(DataError, match="cannot be locked"), housekeeping():
         pass

@@ -5,6 +5,7 @@ import re
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -159,6 +160,29 @@ def test_a_lost_run_is_reported_by_its_id_beside_a_running_one_of_the_same_name(
     assert running_runs() == [alive]
 
 
+def test_a_retry_and_a_resume_continue_the_run_that_they_belong_to(runs_home, monkeypatch):
+    from tasks.tracking import runs as module
+
+    def continued(name, flow_run_id, resumed=""):
+        monkeypatch.setenv(module.RESUME, resumed)
+        monkeypatch.setattr(module, "flow_run", SimpleNamespace(name=name, id=flow_run_id))
+        run = module._existing_run(flow_run_id)
+        return run and run_id_of(run)
+
+    created, resuming, other, new = (str(uuid.uuid4()) for _ in range(4))
+    run_id, other_id = start(runs_home, "baseline", flow_run_id=created), start(runs_home, "baseline", flow_run_id=other)
+    assert continued("baseline", new) is None
+    assert continued("amber-fox", resuming, resumed=run_id) == run_id
+    client().set_tag(find_run(run_id).info.run_id, "pul.flow_run_id", resuming)
+    assert [continued(*flow_run) for flow_run in (("baseline", created), ("amber-fox", resuming), ("baseline", other))] == [
+        run_id,
+        run_id,
+        other_id,
+    ]
+    with pytest.raises(DataError, match="fits 2 runs"):
+        continued("amber-fox", new, resumed="baseline")
+
+
 def test_more_runs_than_a_page_of_mlflow_are_seen(runs_home, monkeypatch):
     """With pages of 2 runs and of 2 experiments instead of 1,000."""
     names = [f"run-{number}" for number in range(5)]
@@ -247,6 +271,8 @@ def test_a_renamed_experiment_and_one_of_an_older_version_are_continued(module_h
     client().rename_experiment(old.experiment_id, "nicer")
     nicer = experiment_of(pair_of("/a/old", "/a/crops"))
     assert (nicer.experiment_id, nicer.name) == (old.experiment_id, "nicer")
+    client().delete_experiment(old.experiment_id)
+    assert experiment_of(pair_of("/a/old", "/a/crops")).experiment_id == old.experiment_id, "it is not mistaken for a new one"
 
 
 def test_long_and_odd_names_stay_apart(module_home):
@@ -264,6 +290,7 @@ def test_an_original_model_is_known_by_its_file(module_home, tmp_path):
     a, b = (str(tmp_path / folder / "model.pth") for folder in ("a", "b"))
     pairs = [pair_of((), "/crops", original_model=model) for model in (a, f"{tmp_path}/b/../a/model.pth", b, "models:/m/1", "models:/m/2")]
     assert len({pair.digest for pair in pairs}) == 4 and pairs[0].digest == pairs[1].digest
+    assert [pair.names[:2] for pair in pairs[:3:2]] == [["model.pth to crops", f"model.pth in {name} to crops"] for name in "ab"]
     order = [
         domain_pair(replace(resolve_plan({"target": "/t"}), source=source), list(source), "t").digest for source in (("a", "b"), ("b", "a"))
     ]

@@ -50,7 +50,7 @@ def matching_ids(reference: str, names: Mapping[str, str]) -> list[str]:
 
     Example:
         >>> names = {"baseline-1f2e3d4c": "baseline", "baseline-2-aa2e3d4c": "baseline-2", "amber-fox-bb2e3d4c": "amber-fox"}
-        >>> [matching_ids(reference, names) for reference in ("baseline", "amber-fox-b", "baseline-", "baseline-1f2e3d4c")]
+        >>> [matching_ids(reference, names) for reference in ("baseline", "amber-fox-b", "base", "baseline-1f2e3d4c")]
         [['baseline-1f2e3d4c'], ['amber-fox-bb2e3d4c'], ['baseline-1f2e3d4c', 'baseline-2-aa2e3d4c'], ['baseline-1f2e3d4c']]
     """
     if reference in names:

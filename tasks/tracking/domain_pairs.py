@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from mlflow.entities import Experiment
+from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
 
 from tasks.data.locations import image_root, is_url
+from tasks.index import dataset_root
 from tasks.models import MLFLOW_URI, model_file
 from tasks.store.config import Plan
 from tasks.tracking.client import client, get_or_create_experiment, safe_name
@@ -39,16 +40,19 @@ def domain_pair(plan: Plan, sources: list[str], target: str) -> DomainPair:
     origins = [canonical_location(path) for path in plan.source] or [_model_location(str(plan.original_model))]
     location = canonical_location(plan.target)
     digest = hashlib.sha256(json.dumps([sorted(origins), location]).encode()).hexdigest()[:16]
-    names = [*(sources or [Path(str(plan.original_model)).name]), target]
-    longer = [_with_parent(name, path) for name, path in zip(names, [*origins, location], strict=True)]
+    names = [*(sources or [_model_name(str(plan.original_model))]), target]
+    folders = [*(map(image_root, origins) if sources else origins), image_root(location)]
+    longer = [_with_parent(name, folder) for name, folder in zip(names, folders, strict=True)]
     short, long = (safe_name(f"{' + '.join(parts[:-1])} to {parts[-1]}") for parts in (names, longer))
     return DomainPair(digest, [short, long, f"{short[:180]} {digest}"])
 
 
 def experiment_of(pair: DomainPair) -> Experiment:
     """Return the experiment of a domain pair, creating it if necessary."""
-    if existing := client().search_experiments(filter_string=f"tags.`{DOMAIN_PAIR_TAG}` = '{pair.digest}'"):
-        return existing[0]
+    is_of_pair = f"tags.`{DOMAIN_PAIR_TAG}` = '{pair.digest}'"
+    for view in (ViewType.ACTIVE_ONLY, ViewType.DELETED_ONLY):
+        if existing := client().search_experiments(view, filter_string=is_of_pair):
+            return get_or_create_experiment(existing[0].name)
     for name in pair.names:
         experiment = get_or_create_experiment(name, {DOMAIN_PAIR_TAG: pair.digest})
         if DOMAIN_PAIR_TAG not in experiment.tags:  # of an older version
@@ -90,7 +94,7 @@ def canonical_location(path: str) -> str:
         return url._replace(netloc=url.netloc.lower(), path=url.path.rstrip("/")).geturl()
     if synthetic := re.fullmatch(r"synthetic:(\d+)(/.*)", path):
         return f"synthetic:{int(synthetic[1])}{synthetic[2]}"
-    return str(Path(path).expanduser().resolve())
+    return dataset_root(path)
 
 
 def _model_location(reference: str) -> str:
@@ -101,12 +105,22 @@ def _model_location(reference: str) -> str:
         return str(file.resolve())
 
 
+def _model_name(reference: str) -> str:
+    """Return a short name for an original model: the name of its file, or the whole reference of an earlier run or MLflow's model.
+
+    Example:
+        >>> _model_name("/models/osnet.pth"), _model_name("amber-fox-1f2e3d4c/iteration=2")
+        ('osnet.pth', 'amber-fox-1f2e3d4c/iteration=2')
+    """
+    return Path(reference).name if Path(reference).is_file() or Path(reference).is_absolute() else reference
+
+
 def _with_parent(name: str, location: str) -> str:
-    """Return a name with the folder above its data set.
+    """Return a name with the folder that contains a location.
 
     Example:
         >>> _with_parent("crops", "/data/siteA/crops"), _with_parent("synthetic-0-target", "synthetic:0/target")
         ('crops in siteA', 'synthetic-0-target')
     """
-    parent = "" if location.startswith("synthetic:") else image_root(location).rstrip("/").rpartition("/")[0].rpartition("/")[2]
+    parent = "" if location.startswith("synthetic:") else location.rstrip("/").rpartition("/")[0].rpartition("/")[2]
     return f"{name} in {parent}" if parent else name

@@ -7,6 +7,7 @@ from typing import Any
 from mlflow.entities import Run
 
 from pul_core.errors import DataError
+from tasks.store.home import home
 from tasks.store.runs import ambiguous, format_time, matching_ids, safe_run_name
 from tasks.tracking.client import client, search_all_runs, search_runs
 
@@ -41,7 +42,7 @@ def find_run(reference: str | None) -> Run:
         run for run in runs.values() if run.info.run_id.startswith(reference)
     ]
     if not matches:
-        raise DataError(f"there is no run {reference!r}: pul results shows the newest one, and the folders in $PUL_HOME/runs are the ids")
+        raise DataError(f"there is no run {reference!r}: give the id of a run, the name of its folder in {home() / 'runs'}")
     if len(matches) > 1:
         newest_first = sorted(matches, key=lambda run: run.info.start_time, reverse=True)
         raise ambiguous(reference, {run_id_of(run): _describe(run) for run in newest_first})

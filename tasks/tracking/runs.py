@@ -24,13 +24,13 @@ from tasks.engine.compute import Resources, resolve_compute
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
 from tasks.engine.steps import artifacts_in
-from tasks.models import RUN
+from tasks.models import named_run
 from tasks.store.artifacts import Artifact, locate, read_table, verify
 from tasks.store.config import RESOLVED, Plan, flatten, parameters_of, read_config
 from tasks.store.home import home
 from tasks.store.records import write_record
 from tasks.store.references import ImageSet, Iteration, Reference, TrainedModel
-from tasks.store.runs import create_run_folder, find_run_folder, new_run_id, safe_run_name
+from tasks.store.runs import create_run_folder, new_run_id, safe_run_name
 from tasks.tracking.client import client, safe_name, search_all_runs, search_runs
 from tasks.tracking.domain_pairs import domain_pair, experiment_of, registered_model_of
 from tasks.tracking.metrics import iteration_metrics
@@ -216,10 +216,10 @@ def _create_run(plan: Plan, target: ImageSet, sources: list[ImageSet], process_t
 
 def _with_run_id(reference: str | None) -> str | None:
     """Replace the name of an earlier run in the reference of a model by its id, because another run may get the same name later."""
-    run = RUN.fullmatch(reference or "")
-    if reference is None or run is None or Path(reference).expanduser().is_file() or not (folder := find_run_folder(run[1])):
+    if reference is None or not (run := named_run(reference)):
         return reference
-    return f"{folder.name}/{run[2]}" if run[2] else folder.name
+    folder, iteration = run
+    return f"{folder.name}/{iteration}" if iteration else folder.name
 
 
 def _tag_flow_run(flow_run_id: str, run_id: str) -> None:
