@@ -46,6 +46,8 @@ Pattern = Annotated[
 ]
 Backbone = Annotated[str, typer.Option(help="A timm model name; only used if the model file names none.")]
 
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the log instead of a progress display.")]
+
 
 def check_output(path: Path, option: str) -> None:
     """Check that a file or folder can be created at a path.

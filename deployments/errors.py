@@ -7,6 +7,7 @@ An error that the user can fix is reported by its message. Any other error is a 
 import copy
 import errno
 import logging
+import os
 import shlex
 import sys
 import traceback
@@ -110,8 +111,9 @@ class _WithoutTraceback(logging.Formatter):
 def quieten() -> None:
     """Hide tracebacks (unless ``--debug`` is given) and the libraries' messages for developers on the terminal."""
     warnings.filterwarnings("ignore", module="mlflow")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when MLflow is imported
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
     if debugging():
         return
     for name in ("prefect.flow_runs", "prefect.task_runs"):

@@ -19,6 +19,7 @@ from pul_core.errors import DataError, UserError
 from pul_core.learning.backbone import build_backbone, load_foreign_state
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
+from tasks.engine.status import activity
 from tasks.store.artifacts import Artifact
 from tasks.store.model_file import ModelConfig, write_model
 from tasks.store.runs import find_run_folder
@@ -47,7 +48,8 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
     """
     if weights == "imagenet":
         try:
-            module = build_backbone(backbone, pretrained=True)
+            with activity(f"get the ImageNet weights of {backbone} from timm's hub"):
+                module = build_backbone(backbone, pretrained=True)
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"ImageNet weights of {backbone} cannot be fetched ({type(error).__name__}): give a local file with --weights FILE, "
