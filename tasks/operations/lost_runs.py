@@ -1,5 +1,6 @@
 """Lost runs: runs whose process has died (killed, out of memory, power failure) but that MLflow and Prefect still show as running."""
 
+import os
 import socket
 from typing import Any
 from uuid import UUID
@@ -73,10 +74,24 @@ def config_to_resume(name: str | None) -> tuple[str, dict[str, Any]]:
 def _is_gone(key: str | None) -> bool:
     if key is None or key.split(" ")[0] != socket.gethostname():
         return False
+    pid = int(key.split(" ")[1])
     try:
-        return process_key(int(key.split(" ")[1])) != key
+        return process_key(pid) != key
+    except psutil.AccessDenied:
+        return False
     except psutil.NoSuchProcess:
+        return not _is_hidden(pid)
+
+
+def _is_hidden(pid: int) -> bool:
+    """Return whether a process exists that psutil cannot see: another user's, where /proc is mounted with hidepid."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
         return True
+    return False
 
 
 def _mark_as_crashed(flow_run_id: UUID) -> None:
