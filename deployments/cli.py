@@ -124,6 +124,9 @@ def run_command(
     weights: Weights = None,
     size: Size = None,
     num_clusters: Annotated[int | None, typer.Option(help="K of k-means; default one cluster per 16 images.")] = None,
+    min_similarity: Annotated[
+        float | None, typer.Option(help="Lambda, from -1 to 1: only images this similar to their centre are used.")
+    ] = None,
     labelled: Annotated[
         str | None, typer.Option(help="Target labels to use: a number of identities, a share such as 10%, or a file that lists them.")
     ] = None,
@@ -164,6 +167,7 @@ def run_command(
             "model.weights": weights,
             **{f"model.{side}": pixels for side, pixels in parse_size(size).items()},
             "kmeans.num_clusters": num_clusters,
+            "selection.min_similarity": min_similarity,
             "few_labels": parse_few_labels(labelled) if labelled is not None else None,
             "stopping.max_iterations": max_iterations,
             "seed": seed,
