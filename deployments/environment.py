@@ -78,6 +78,7 @@ def configure() -> Path:
 
 
 def _create_home() -> Path:
+    folder: str | Path = os.environ.get("PUL_HOME") or ".pul"
     try:
         folder = home()
         if UNUSABLE.search(str(folder)) or not str(folder).isprintable():
@@ -91,7 +92,7 @@ def _create_home() -> Path:
             raise UserError("there is no folder for temporary files: set TMPDIR to a folder that you can write") from error
         raise UserError(f"PUL_HOME={folder} cannot be created ({error.strerror}): set PUL_HOME to a folder that you can write") from error
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"PUL_HOME={os.environ.get('PUL_HOME')} is not a path ({error}): set PUL_HOME to a folder") from error
+        raise UserError(f"PUL_HOME={folder} is not a path ({error}): set PUL_HOME to a folder") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"PUL_HOME={folder} is not writable: set PUL_HOME to a folder that you can write")
     return folder
@@ -177,6 +178,8 @@ def up_lock(patience: float = 0.0) -> Iterator[bool]:
                     time.sleep(0.05)
                     continue
                 yield False
+            except OSError:  # a file system without locks
+                yield True
             else:
                 yield True
             return

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -134,7 +135,7 @@ def prepare_flow_run() -> None:
     """
     url = active_server()
     if "PREFECT_API_URL" in os.environ:
-        if not server_answers(f"{url}/health", patience=60):
+        if not server_answers(f"{url}/health", patience=60, only_healthy=False):
             raise UserError(f"PREFECT_API_URL={url} does not answer: start that server, or unset PREFECT_API_URL")
     elif not up_is_running() and not (url and server_answers(f"{url}/health", patience=15)):
         url = None
@@ -193,12 +194,13 @@ def _stop_stray_servers() -> None:
             process.kill()
 
 
-def server_answers(url: str, patience: float = 1.0) -> bool:
+def server_answers(url: str, patience: float = 1.0, *, only_healthy: bool = True) -> bool:
     """Return whether a server answers at a URL.
 
     Args:
         url: the URL to request.
         patience: seconds to wait for a server that accepts connections but is busy.
+        only_healthy: return False for a server that answers with an error, or has a certificate that only its own clients accept.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -206,10 +208,12 @@ def server_answers(url: str, patience: float = 1.0) -> bool:
             with urllib.request.urlopen(url, timeout=1) as response:
                 return bool(response.status == 200)
         except urllib.error.HTTPError:
-            return False
+            return not only_healthy
         except OSError as error:  # URLError is a subclass
-            refused = isinstance(getattr(error, "reason", error), ConnectionRefusedError | socket.gaierror)
-            if refused or time.monotonic() > deadline:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLError):
+                return not only_healthy
+            if isinstance(reason, ConnectionRefusedError | socket.gaierror) or time.monotonic() > deadline:
                 return False
 
 

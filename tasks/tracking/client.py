@@ -1,9 +1,11 @@
 """The MLflow client, and helpers for experiments, searches and names."""
 
+import contextlib
 import fcntl
 import functools
 import os
 import re
+import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -33,7 +35,8 @@ def client() -> MlflowClient:
         return MlflowClient()
     _check_file(mlflow.get_tracking_uri())
     with (home() / "mlflow.lock").open("a") as lock:  # two processes that create the tables at the same time fail
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             created = MlflowClient()
             created.search_experiments(max_results=1)
@@ -52,14 +55,17 @@ def _check_file(uri: str) -> None:
 
 def _check_server(url: str) -> None:
     """Check that a server answers at all, because MLflow itself would retry for minutes."""
+    address = re.sub("//[^/@]*@", "//", url)  # without a password
     try:
-        urllib.request.urlopen(url, timeout=30).close()
+        urllib.request.urlopen(address, timeout=30).close()
     except urllib.error.HTTPError:
         pass
     except OSError as error:
         reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):  # MLflow has settings of its own for certificates
+            return
         raise UserError(
-            f"MLflow's server at {url} does not answer ({reason}): start it, or correct or unset MLFLOW_TRACKING_URI"
+            f"MLflow's server at {address} does not answer ({reason}): start it, or correct or unset MLFLOW_TRACKING_URI"
         ) from error
 
 
