@@ -149,7 +149,7 @@ def run_command(
     pul run --source data/market --target crops/
     pul run --source data/market --target crops/ --backbone mobilenetv2_100 --size 128x64
     pul run --original-model resnet50_market.pth.tar --target crops/
-    pul run --config .pul/runs/amber-fox/config.json
+    pul run --config .pul/runs/amber-fox-1f2e3d4c/config.json
     """  # noqa: D301 \b keeps the lines of the examples
     parameters = repeated_parameters(config) if config else {}
     set_parameters(
@@ -185,7 +185,9 @@ def run_command(
 
 
 @app.command("resume")
-def resume_command(run: Annotated[str | None, typer.Argument(help="The name of a run; default the newest one.")] = None) -> None:
+def resume_command(
+    run: Annotated[str | None, typer.Argument(help="The id or unique name of a run; default the newest one.")] = None,
+) -> None:
     """Resume a run that crashed, was killed or was stopped.
 
     Finished steps are read from the cache. A run that was started under `pul up` can also be resumed with Retry in Prefect's UI.
@@ -200,7 +202,7 @@ def resume_command(run: Annotated[str | None, typer.Argument(help="The name of a
 
 @app.command("results")
 def results_command(
-    run: Annotated[str | None, typer.Argument(help="The name of a run; default the newest one.")] = None,
+    run: Annotated[str | None, typer.Argument(help="The id or unique name of a run; default the newest one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object per iteration, scores as fractions.")] = False,
 ) -> None:
     """Show the iterations of a run."""

@@ -182,16 +182,19 @@ def _stop_stray_servers() -> None:
     with contextlib.suppress(psutil.Error):
         if "pul" in " ".join(psutil.Process(1).cmdline()):  # a container, where the server of a live `pul run` is a child of process 1
             return
-    strays = []
-    for process in psutil.process_iter(["cmdline", "ppid"]):
-        with contextlib.suppress(psutil.Error):
-            orphaned = process.info["ppid"] == 1 and "prefect.server.api.server:create_app" in (process.info["cmdline"] or [])
-            if orphaned and process.environ().get("PREFECT_HOME") == os.environ["PREFECT_HOME"]:
-                process.terminate()
-                strays.append(process)
-    for process in psutil.wait_procs(strays, timeout=STOP_SECONDS)[1]:
-        with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error):
+        strays = [process for process in psutil.process_iter(["cmdline", "ppid"]) if _is_stray(process)]
+        for process in strays:
+            process.terminate()
+        for process in psutil.wait_procs(strays, timeout=STOP_SECONDS)[1]:
             process.kill()
+
+
+def _is_stray(process: psutil.Process) -> bool:
+    orphaned = process.info["ppid"] == 1 and "prefect.server.api.server:create_app" in (process.info["cmdline"] or [])
+    with contextlib.suppress(psutil.Error):
+        return orphaned and process.environ().get("PREFECT_HOME") == os.environ["PREFECT_HOME"]
+    return False
 
 
 def server_answers(url: str, patience: float = 1.0, *, only_healthy: bool = True) -> bool:

@@ -8,16 +8,21 @@ import re
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import mlflow
 from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities.paged_list import PagedList
 from mlflow.tracking import MlflowClient
 
 from pul_core.errors import UserError
 from tasks.engine.progress import step_logger
 from tasks.store.home import home
+
+T = TypeVar("T")
 
 
 @functools.cache
@@ -49,7 +54,8 @@ def _check_file(uri: str) -> None:
     """Check that a SQLite database can be written, because MLflow itself would retry for minutes."""
     scheme, _, path = uri.partition(":///")
     file = Path(path.partition("?")[0])
-    if scheme.startswith("sqlite") and (file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK)):
+    writable = os.access(file, os.W_OK) if file.is_file() else file.parent.is_dir() and os.access(file.parent, os.W_OK) and not file.exists()
+    if scheme.startswith("sqlite") and not writable:
         raise UserError(f"MLflow's database {file} cannot be written: create its folder, make both writable, or set MLFLOW_TRACKING_URI")
 
 
@@ -69,8 +75,8 @@ def _check_server(url: str) -> None:
         ) from error
 
 
-def get_or_create_experiment(name: str) -> Experiment:
-    """Return the experiment with this name, creating it if necessary; one that was deleted in MLflow is restored with its runs."""
+def get_or_create_experiment(name: str, tags: dict[str, str] | None = None) -> Experiment:
+    """Return the experiment with this name, creating it with these tags if necessary; one that was deleted in MLflow is restored."""
     if experiment := client().get_experiment_by_name(name):
         if experiment.lifecycle_stage == LifecycleStage.DELETED:  # as long as it is in the trash, its name cannot be used again
             client().restore_experiment(experiment.experiment_id)
@@ -79,7 +85,7 @@ def get_or_create_experiment(name: str) -> Experiment:
     # A tracking server chooses the artifact location; without a server, artifacts are stored beside the database.
     is_local = mlflow.get_tracking_uri().startswith("sqlite")
     try:
-        client().create_experiment(name, (home() / "mlartifacts").as_uri() if is_local else None)
+        client().create_experiment(name, (home() / "mlartifacts").as_uri() if is_local else None, tags)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # otherwise a concurrent run has created it since the look-up
             raise
@@ -88,10 +94,26 @@ def get_or_create_experiment(name: str) -> Experiment:
     return created
 
 
-def search_all_runs(filter_string: str, order_by: list[str] | None = None) -> list[Run]:
-    """Return the runs of all experiments that match an MLflow filter."""
-    experiment_ids = [experiment.experiment_id for experiment in client().search_experiments()]
-    return list(client().search_runs(experiment_ids, filter_string, order_by=order_by))
+def search_all_runs(filter_string: str, order_by: list[str] | None = None, limit: int | None = None) -> list[Run]:
+    """Return the runs of all experiments that match an MLflow filter, the newest first by default; at most `limit` runs."""
+    experiment_ids = [experiment.experiment_id for experiment in _all_pages(client().search_experiments)]
+    return search_runs(experiment_ids, filter_string, order_by, limit)
+
+
+def search_runs(experiment_ids: list[str], filter_string: str, order_by: list[str] | None = None, limit: int | None = None) -> list[Run]:
+    """Return the runs of some experiments that match an MLflow filter; MLflow itself returns one page, of 1,000 runs at most."""
+    search = functools.partial(client().search_runs, experiment_ids, filter_string, order_by=order_by)
+    return list(search(max_results=limit)) if limit else _all_pages(search)
+
+
+def _all_pages(search: Callable[..., PagedList[T]]) -> list[T]:
+    """Return the items of all pages of an MLflow search."""
+    page = search()
+    items = list(page)
+    while page.token:
+        page = search(page_token=page.token)
+        items += page
+    return items
 
 
 def safe_name(text: str) -> str:
