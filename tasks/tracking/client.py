@@ -54,7 +54,9 @@ def _check_file(uri: str) -> None:
     """Check that a SQLite database can be written, because MLflow itself would retry for minutes."""
     scheme, _, path = uri.partition(":///")
     file = Path(path.partition("?")[0])
-    writable = os.access(file, os.W_OK) if file.is_file() else file.parent.is_dir() and os.access(file.parent, os.W_OK) and not file.exists()
+    writable = (
+        os.access(file, os.W_OK) if file.is_file() else file.parent.is_dir() and os.access(file.parent, os.W_OK) and not file.exists()
+    )
     if scheme.startswith("sqlite") and not writable:
         raise UserError(f"MLflow's database {file} cannot be written: create its folder, make both writable, or set MLFLOW_TRACKING_URI")
 
