@@ -1,5 +1,6 @@
 """The `pul` command: parses arguments, starts flows and prints results. Slow imports are inside the functions that need them."""
 
+import io
 import json
 import os
 import sys
@@ -58,11 +59,17 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command. After an error, print one line and exit with code 1; with ``--debug``, show the traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None if it was closed
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode
     try:
         configure()
         sys.exit(app(prog_name="pul", standalone_mode=False))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader has seen enough: pul results | head -1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if debugging():
             raise
@@ -237,20 +244,21 @@ def evaluate_command(
     from flows.evaluate import evaluate_model
     from tasks.preflight import validate_evaluation
 
-    policies = {"protocol": protocol, "ties": ties, "unscored": unscored}
-    validate_evaluation(model, path, layout, pattern, **policies)
     parameters: dict[str, Any] = {
         "model": model,
         "data": path,
         "layout": layout,
         "pattern": pattern,
-        **policies,
+        "protocol": protocol,
+        "ties": ties,
+        "unscored": unscored,
         "rerank": rerank,
         "backbone": backbone,
         **parse_size(size),
         "machine": {"device": device, "threads": threads},
         "seed": seed,
     }
+    validate_evaluation(parameters)
     prepare_flow_run()
     scores = evaluate_model(**parameters)
     typer.echo(json.dumps(scores, indent=2) if as_json else _scores_text(scores))

@@ -19,6 +19,7 @@ from tasks.data.check import usable_rows
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
 from tasks.store.artifacts import column, made_by, read_table, write_table
+from tasks.store.home import user_path
 from tasks.store.references import ImageSet, Labelled
 
 SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int64())])
@@ -44,7 +45,7 @@ def reveal(images: ImageSet, *, settings: FewLabels, num_clusters: int = 0) -> L
     table = read_table(images.images, ["path", "split", "problem"])
     train = usable_rows(table, "train")
     if settings.file is not None:
-        rows, identities = _read_list(Path(settings.file).expanduser(), table["path"].take(train).to_pylist(), train, images)
+        rows, identities = _read_list(user_path(settings.file), table["path"].take(train).to_pylist(), train, images)
     elif images.labels is None:
         raise DataError(f"{images.root} has no identities, which few_labels requires: give a list of labels with few_labels.file")
     else:

@@ -16,13 +16,13 @@ from pul_core.clustering.kmeans import default_num_clusters
 from pul_core.clustering.suggestion import MIN_IMAGES
 from pul_core.errors import DataError, UserError
 from pul_core.identities import DISTRACTOR_PID
-from pul_core.learning.backbone import build_backbone
+from pul_core.learning.backbone import build_backbone, check_backbone
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.training import begin_training, train
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
-from pul_core.settings import KMeans
+from pul_core.settings import KMeans, Machine, Model
 from tasks.data.check import (
     Finding,
     Report,
@@ -34,12 +34,13 @@ from tasks.data.check import (
     usable_rows,
 )
 from tasks.data.layouts import read_layout
-from tasks.engine.compute import Resources, prepare, resolve_compute
+from tasks.engine.compute import Resources, available_cores, nvidia_problem, prepare, resolve_compute
 from tasks.engine.progress import step_logger
 from tasks.index import dataset_root, index
-from tasks.models import model_file
-from tasks.store.artifacts import column, read_table
-from tasks.store.config import Plan, resolve_plan
+from tasks.models import check_weights, model_file, own_config
+from tasks.store.artifacts import check_artifact_root, column, read_table
+from tasks.store.config import Overrides, Plan, override, resolve_plan
+from tasks.store.model_file import ModelConfig
 from tasks.store.references import ImageSet, Reference
 
 PROBE_BATCHES = 4  # batches that are timed for an estimate
@@ -80,52 +81,97 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
         UserError: a parameter, the data or the model cannot be used.
     """
     plan = resolve_plan(parameters)
+    check_plan(plan)
     sources = [count_images(path, plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     source = add_counts(sources, plan.source) if sources else None
     target = count_images(plan.target, plan.target_data.layout, plan.target_data.pattern)
-    if plan.original_model:
-        with model_file(plan.original_model):
-            pass  # the model exists
     check_counts(source, target, plan)
     return ValidatedRun(plan, source, target)
 
 
-def validate_evaluation(model: str, data: str, layout: str | None = None, pattern: str | None = None, **policies: str) -> None:
-    """Check the parameters, the data and the model of flow `evaluate`.
+def check_plan(plan: Plan) -> None:
+    """Check what only a library would reject: the machine, the backbone with its input size, and the initial weights.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    check_machine(plan.machine)
+    if plan.source:
+        check_backbone(plan.model.backbone, plan.model.height, plan.model.width)
+        check_weights(plan.model.weights, plan.model.backbone)
+    if plan.original_model:
+        check_model(plan.original_model, plan.model.backbone, plan.model.height, plan.model.width)
+
+
+def check_model(reference: str, backbone: str, height: int, width: int) -> None:
+    """Check that a model exists, and that its backbone accepts its images; the file may name both itself.
 
     Args:
-        model: a file, an earlier run or an MLflow URI.
-        data: the data set to score.
-        layout: of the data set; None detects it.
-        pattern: of the data set, for layout ``pattern`` only.
-        **policies: values of the parameters in `CHOICES`.
+        reference: a file, an earlier run or an MLflow URI.
+        backbone: if the file names none.
+        height: of the images in pixels, if the file states none.
+        width: of the images in pixels, if the file states none.
+
+    Raises:
+        UserError: the model does not exist, or cannot be used.
+    """
+    with model_file(reference) as file:
+        config = own_config(file) or ModelConfig(backbone=backbone, height=height, width=width)
+    check_backbone(config.backbone, config.height, config.width)
+
+
+def check_machine(machine: Machine) -> None:
+    """Check that this machine has the device, and that artifacts can be written; log if its cores or its GPU are not used as expected.
+
+    Raises:
+        UserError: the device does not exist, or PUL_ARTIFACTS cannot be used.
+    """
+    resolve_compute(machine)
+    check_artifact_root()
+    if machine.threads and machine.threads > available_cores():
+        step_logger().warning("%d threads share %d cores, which is slow: set fewer threads", machine.threads, available_cores())
+    if machine.device is None and (problem := nvidia_problem()):
+        step_logger().warning("this run uses the CPU; %s", problem)
+
+
+def validate_evaluation(parameters: Mapping[str, Any]) -> None:
+    """Check the parameters of flow `evaluate`, all of them by name, with its data and model.
 
     Raises:
         UserError: a parameter, the data or the model cannot be used.
+        pydantic.ValidationError: a value of ``machine`` is out of bounds.
     """
-    for name, value in policies.items():
-        if value not in CHOICES[name]:
-            raise UserError(f"{name} must be one of {', '.join(CHOICES[name])}, got {value!r}")
-    with model_file(model):
-        pass  # the model exists
-    splits = count_images(data, layout, pattern).splits
+    for name, values in CHOICES.items():
+        if parameters[name] not in values:
+            raise UserError(f"{name} must be one of {', '.join(values)}, got {parameters[name]!r}")
+    data = parameters["data"]
+    splits = count_images(data, parameters["layout"], parameters["pattern"]).splits
     if not (splits.get("query") and splits.get("gallery")):
         raise DataError(
             f"{data} has {splits.get('query', 0)} query and {splits.get('gallery', 0)} gallery images: give a data set with both"
         )
+    _check_inference(parameters)
 
 
-def validate_suggestion(model: str, data: str, layout: str | None = None, pattern: str | None = None) -> None:
-    """Check the data and the model of flow `suggest`.
+def validate_suggestion(parameters: Mapping[str, Any]) -> None:
+    """Check the parameters of flow `suggest`, all of them by name, with its data and model.
 
     Raises:
-        UserError: the data or the model cannot be used.
+        UserError: a parameter, the data or the model cannot be used.
+        pydantic.ValidationError: a value of ``machine`` is out of bounds.
     """
-    with model_file(model):
-        pass  # the model exists
-    images = count_images(data, layout, pattern).splits.get("train", 0)
+    data = parameters["data"]
+    images = count_images(data, parameters["layout"], parameters["pattern"]).splits.get("train", 0)
     if images < MIN_IMAGES:
         raise DataError(f"{data} has {images} training images, but a suggestion requires at least {MIN_IMAGES}: give more images")
+    _check_inference(parameters)
+
+
+def _check_inference(parameters: Mapping[str, Any]) -> None:
+    check_machine(override(Machine(), Overrides[Machine].model_validate(parameters["machine"])))
+    check_model(
+        parameters["model"], parameters["backbone"], parameters.get("height", Model().height), parameters.get("width", Model().width)
+    )
 
 
 def count_images(path: str, layout: str | None = None, pattern: str | None = None) -> Counts:
