@@ -117,6 +117,9 @@ def run_command(
     weights: Weights = None,
     size: Size = None,
     num_clusters: Annotated[int | None, typer.Option(help="K of k-means; default one cluster per 16 images.")] = None,
+    min_similarity: Annotated[
+        float | None, typer.Option(help="Lambda, from -1 to 1: only images this similar to their centre are used.")
+    ] = None,
     labelled: Annotated[
         str | None, typer.Option(help="Target labels to use: a number of identities, a share such as 10%, or a file that lists them.")
     ] = None,
@@ -139,7 +142,7 @@ def run_command(
     pul run --source data/market --target crops/
     pul run --source data/market --target crops/ --backbone mobilenetv2_100 --size 128x64
     pul run --original-model resnet50_market.pth.tar --target crops/
-    pul run --config .pul/runs/amber-fox/config.json
+    pul run --config .pul/runs/amber-fox-1f2e3d4c/config.json
     """  # noqa: D301 \b keeps the lines of the examples
     parameters = repeated_parameters(config) if config else {}
     set_parameters(
@@ -157,6 +160,7 @@ def run_command(
             "model.weights": weights,
             **{f"model.{side}": pixels for side, pixels in parse_size(size).items()},
             "kmeans.num_clusters": num_clusters,
+            "selection.min_similarity": min_similarity,
             "few_labels": parse_few_labels(labelled) if labelled is not None else None,
             "stopping.max_iterations": max_iterations,
             "seed": seed,
@@ -174,7 +178,9 @@ def run_command(
 
 
 @app.command("resume")
-def resume_command(run: Annotated[str | None, typer.Argument(help="The name of a run; default the newest one.")] = None) -> None:
+def resume_command(
+    run: Annotated[str | None, typer.Argument(help="The id or unique name of a run; default the newest one.")] = None,
+) -> None:
     """Resume a run that crashed, was killed or was stopped.
 
     Finished steps are read from the cache. A run that was started under `pul up` can also be resumed with Retry in Prefect's UI.
@@ -189,7 +195,7 @@ def resume_command(run: Annotated[str | None, typer.Argument(help="The name of a
 
 @app.command("results")
 def results_command(
-    run: Annotated[str | None, typer.Argument(help="The name of a run; default the newest one.")] = None,
+    run: Annotated[str | None, typer.Argument(help="The id or unique name of a run; default the newest one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object per iteration, scores as fractions.")] = False,
 ) -> None:
     """Show the iterations of a run."""

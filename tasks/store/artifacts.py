@@ -8,9 +8,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
@@ -21,6 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from tasks.store.home import artifact_root, home
+from tasks.store.users import register_process
 
 provenance: ContextVar[dict[str, Any]] = ContextVar("provenance")
 _verified: dict[str, tuple[Any, ...]] = {}
@@ -77,10 +81,15 @@ def locate(artifact: Artifact) -> str:
 def verify(artifact: Artifact) -> str:
     """Check that an artifact exists and is unchanged, once per process and state of the file, and return its path.
 
+    Housekeeping keeps the file while this process lives.
+
     Raises:
         DamagedArtifactError: it is missing, or its digest differs.
     """
+    register_process()
     fs, path = fsspec.core.url_to_fs(locate(artifact))
+    if "://" not in locate(artifact):
+        _mark_as_used(Path(path))
     try:
         info = fs.info(path)
     except FileNotFoundError as error:
@@ -93,6 +102,12 @@ def verify(artifact: Artifact) -> str:
             raise DamagedArtifactError(f"artifact {artifact.uri} is damaged (expected digest {artifact.sha256[:12]}, got {sha256[:12]})")
         _verified[path] = state
     return str(path)
+
+
+def _mark_as_used(path: Path) -> None:
+    """Set the time of the last access of a file, which many file systems do not keep."""
+    with contextlib.suppress(OSError):  # the file is missing, or belongs to somebody else
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 class ArtifactWriter:
@@ -130,6 +145,7 @@ def writing(kind: str, suffix: str, rows: int) -> Iterator[ArtifactWriter]:
     Raises:
         OSError: the disk is full or read-only; its message says what to do.
     """
+    register_process()
     fs, root = fsspec.core.url_to_fs(root_of(kind))
     partial = f"{root}/{kind}/.partial-{uuid.uuid4().hex}"
     try:

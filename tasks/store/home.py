@@ -12,3 +12,8 @@ def home() -> Path:
 def artifact_root() -> str:
     """Return the folder or fsspec URL of the artifacts: ``$PUL_ARTIFACTS``, by default ``$PUL_HOME/artifacts``."""
     return os.environ.get("PUL_ARTIFACTS") or str(home() / "artifacts")
+
+
+def is_default_store() -> bool:
+    """Return whether the artifacts are below ``$PUL_HOME``, and not in a folder or bucket that other machines may use as well."""
+    return "://" not in artifact_root() and Path(artifact_root()).resolve() == home() / "artifacts"
