@@ -300,10 +300,11 @@ def _run(parameters: dict[str, Any]) -> None:
 
 
 def _run_summary(run: "ValidatedRun") -> str:
-    plan, source, target = run
+    plan, source, target, warnings = run
     origin = f"{source.splits['train']:,} source images of {source.identities:,} people" if source else f"model {plan.original_model}"
     network = f"{plan.model.backbone}, {plan.model.height} x {plan.model.width}"
-    return f"{plan.recipe}: {origin} -> {target.splits['train']:,} target images; {network}"
+    summary = f"{plan.recipe}: {origin} -> {target.splits['train']:,} target images; {network}"
+    return "\n".join([summary, *(f"warning: {warning}" for warning in warnings)])
 
 
 def _print_estimate(parameters: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def pul(
     images = index(plan.target, "target", plan.target_data.layout, plan.target_data.pattern)
     sources = [index(path, "source", plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     check_sets(sources, images, plan)
-    labelled = reveal(images, settings=plan.few_labels, num_clusters=plan.kmeans.num_clusters)
+    labelled = reveal(images, settings=plan.few_labels, algorithm=plan.algorithm)
     run = track_run(plan, images, sources)
     plan = replace(plan, original_model=run.original_model)
     compute = run.resources

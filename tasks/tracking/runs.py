@@ -216,7 +216,7 @@ def _create_run(plan: Plan, target: ImageSet, sources: list[ImageSet], process_t
 
 
 def _log_inputs(run_id: str, inputs: list[DatasetInput]) -> None:
-    """Record the data sets of a run. MLflow fails to insert one that another run inserts at the same moment; the second time it finds it."""
+    """Record the data sets of a run; again if MLflow fails to insert one that another run inserts at the same moment."""
     try:
         client().log_inputs(run_id, inputs)
     except MlflowException as error:
