@@ -10,14 +10,13 @@ from pathlib import Path
 
 from pul_core.errors import DataError
 from tasks.data.cells import compact
-from tasks.data.listing import SPLITS, VALIDATION_NAMES, folder_names, is_hidden, is_image_name, iter_image_paths
-from tasks.data.manifests import MANIFEST_SUFFIXES
+from tasks.data.listing import HELD_OUT_NAMES, SPLITS, folder_names, is_hidden, is_image_name, iter_image_paths
+from tasks.data.manifests import manifests_in
 from tasks.data.mars import MARS_NAME
 from tasks.data.published_layouts import CUHK01_NAME, GRID_NAME, LTCC_NAME, MARKET_PREFIX, VERI_NAME, VERI_PREFIX, VIPER_NAME
 
 SEARCH_DEPTH = 3  # folders below the given one
 MAX_FOLDERS = 300  # inspected at each depth: the folders above a data set are few, the folders of identities are many
-MANIFEST_NAMES = tuple(f"manifest{suffix}" for suffix in MANIFEST_SUFFIXES)
 LIST_FILE_SUFFIXES = (".txt", ".mat", ".json", ".xml", ".npy", ".pkl", ".list")
 CAMERA_FOLDER = re.compile(r"(?:cam|camera|kamera|cctv|channel|ch|view|sensor)[-_. ]?(?:\d{1,4}|[a-z])|c\d{1,3}", re.IGNORECASE)
 SET_NAME = re.compile(r"-?\d+_(?:s\d+_|\d+_)?c\d+|(?:\d{4}|00-1)C\d+T\d", re.IGNORECASE)  # identity and camera in a file's name
@@ -78,7 +77,7 @@ def layout_of(root: Path) -> str | None:
     if boxes:
         raise DataError(f"{root} holds CUHK03 with two kinds of boxes: give {' or '.join(boxes)}")
     is_layout = {  # the most specific layout first
-        "manifest": any((root / name).is_file() for name in MANIFEST_NAMES),
+        "manifest": bool(manifests_in(root)),
         "market1501": any(name.startswith(MARKET_PREFIX) for name in folders),
         "veri776": any(_first_image_matches(root, name, VERI_NAME) for name in names if name.lower().startswith(VERI_PREFIX)),
         "mars": any(_first_image_matches(root, name, MARS_NAME) for name in names if name.lower() in ("bbox_train", "bbox_test")),
@@ -134,7 +133,7 @@ def unused_folder_notes(folder: str, cameras: bool = True) -> Iterator[tuple[str
         cameras: whether names that look like cameras are noted, too.
     """
     for name in folder.split("/") if folder else ():
-        split = "validation" if compact(name) in VALIDATION_NAMES else split_of_name(name)
+        split = "validation" if compact(name) in HELD_OUT_NAMES else split_of_name(name)
         if split in ("query", "gallery", "validation"):
             yield (
                 split,

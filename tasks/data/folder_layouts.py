@@ -97,7 +97,7 @@ def _list_places(root: Path) -> Iterator[ListedImage | LeftOut]:
             yield LeftOut(path, "it is in the folder of all training images, too")
         else:
             camera = place.camera or _camera_in_name(name, place.identity)
-            yield ListedImage(path, parse_pid(place.identity, place.split), camera, place.split, notes=place.notes)
+            yield ListedImage(path, parse_pid(_minus_one(place.identity), place.split), camera, place.split, notes=place.notes)
 
 
 def _place(root: Path, folder: str, siblings: Callable[[str], list[str]], texts: dict[str, str]) -> Place | str | None:
@@ -158,6 +158,11 @@ def _place_notes(root: Path, names: list[str], person: int, cameras: list[int], 
             f"folders such as {identity!r} are read as identities, but their images are in several folders such as {below[0]!r}: if these "
             "are the identities, give the folder that holds them, or a pattern such as '(?P<identity>[^/]+)/[^/]+$'",
         )
+
+
+def _minus_one(identity: str) -> str:
+    """Return an identity, and -1 for MARS's 00-1."""
+    return "-1" if identity.lstrip("0") == "-1" else identity
 
 
 def _camera_in_name(name: str, identity: str) -> str | None:
@@ -238,7 +243,8 @@ def _list_matches(root: Path, expression: re.Pattern[str]) -> Iterator[ListedIma
         if match is None:
             yield LeftOut(path, reason)
             continue
-        image = parse_image(path, match.groupdict(), str(root / path))
+        fields = match.groupdict()
+        image = parse_image(path, fields | {"identity": _minus_one(fields.get("identity") or "")}, str(root / path))
         if not has_split and (notes := folder_notes(path.rpartition("/")[0])):
             image = image._replace(notes=image.notes + notes)
         yield image

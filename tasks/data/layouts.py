@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pul_core.errors import DataError
 from tasks.data.cells import compact
-from tasks.data.detection import MANIFEST_NAMES, find_layout, layout_of, sets_below
+from tasks.data.detection import find_layout, layout_of, sets_below
 from tasks.data.folder_layouts import list_by_pattern, list_folder, list_folder_per_identity
 from tasks.data.listing import IMAGE_SUFFIXES, ListedImage, is_hidden
 from tasks.data.locations import is_url
-from tasks.data.manifests import MANIFEST_SUFFIXES, list_manifest
+from tasks.data.manifests import MANIFEST_NAMES, MANIFEST_SUFFIXES, list_manifest, manifests_in
 from tasks.data.published_layouts import NUM_HALVES, READERS
 
 LAYOUTS = ("folder", "folder-per-identity", "manifest", "pattern", *READERS)
@@ -111,7 +111,7 @@ def _find_set(location: str, layout: str | None) -> tuple[str, str]:
             f"{location} is not a folder, a manifest or a list: {advice}give the folder that holds the images, a manifest or a list"
         )
     kind = re.sub(r"-\d+$", "", layout)  # viper-3 is a viper
-    if kind not in READERS or not root.is_dir() or layout_of_or_none(root) == kind:
+    if kind not in READERS or not root.is_dir() or _layout_or_none(root) == kind:
         return "", layout
     folders = [folder for folder, other in sets_below(root) if other == kind]
     if len(folders) > 1:
@@ -119,7 +119,7 @@ def _find_set(location: str, layout: str | None) -> tuple[str, str]:
     return (folders[0] if folders else ""), layout
 
 
-def layout_of_or_none(root: Path) -> str | None:
+def _layout_or_none(root: Path) -> str | None:
     """Return the detected layout of a folder; None if it is unknown or ambiguous."""
     try:
         return layout_of(root)
@@ -132,7 +132,7 @@ def _no_images_advice(root: Path, layout: str) -> str:
     if root.is_dir():
         if archive := next((file.name for file in sorted(root.iterdir()) if file.suffix.lower() in ARCHIVE_SUFFIXES), None):
             return f"unpack {archive} first"
-        if layout in READERS and (found := layout_of_or_none(root) or "folder") != layout:
+        if layout in READERS and (found := _layout_or_none(root) or "folder") != layout:
             return f"layout {layout} does not fit this folder: give the folder of such a set, or layout {found}"
         if link := next((file.name for file in root.iterdir() if file.is_symlink() and file.is_dir() and not is_hidden(file.name)), None):
             return f"links to folders such as {link} are not followed: give the folder that the link leads to"
@@ -157,7 +157,7 @@ def _manifest_file(location: str) -> str:
         if not location.lower().endswith(MANIFEST_SUFFIXES):
             raise DataError(f"{location} is not a manifest: give a .csv or .parquet file")
         return location
-    names = [name for name in MANIFEST_NAMES if (Path(location) / name).is_file()]
+    names = manifests_in(Path(location))
     if len(names) != 1:
         raise DataError(f"{location} has {len(names)} manifests ({', '.join(MANIFEST_NAMES)}): give the file itself")
     return str(Path(location) / names[0])
