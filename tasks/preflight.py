@@ -15,7 +15,7 @@ import torch
 from pul_core.clustering.kmeans import default_num_clusters
 from pul_core.clustering.suggestion import MIN_IMAGES
 from pul_core.errors import DataError, UserError
-from pul_core.identities import DISTRACTOR_PID
+from pul_core.identities import identity_in_split
 from pul_core.learning.backbone import build_backbone
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.training import begin_training, train
@@ -31,6 +31,7 @@ from tasks.data.check import (
     evaluation_findings,
     file_findings,
     identity_findings,
+    listing_findings,
     usable_rows,
 )
 from tasks.data.layouts import read_layout
@@ -138,8 +139,8 @@ def count_images(path: str, layout: str | None = None, pattern: str | None = Non
     pids = set[int | str]()
     for image in read_layout(dataset_root(path), layout, pattern)[1]:
         splits[image.split] += 1
-        if image.split == "train" and image.pid is not None and (isinstance(image.pid, str) or image.pid > DISTRACTOR_PID):
-            pids.add(image.pid)
+        if image.split == "train" and (pid := identity_in_split(image.pid, image.split)) is not None:
+            pids.add(pid)
     return Counts(splits=dict(sorted(splits.items())), identities=len(pids))
 
 
@@ -198,14 +199,14 @@ def check_sets(sources: list[ImageSet], target: ImageSet | None, plan: Plan) -> 
 
 def _check_source(images: ImageSet) -> Counts:
     table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
-    _log_findings("source", logging.WARNING, [*file_findings(table), *identity_findings(table, labels)])
+    _log_findings("source", logging.WARNING, [*listing_findings(images), *file_findings(table), *identity_findings(table, labels)])
     identities = count_identities(column(labels, "pid")[usable_rows(table, "train")]) if labels else 0
     return Counts(splits=_count_usable(images, table), identities=identities)
 
 
 def _check_target(images: ImageSet) -> Counts:
     table = read_table(images.images)
-    _log_findings("target", logging.WARNING, file_findings(table))
+    _log_findings("target", logging.WARNING, [*listing_findings(images), *file_findings(table)])
     _log_findings("target", logging.INFO, evaluation_findings(table, read_table(images.labels) if images.labels else None))
     return Counts(splits=_count_usable(images, table))
 

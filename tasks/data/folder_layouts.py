@@ -32,7 +32,7 @@ def list_folder_per_identity(root: Path) -> Iterator[ListedImage]:
         if len(folders) <= depth:
             raise DataError(f"{root / path} is not in the folder of an identity: move it to IDENTITY/image.jpg, or choose another layout")
         split = folders[0] if depth else "train"
-        yield ListedImage(path, parse_pid(folders[depth], split, str(root / path)), None, split)
+        yield ListedImage(path, parse_pid(folders[depth], split), None, split)
 
 
 def list_by_pattern(root: Path, pattern: str) -> Iterator[ListedImage]:

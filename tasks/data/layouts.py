@@ -9,12 +9,11 @@ from pul_core.errors import DataError
 from tasks.data.folder_layouts import list_by_pattern, list_folder, list_folder_per_identity
 from tasks.data.listing import IMAGE_SUFFIXES, ListedImage, iter_image_paths
 from tasks.data.locations import is_url
-from tasks.data.manifests import MANIFEST_SUFFIXES, list_manifest
+from tasks.data.manifests import MANIFEST_NAMES, MANIFEST_SUFFIXES, list_manifest, manifests_in
 from tasks.data.published_layouts import CUHK01_NAME, READERS, VIPER_NAME
 
 LAYOUTS = ("folder", "folder-per-identity", "manifest", "pattern", *READERS)
 LIST_SUFFIXES = (".list", ".txt")
-MANIFEST_NAMES = tuple(f"manifest{suffix}" for suffix in MANIFEST_SUFFIXES)
 
 
 def read_layout(root: str | Path, layout: str | None = None, pattern: str | None = None) -> tuple[str, Iterable[ListedImage]]:
@@ -86,7 +85,7 @@ def _detect_layout(location: str) -> str:
     if box_folders:
         raise DataError(f"{location} holds CUHK03 with two kinds of boxes: give {' or '.join(box_folders)}")
     is_layout = {  # the most specific layout first
-        "manifest": any((root / name).is_file() for name in MANIFEST_NAMES),
+        "manifest": bool(manifests_in(root)),
         "market1501": (root / "bounding_box_train").is_dir() or (root / "bounding_box_test").is_dir(),
         "msmt17": (root / "list_train.txt").is_file() and (root / "list_query.txt").is_file(),
         "cuhk03-np-detected": (root / "images_detected").is_dir(),
@@ -112,7 +111,7 @@ def _manifest_file(location: str) -> str:
         if not location.lower().endswith(MANIFEST_SUFFIXES):
             raise DataError(f"{location} is not a manifest: give a .csv or .parquet file")
         return location
-    names = [name for name in MANIFEST_NAMES if (Path(location) / name).is_file()]
+    names = manifests_in(Path(location))
     if len(names) != 1:
         raise DataError(f"{location} has {len(names)} manifests ({', '.join(MANIFEST_NAMES)}): give the file itself")
     return str(Path(location) / names[0])
