@@ -16,7 +16,7 @@ from pydantic import Field
 from pul_core.clustering.kmeans import default_num_clusters
 from pul_core.clustering.suggestion import MIN_IMAGES
 from pul_core.errors import DataError, UserError
-from pul_core.identities import DISTRACTOR_PID, NO_CAMERA
+from pul_core.identities import DISTRACTOR_PID, NO_CAMERA, identity_in_split
 from pul_core.learning.backbone import build_backbone, check_backbone
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.training import begin_training, train
@@ -37,6 +37,7 @@ from tasks.data.check import (
     file_findings,
     has_single_camera,
     identity_findings,
+    listing_findings,
     usable_rows,
 )
 from tasks.data.layouts import read_layout
@@ -199,8 +200,9 @@ def count_images(path: str, layout: str | None = None, pattern: str | None = Non
             train_cameras[camid] += 1
         else:
             test_cameras.add(camid)
-        if image.pid is not None and (isinstance(image.pid, str) or image.pid > DISTRACTOR_PID):
-            pids[image.split].add(image.pid)
+        pid = identity_in_split(image.pid, image.split)
+        if pid is not None and (isinstance(pid, str) or pid > DISTRACTOR_PID):
+            pids[image.split].add(pid)
     del train_cameras[None]
     return Counts(
         splits=dict(sorted(splits.items())),
@@ -331,7 +333,7 @@ def run_warnings(target: Counts, plan: Plan) -> Iterator[str]:
 
 def _check_source(images: ImageSet) -> Counts:
     table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
-    findings = [*file_findings(table), *identity_findings(table, labels), *crop_findings(table, images.root)]
+    findings = [*listing_findings(images), *file_findings(table), *identity_findings(table, labels), *crop_findings(table, images.root)]
     _log_findings("source", logging.WARNING, findings)
     identities = count_identities(column(labels, "pid")[usable_rows(table, "train")]) if labels else 0
     return _count_usable(images, table).model_copy(update={"identities": identities})
@@ -339,7 +341,7 @@ def _check_source(images: ImageSet) -> Counts:
 
 def _check_target(images: ImageSet) -> Counts:
     table = read_table(images.images)
-    findings = [*file_findings(table), *crop_findings(table, images.root), *camera_findings(table)]
+    findings = [*listing_findings(images), *file_findings(table), *crop_findings(table, images.root), *camera_findings(table)]
     _log_findings("target", logging.WARNING, findings)
     _log_findings("target", logging.INFO, evaluation_findings(table, read_table(images.labels) if images.labels else None))
     return _count_usable(images, table)

@@ -13,13 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pul_core.identities import DISTRACTOR_PID, NO_CAMERA, separate_unknown_cameras
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA, separate_unknown_cameras
 from tasks.data import plausibility
 from tasks.store.artifacts import column, read_table
 from tasks.store.readers import camids
 from tasks.store.references import ImageSet, Reference
 
 EXAMPLES = 5
+SINCE_1970 = 500_000_000  # seconds; smaller times are not counted from 1970
+SPREADSHEET_DAYS = (40_000, 60_000)  # 2009 to 2064
 Severity = Literal["info", "warning", "error"]
 Verdict = Literal["sound", "usable", "unusable"]
 
@@ -39,6 +41,9 @@ ADVICE = {
     "blank": "these images show a single colour: check the detector or the camera that made them",
     "duplicates": "these files have the same bytes as an earlier file, count twice in training and inflate scores: delete the copies",
     "test_images_in_train": "these query or gallery images have the same bytes as a training image: remove them from the training split",
+    "listed_twice": "these paths are listed more than once, so their images count more than once: list each image once",
+    "distractors": "these gallery images have identity 0: they are scored and never a correct match; number people from 1",
+    "junk": "these gallery images have identity -1: they are left out of scoring",
     "unlabelled": "these images have no identity: they are neither used as labelled source images nor scored",
     "one_identity": "a source needs at least two identities: add people, or use the set as a target",
     "single_image_identities": "these identities have a single training image each: add images of them, or ignore this",
@@ -111,6 +116,8 @@ def check_set(images: ImageSet) -> Report:
     """Check an indexed data set, independently of what it will be used for."""
     table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
     findings = [
+        *listing_findings(images),
+        *time_findings(table),
         *file_findings(table),
         *identity_findings(table, labels),
         *evaluation_findings(table, labels),
@@ -142,6 +149,29 @@ def verdict_of(findings: list[Finding]) -> Verdict:
     return "unusable" if "error" in severities else "usable" if "warning" in severities else "sound"
 
 
+def listing_findings(images: ImageSet) -> Iterator[Finding]:
+    """Yield findings about what the listing states but was not read, or not as it is written."""
+    for note, count in images.notes.items():
+        yield Finding(code="not_as_written", count=count, advice=note)
+
+
+def time_findings(table: pa.Table) -> Iterator[Finding]:
+    """Yield a finding if times are counted from different origins, or look like days of a spreadsheet.
+
+    Args:
+        table: images.parquet.
+    """
+    if (times := table["timestamp"].drop_null()).length() == 0:
+        return
+    first, last = (round(value.as_py()) for value in pc.min_max(times).values())
+    if first < SINCE_1970 <= last:
+        advice = f"times reach from {first:,} to {last:,} seconds, so some count from 1970 and others do not: write all in one form"
+        yield Finding(code="odd_times", count=int(pc.sum(pc.less(times, SINCE_1970)).as_py()), advice=advice)
+    elif SPREADSHEET_DAYS[0] <= first and last < SPREADSHEET_DAYS[1]:
+        advice = f"times from {first:,} to {last:,} look like a spreadsheet's days since 1900, but are read as seconds: write dates"
+        yield Finding(code="odd_times", count=times.length(), advice=advice)
+
+
 def file_findings(table: pa.Table) -> Iterator[Finding]:
     """Yield findings about image files: problems, colour modes, and duplicates.
 
@@ -166,7 +196,11 @@ def file_findings(table: pa.Table) -> Iterator[Finding]:
 
 
 def _duplicate_findings(table: pa.Table) -> Iterator[Finding]:
-    rows = np.flatnonzero(usable_mask(table))
+    paths = table["path"].combine_chunks().dictionary_encode().indices.to_numpy()  # one number per path
+    is_repeated = np.ones(len(paths), bool)
+    is_repeated[np.unique(paths, return_index=True)[1]] = False
+    yield from _image_finding("listed_twice", np.flatnonzero(is_repeated), table["path"])
+    rows = np.flatnonzero(usable_mask(table) & ~is_repeated)
     content = table["sha256"].take(rows).combine_chunks().dictionary_encode().indices.to_numpy()  # one number per digest
     is_copy = np.ones(len(rows), bool)
     is_copy[np.unique(content, return_index=True)[1]] = False  # the first file with each content
@@ -184,7 +218,10 @@ def identity_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Find
     """
     if labels is None:
         return
-    yield from _image_finding("unlabelled", np.flatnonzero(labels["identity"].is_null()), table["path"], "info")
+    has_identity = _as_mask(labels["identity"].is_valid())
+    yield from _image_finding("unlabelled", np.flatnonzero(~has_identity), table["path"], "info")
+    for code, pid in (("distractors", DISTRACTOR_PID), ("junk", JUNK_PID)):
+        yield from _image_finding(code, np.flatnonzero(has_identity & (column(labels, "pid") == pid)), table["path"], "info")
     pids, rows = column(labels, "pid"), usable_rows(table, "train")
     rows = rows[pids[rows] > DISTRACTOR_PID]
     identities, counts = np.unique(pids[rows], return_counts=True)
