@@ -168,7 +168,11 @@ def test_an_unusable_value_is_reported_in_one_line(name, value, message):
         ("model", {"weights": ""}, "there are no weights ''"),
         ("model", {"weights": "/nowhere/x.pth"}, "there are no weights '/nowhere/x.pth'"),
         ("model", {"weights": "imagenet-packaged"}, "imagenet-packaged has weights for mobilenetv2_100 only, got resnet10t"),
-        ("model", {"backbone": "resnet50.nobody", "weights": "imagenet"}, "timm has no backbone 'resnet50.nobody': choose another, e.g. resnet50"),
+        (
+            "model",
+            {"backbone": "resnet50.nobody", "weights": "imagenet"},
+            "timm has no backbone 'resnet50.nobody': choose another, e.g. resnet50",
+        ),
         ("machine", {"device": "cuda:99"}, "there is no device 'cuda:99'"),
         ("machine", {"device": ""}, "there is no device ''"),
     ],
