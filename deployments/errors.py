@@ -162,6 +162,7 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if debugging():
         return
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of each error that it also raises
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_shorten_user_error)
     for handler in logging.getLogger().handlers:

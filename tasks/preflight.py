@@ -179,9 +179,8 @@ def validate_suggestion(parameters: Mapping[str, Any]) -> None:
 
 def _check_inference(parameters: Mapping[str, Any]) -> None:
     check_machine(override(Machine(), Overrides[Machine].model_validate(parameters["machine"])))
-    check_model(
-        parameters["model"], parameters["backbone"], parameters.get("height", Model().height), parameters.get("width", Model().width)
-    )
+    network = override(Model(), Overrides[Model].model_validate({name: parameters.get(name) for name in ("backbone", "height", "width")}))
+    check_model(parameters["model"], network.backbone, network.height, network.width)
 
 
 def count_images(path: str, layout: str | None = None, pattern: str | None = None) -> Counts:

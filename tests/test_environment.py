@@ -22,7 +22,9 @@ from deployments.access import UpError, http_status
 from deployments.environment import active_server, bypass_proxy, configure, up_is_running, up_lock, use_server
 from deployments.servers import _check_free, check_prefect_database, prepare_flow_run, run_servers, server_answers
 from pul_core.errors import UserError
+from tasks.preflight import check_plan
 from tasks.store.artifacts import check_artifact_root
+from tasks.store.config import resolve_plan
 from tasks.store.home import WORKING_FOLDER, user_path
 
 ROOT = Path(__file__).parent.parent
@@ -143,6 +145,57 @@ def test_an_unusable_value_is_reported_in_one_line(name, value, message):
     with pytest.raises(UserError) as error:
         configure()
     assert message in str(error.value) and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "message"),
+    [
+        ("model", {"backbone": "ResNet-50"}, "timm has no backbone 'ResNet-50': choose another, e.g. resnet50"),
+        ("model", {"backbone": "osnet_x1_0"}, "timm has no backbone 'osnet_x1_0'"),
+        ("model", {"backbone": ""}, "timm has no backbone ''"),
+        ("model", {"backbone": "hf-hub:nobody/x"}, "timm has no backbone"),
+        (
+            "model",
+            {"backbone": "vit_small_patch16_224"},
+            "does not accept images of 64 x 32 pixels (Input height (64) doesn't match model (224)",
+        ),
+        ("model", {"backbone": "swin_tiny_patch4_window7_224"}, "does not accept images of 64 x 32 pixels"),
+        ("model", {"backbone": "botnet26t_256"}, "does not accept images of 64 x 32 pixels"),
+        ("model", {"backbone": "inception_v3"}, "does not accept images of 64 x 32 pixels"),
+        ("model", {"backbone": "vgg11", "height": 256, "width": 128}, "layers between its pooling and its classifier"),
+        ("model", {"backbone": "mobilenetv3_large_100"}, "layers between its pooling and its classifier"),
+        ("model", {"weights": "imagnet"}, "there are no weights 'imagnet': give imagenet, imagenet-packaged, random or an existing file"),
+        ("model", {"weights": ""}, "there are no weights ''"),
+        ("model", {"weights": "/nowhere/x.pth"}, "there are no weights '/nowhere/x.pth'"),
+        ("model", {"weights": "imagenet-packaged"}, "imagenet-packaged has weights for mobilenetv2_100 only, got resnet10t"),
+        (
+            "model",
+            {"backbone": "resnet50.nobody", "weights": "imagenet"},
+            "timm has no backbone 'resnet50.nobody': choose another, e.g. resnet50",
+        ),
+        ("machine", {"device": "cuda:99"}, "there is no device 'cuda:99'"),
+        ("machine", {"device": ""}, "there is no device ''"),
+    ],
+)
+def test_a_setting_that_only_a_library_reads_is_checked_first(home, tiny, section, settings, message):
+    parameters = tiny | {"source": "x", "target": "x", section: tiny[section] | settings}
+    with pytest.raises(UserError) as error:
+        check_plan(resolve_plan(parameters))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_settings_that_can_be_used_pass(home, tiny):
+    check_plan(resolve_plan(tiny | {"source": "x", "target": "x"}))
+    for model in (
+        {"backbone": "vit_tiny_patch16_224", "height": 224, "width": 224},
+        {"backbone": "mobilenetv2_100", "weights": "imagenet"},
+    ):
+        check_plan(resolve_plan(tiny | {"source": "x", "target": "x", "model": tiny["model"] | model}))
+
+
+def test_more_threads_than_cores_are_possible_but_reported(home, tiny, caplog):
+    check_plan(resolve_plan(tiny | {"source": "x", "target": "x", "machine": {"threads": 1024}}))
+    assert "1024 threads share" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PUL_ARTIFACTS"])

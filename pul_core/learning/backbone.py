@@ -38,8 +38,9 @@ def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.
     """
     if name == "resnet50" and pretrained:
         name = "resnet50.tv_in1k"
-    if not timm.is_model(name):
-        close_matches = get_close_matches(name.lower(), timm.list_models(), 5) or ["resnet50", "mobilenetv2_100"]
+    if not timm.is_model(name) or ("." in name and not timm.is_model_pretrained(name)):  # after the dot, a set of weights is named
+        names = [*timm.list_models(), *timm.list_pretrained()]
+        close_matches = get_close_matches(name.lower(), names, 5) or ["resnet50", "mobilenetv2_100"]
         raise UserError(f"timm has no backbone {name!r}: choose another, e.g. {', '.join(close_matches)}")
     torch.manual_seed(seed)
     backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="avg")
