@@ -88,8 +88,8 @@ def _cause_and_advice(cluster: Ints, min_similarity: float) -> str:
         return f"{num_pairs} have two images, but lambda leaves them out: lower min_similarity ({min_similarity:g}) or num_clusters"
     if largest >= 2 and 2 * largest >= len(cluster):
         return (
-            f"one cluster has {largest} of the {len(cluster)} images: lower DBSCAN's max_distance, lower its num_neighbours to fewer than the "
-            "images of a person, and check that images of one camera have the same camera; with k-means, raise num_clusters"
+            f"one cluster has {largest} of the {len(cluster)} images: lower DBSCAN's max_distance, lower its num_neighbours to fewer than "
+            "the images of a person, and check that images of one camera have the same camera; with k-means, raise num_clusters"
         )
     return (
         f"{len(cluster) - sizes[sizes >= 2].sum()} of the {len(cluster)} images are alone or in no cluster: raise DBSCAN's max_distance, "

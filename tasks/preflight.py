@@ -325,8 +325,8 @@ def run_warnings(target: Counts, plan: Plan) -> Iterator[str]:
         yield f"the run can adapt the model, but its scores will be missing: {ADVICE['single_camera']}"
     if isinstance(plan.algorithm, Dbscan) and images < FEW_IMAGES * plan.algorithm.num_neighbours:
         yield (
-            f"the target has only {images} training images for {plan.algorithm.num_neighbours} neighbours of each (dbscan.num_neighbours), so "
-            "all may end up in one cluster: choose fewer neighbours than a person has images, or give more images"
+            f"the target has only {images} training images for {plan.algorithm.num_neighbours} neighbours of each (dbscan.num_neighbours), "
+            "so all may end up in one cluster: choose fewer neighbours than a person has images, or give more images"
         )
 
 
@@ -405,14 +405,19 @@ def check_counts(source: Counts | None, target: Counts | None, plan: Plan) -> No
         raise DataError(
             f"none of the target's {empty[0]} images can be decoded{_problems_text(target)}: copy them again, or leave the split out"
         )
+    _check_clustering(target, images, plan)
+
+
+def _check_clustering(target: Counts, images: int, plan: Plan) -> None:
+    """Check that the settings of the clustering suit the number of training images and their cameras."""
     if isinstance(plan.algorithm, KMeans) and plan.algorithm.num_clusters > images:
         raise DataError(
             f"num_clusters is {plan.algorithm.num_clusters}, but the target has only {images} training images: choose fewer clusters"
         )
     if plan.model.centre_cameras and images == sum(target.camera_sizes) == len(target.camera_sizes):
         raise DataError(
-            f"each of the target's {images} training images is alone on its camera, so centring by camera leaves nothing to cluster: state a "
-            "pattern whose camera is the same for all images of a camera, or none, or set model.centre_cameras=false"
+            f"each of the target's {images} training images is alone on its camera, so centring by camera leaves nothing to cluster: state "
+            "a pattern whose camera is the same for all images of a camera, or none, or set model.centre_cameras=false"
         )
     if isinstance(plan.algorithm, Dbscan):
         others = _images_on_other_cameras(target, images) if plan.algorithm.camera_aware else images - 1

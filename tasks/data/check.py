@@ -281,7 +281,9 @@ def crop_findings(table: pa.Table, root: str) -> Iterator[Finding]:
     is_frame = plausibility.find_whole_frames(width, height)
     is_odd = plausibility.find_odd_shapes(width, height) & ~is_frame
     yield from _image_finding("whole_frames", rows[is_frame], paths)
-    yield from _image_finding("odd_shapes", rows[is_odd], paths, "warning" if is_odd.mean() >= plausibility.ODD_SHARE else "info")
+    yield from _image_finding(
+        "odd_shapes", rows[is_odd], paths, "warning" if is_odd.sum() >= plausibility.ODD_SHARE * len(rows) else "info"
+    )
     has_other_class = plausibility.find_other_classes(pc.binary_join_element_wise(root.rsplit("/", 1)[-1], paths, "/"))
     yield from _image_finding("other_classes", np.flatnonzero(has_other_class), paths)
 
@@ -318,6 +320,12 @@ def training_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Find
 
 
 def answerable_queries(table: pa.Table, labels: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return for each usable query image, in the order of the rows, whether it can be scored (q,).
+
+    Args:
+        table: images.parquet.
+        labels: labels.parquet.
+    """
     pids, cameras, query, gallery = column(labels, "pid"), camids(table), usable_rows(table, "query"), usable_rows(table, "gallery")
     return answerable(pids[query], cameras[query], pids[gallery], cameras[gallery])
 
