@@ -212,7 +212,7 @@ def evaluate_command(
     rerank: Annotated[bool, typer.Option("--rerank", help="Also report the scores after k-reciprocal re-ranking.")] = False,
     ties: Annotated[str, typer.Option(help="How equal distances are ranked: pessimistic, optimistic or expected.")] = "pessimistic",
     unscored: Annotated[str, typer.Option(help="Queries without a correct match: left_out, or zero (counted as zero).")] = "left_out",
-    backbone: Backbone = "resnet50",
+    backbone: Backbone = None,
     size: Size = None,
     seed: Annotated[int, typer.Option(help="The seed of the random splits of cuhk03_old and viper.")] = 0,
     device: Device = None,
@@ -232,7 +232,8 @@ def evaluate_command(
     from tasks.preflight import validate_evaluation
 
     policies = {"protocol": protocol, "ties": ties, "unscored": unscored}
-    validate_evaluation(model, path, layout, pattern, **policies)
+    network = {"backbone": backbone, **parse_size(size)}
+    validate_evaluation(model, path, layout, pattern, network, **policies)
     parameters: dict[str, Any] = {
         "model": model,
         "data": path,
@@ -240,8 +241,7 @@ def evaluate_command(
         "pattern": pattern,
         **policies,
         "rerank": rerank,
-        "backbone": backbone,
-        **parse_size(size),
+        **network,
         "machine": {"device": device, "threads": threads},
         "seed": seed,
     }

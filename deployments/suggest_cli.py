@@ -17,7 +17,7 @@ def suggest_command(
     ],
     layout: Layout = None,
     pattern: Pattern = None,
-    backbone: Backbone = "resnet50",
+    backbone: Backbone = None,
     size: Size = None,
     device: Device = None,
     threads: Threads = None,
@@ -34,14 +34,14 @@ def suggest_command(
     from flows.suggest import suggest_clusters
     from tasks.preflight import validate_suggestion
 
-    validate_suggestion(model, path, layout, pattern)
+    network = {"backbone": backbone, **parse_size(size)}
+    validate_suggestion(model, path, layout, pattern, network)
     parameters: dict[str, Any] = {
         "model": model,
         "data": path,
         "layout": layout,
         "pattern": pattern,
-        "backbone": backbone,
-        **parse_size(size),
+        **network,
         "machine": {"device": device, "threads": threads},
     }
     prepare_flow_run()

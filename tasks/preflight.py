@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pul_core.clustering.density import cluster_by_density
 from pul_core.clustering.kmeans import default_num_clusters
+from pul_core.clustering.neighbours import nearest_neighbours
 from pul_core.clustering.suggestion import MIN_IMAGES
 from pul_core.errors import DataError, UserError
 from pul_core.identities import DISTRACTOR_PID
@@ -22,7 +24,7 @@ from pul_core.learning.training import begin_training, train
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
-from pul_core.settings import KMeans
+from pul_core.settings import Dbscan, KMeans
 from tasks.data.check import (
     Finding,
     Report,
@@ -37,7 +39,7 @@ from tasks.data.layouts import read_layout
 from tasks.engine.compute import Resources, prepare, resolve_compute
 from tasks.engine.progress import step_logger
 from tasks.index import dataset_root, index
-from tasks.models import model_file
+from tasks.models import complete_plan, describe_model
 from tasks.store.artifacts import column, read_table
 from tasks.store.config import Plan, resolve_plan
 from tasks.store.references import ImageSet, Reference
@@ -79,18 +81,22 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
     Raises:
         UserError: a parameter, the data or the model cannot be used.
     """
-    plan = resolve_plan(parameters)
+    plan = complete_plan(resolve_plan(parameters))
     sources = [count_images(path, plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     source = add_counts(sources, plan.source) if sources else None
     target = count_images(plan.target, plan.target_data.layout, plan.target_data.pattern)
-    if plan.original_model:
-        with model_file(plan.original_model):
-            pass  # the model exists
     check_counts(source, target, plan)
     return ValidatedRun(plan, source, target)
 
 
-def validate_evaluation(model: str, data: str, layout: str | None = None, pattern: str | None = None, **policies: str) -> None:
+def validate_evaluation(
+    model: str,
+    data: str,
+    layout: str | None = None,
+    pattern: str | None = None,
+    network: Mapping[str, Any] | None = None,
+    **policies: str,
+) -> None:
     """Check the parameters, the data and the model of flow `evaluate`.
 
     Args:
@@ -98,6 +104,7 @@ def validate_evaluation(model: str, data: str, layout: str | None = None, patter
         data: the data set to score.
         layout: of the data set; None detects it.
         pattern: of the data set, for layout ``pattern`` only.
+        network: the requested backbone, height and width; checked against those of the model.
         **policies: values of the parameters in `CHOICES`.
 
     Raises:
@@ -106,8 +113,7 @@ def validate_evaluation(model: str, data: str, layout: str | None = None, patter
     for name, value in policies.items():
         if value not in CHOICES[name]:
             raise UserError(f"{name} must be one of {', '.join(CHOICES[name])}, got {value!r}")
-    with model_file(model):
-        pass  # the model exists
+    describe_model(model, **(network or {}))
     splits = count_images(data, layout, pattern).splits
     if not (splits.get("query") and splits.get("gallery")):
         raise DataError(
@@ -115,14 +121,15 @@ def validate_evaluation(model: str, data: str, layout: str | None = None, patter
         )
 
 
-def validate_suggestion(model: str, data: str, layout: str | None = None, pattern: str | None = None) -> None:
+def validate_suggestion(
+    model: str, data: str, layout: str | None = None, pattern: str | None = None, network: Mapping[str, Any] | None = None
+) -> None:
     """Check the data and the model of flow `suggest`.
 
     Raises:
         UserError: the data or the model cannot be used.
     """
-    with model_file(model):
-        pass  # the model exists
+    describe_model(model, **(network or {}))
     images = count_images(data, layout, pattern).splits.get("train", 0)
     if images < MIN_IMAGES:
         raise DataError(f"{data} has {images} training images, but a suggestion requires at least {MIN_IMAGES}: give more images")
@@ -274,7 +281,7 @@ def estimate_run(run: ValidatedRun) -> Estimate:
         pretrain_seconds=source_images * plan.pretraining.epochs / train_speed,
         iteration_seconds=(n + scored + memory_images) / extract_speed
         + n * plan.fine_tuning.epochs / train_speed
-        + plan.kmeans.num_restarts * _kmeans_seconds(n, k, d),
+        + _clustering_seconds(plan.algorithm, n, k, d),
         disk_bytes=pixels + weights + features,
         disk_bytes_per_iteration=weights + features,
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 3 * n * d * 4,
@@ -303,6 +310,30 @@ def _probe(plan: Plan, num_classes: int, compute: Resources) -> tuple[float, flo
     extract_speed = len(images) / (time.monotonic() - started)
     num_weights = sum(tensor.numel() for tensor in backbone.parameters())
     return train_speed, extract_speed, int(backbone.num_features), num_weights  # type: ignore[arg-type]
+
+
+def _clustering_seconds(algorithm: KMeans | Dbscan, n: int, k: int, d: int) -> float:
+    if isinstance(algorithm, KMeans):
+        return algorithm.num_restarts * _kmeans_seconds(n, k, d)
+    return _density_seconds(n, d, algorithm)
+
+
+def _density_seconds(n: int, d: int, settings: Dbscan) -> float:
+    """Return the estimated seconds of a clustering by density: a sample of drawn people, 16 images each, on two cameras, is clustered.
+
+    The time of the neighbour search grows with n squared; that of the rest grows with n.
+    """
+    rows = min(n, 2048)
+    generator = np.random.default_rng(0)
+    people = generator.standard_normal((rows // 16 + 1, d), np.float32)
+    features = people[np.arange(rows) // 16] + generator.standard_normal((rows, d), np.float32) / 2
+    started = time.monotonic()
+    nearest_neighbours(features, settings.num_neighbours + 1)
+    searches = (2 if settings.camera_aware else 1) * (time.monotonic() - started)  # a camera-aware one searches twice
+    started = time.monotonic()
+    cluster_by_density(features, np.arange(rows) % 2, settings)
+    rest = max(time.monotonic() - started - searches, 0)
+    return searches * (n / rows) ** 2 + rest * n / rows
 
 
 def _kmeans_seconds(n: int, k: int, d: int) -> float:
