@@ -326,7 +326,7 @@ def _density_seconds(n: int, d: int, settings: Dbscan) -> float:
     rows = min(n, 2048)
     generator = np.random.default_rng(0)
     people = generator.standard_normal((rows // 16 + 1, d), np.float32)
-    features = people[np.arange(rows) // 16] + generator.standard_normal((rows, d), np.float32) / 2
+    features = people[np.arange(rows) // 16] + generator.standard_normal((rows, d), np.float32) * np.float32(0.5)
     started = time.monotonic()
     nearest_neighbours(features, settings.num_neighbours + 1)
     searches = (2 if settings.camera_aware else 1) * (time.monotonic() - started)  # a camera-aware one searches twice

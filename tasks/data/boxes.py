@@ -158,7 +158,7 @@ def _is_person(lines: npt.NDArray[np.float64], notes: list[str]) -> npt.NDArray[
     if (classes % 1 != 0).any() or (classes < -1).any() or (classes == -1).all():
         return everything
     person = 0 if (classes == 0).any() else 1
-    is_person = (classes == person) | (classes == -1)
+    is_person: npt.NDArray[np.bool_] = (classes == person) | (classes == -1)
     if not person:
         notes.append("a person is class 0, as in COCO and YOLO, because column 8 has a class 0")
     if not is_person.all():

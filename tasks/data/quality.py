@@ -55,7 +55,8 @@ def inspect_image(path: str) -> Quality:
     """
     try:
         if is_url(path):
-            data = read_image(*path.rsplit("/", 1), max_bytes=MAX_BYTES + 1)  # a server may not state the size
+            root, name = path.rsplit("/", 1)
+            data = read_image(root, name, MAX_BYTES + 1)  # a server may not state the size
             if len(data) > MAX_BYTES:
                 return Quality(problem="too_large")
         else:

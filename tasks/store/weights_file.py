@@ -80,7 +80,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if zipfile.is_zipfile(path):
         with torch.serialization.safe_globals(NUMBERS):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        loaded = _load(path, [*NUMBERS, *((Placeholder, name) for name in names)], mmap=True)
+        loaded = _load(path, [*NUMBERS, *((Placeholder, name) for name in names)], mmap=path.suffix != ".safetensors")
     else:
         names = []
         loaded = _load(path, NUMBERS, mmap=False)
@@ -97,8 +97,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _load(path: Path, allowed: list[Any], *, mmap: bool) -> Any:
     try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals(allowed), path.open("rb") as file:  # torch.load reads what is named *.safetensors as that
+            return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds of errors for files that are not checkpoints
         if unsupported := re.search(r"GLOBAL (\S+)", str(error)):
             raise DataError(
