@@ -225,7 +225,7 @@ def evaluate_command(
     rerank: Annotated[bool, typer.Option("--rerank", help="Also report the scores after k-reciprocal re-ranking.")] = False,
     ties: Annotated[str, typer.Option(help="How equal distances are ranked: pessimistic, optimistic or expected.")] = "pessimistic",
     unscored: Annotated[str, typer.Option(help="Queries without a correct match: left_out, or zero (counted as zero).")] = "left_out",
-    backbone: Backbone = "resnet50",
+    backbone: Backbone = None,
     size: Size = None,
     seed: Annotated[int, typer.Option(help="The seed of the random splits of cuhk03_old and viper.")] = 0,
     device: Device = None,

@@ -17,7 +17,7 @@ def suggest_command(
     ],
     layout: Layout = None,
     pattern: Pattern = None,
-    backbone: Backbone = "resnet50",
+    backbone: Backbone = None,
     size: Size = None,
     device: Device = None,
     threads: Threads = None,

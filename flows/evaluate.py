@@ -42,9 +42,9 @@ def evaluate_model(
     ties: Ties = "pessimistic",
     unscored: Unscored = "left_out",
     rerank: bool = False,
-    backbone: str = "resnet50",
-    height: Pixels = 256,
-    width: Pixels = 128,
+    backbone: str | None = None,
+    height: Pixels | None = None,
+    width: Pixels | None = None,
     machine: Overrides[Machine] = Overrides[Machine](),
     seed: Annotated[int, Field(ge=0)] = 0,
 ) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def evaluate_model(
         ties: How gallery images at equal distances are ranked.
         unscored: How queries without a correct match are counted.
         rerank: Also report the scores after k-reciprocal re-ranking.
-        backbone: A timm model name; only used if the model file does not name its backbone.
-        height: Input size in pixels; only used if the model file does not state it.
-        width: Input size in pixels; only used if the model file does not state it.
+        backbone: A timm model name. Empty: that of the model file, or recognised by its tensors.
+        height: Input size in pixels. Empty: that of the model file, or 256 if it states none.
+        width: Input size in pixels. Empty: that of the model file, or 128 if it states none.
         seed: The seed of the random splits of cuhk03_old and viper.
     """
     hardware = override(Machine(), machine)

@@ -13,7 +13,9 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
+from pul_core.clustering.density import cluster_by_density
 from pul_core.clustering.kmeans import default_num_clusters
+from pul_core.clustering.neighbours import nearest_neighbours
 from pul_core.clustering.suggestion import MIN_IMAGES
 from pul_core.errors import DataError, UserError
 from pul_core.identities import DISTRACTOR_PID, NO_CAMERA, identity_in_split
@@ -23,7 +25,7 @@ from pul_core.learning.training import begin_training, train
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
-from pul_core.settings import Dbscan, KMeans, Machine, Model
+from pul_core.settings import Dbscan, KMeans, Machine
 from tasks.data.check import (
     ADVICE,
     Finding,
@@ -44,10 +46,9 @@ from tasks.data.layouts import read_layout
 from tasks.engine.compute import Resources, available_cores, nvidia_problem, prepare, resolve_compute
 from tasks.engine.progress import step_logger
 from tasks.index import dataset_root, index
-from tasks.models import check_weights, model_file, own_config
+from tasks.models import check_weights, complete_plan, describe_model
 from tasks.store.artifacts import Artifact, check_artifact_root, column, read_table
 from tasks.store.config import Overrides, Plan, override, resolve_plan
-from tasks.store.model_file import ModelConfig
 from tasks.store.readers import camids
 from tasks.store.references import ImageSet, Reference
 
@@ -94,7 +95,7 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
     Raises:
         UserError: a parameter, the data or the model cannot be used.
     """
-    plan = resolve_plan(parameters)
+    plan = complete_plan(resolve_plan(parameters))
     check_plan(plan)
     sources = [count_images(path, plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     source = add_counts(sources, plan.source) if sources else None
@@ -110,28 +111,9 @@ def check_plan(plan: Plan) -> None:
         UserError: one of them cannot be used.
     """
     check_machine(plan.machine)
+    check_backbone(plan.model.backbone, plan.model.height, plan.model.width)
     if plan.source:
-        check_backbone(plan.model.backbone, plan.model.height, plan.model.width)
         check_weights(plan.model.weights, plan.model.backbone)
-    if plan.original_model:
-        check_model(plan.original_model, plan.model.backbone, plan.model.height, plan.model.width)
-
-
-def check_model(reference: str, backbone: str, height: int, width: int) -> None:
-    """Check that a model exists, and that its backbone accepts its images; the file may name both itself.
-
-    Args:
-        reference: a file, an earlier run or an MLflow URI.
-        backbone: if the file names none.
-        height: of the images in pixels, if the file states none.
-        width: of the images in pixels, if the file states none.
-
-    Raises:
-        UserError: the model does not exist, or cannot be used.
-    """
-    with model_file(reference) as file:
-        config = own_config(file) or ModelConfig(backbone=backbone, height=height, width=width)
-    check_backbone(config.backbone, config.height, config.width)
 
 
 def check_machine(machine: Machine) -> None:
@@ -179,8 +161,8 @@ def validate_suggestion(parameters: Mapping[str, Any]) -> None:
 
 def _check_inference(parameters: Mapping[str, Any]) -> None:
     check_machine(override(Machine(), Overrides[Machine].model_validate(parameters["machine"])))
-    network = override(Model(), Overrides[Model].model_validate({name: parameters.get(name) for name in ("backbone", "height", "width")}))
-    check_model(parameters["model"], network.backbone, network.height, network.width)
+    config = describe_model(parameters["model"], **{name: parameters.get(name) for name in ("backbone", "height", "width")})
+    check_backbone(config.backbone, config.height, config.width)
 
 
 def count_images(path: str, layout: str | None = None, pattern: str | None = None) -> Counts:
@@ -454,7 +436,7 @@ def estimate_run(run: ValidatedRun) -> Estimate:
         pretrain_seconds=source_images * plan.pretraining.epochs / train_speed,
         iteration_seconds=(n + scored + memory_images) / extract_speed
         + n * plan.fine_tuning.epochs / train_speed
-        + plan.kmeans.num_restarts * _kmeans_seconds(n, k, d),
+        + _clustering_seconds(plan.algorithm, n, k, d),
         disk_bytes=pixels + weights + features,
         disk_bytes_per_iteration=weights + features,
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 3 * n * d * 4,
@@ -483,6 +465,30 @@ def _probe(plan: Plan, num_classes: int, compute: Resources) -> tuple[float, flo
     extract_speed = len(images) / (time.monotonic() - started)
     num_weights = sum(tensor.numel() for tensor in backbone.parameters())
     return train_speed, extract_speed, int(backbone.num_features), num_weights  # type: ignore[arg-type]
+
+
+def _clustering_seconds(algorithm: KMeans | Dbscan, n: int, k: int, d: int) -> float:
+    if isinstance(algorithm, KMeans):
+        return algorithm.num_restarts * _kmeans_seconds(n, k, d)
+    return _density_seconds(n, d, algorithm)
+
+
+def _density_seconds(n: int, d: int, settings: Dbscan) -> float:
+    """Return the estimated seconds of a clustering by density: a sample of drawn people, 16 images each, on two cameras, is clustered.
+
+    The time of the neighbour search grows with n squared; that of the rest grows with n.
+    """
+    rows = min(n, 2048)
+    generator = np.random.default_rng(0)
+    people = generator.standard_normal((rows // 16 + 1, d), np.float32)
+    features = people[np.arange(rows) // 16] + generator.standard_normal((rows, d), np.float32) * np.float32(0.5)
+    started = time.monotonic()
+    nearest_neighbours(features, settings.num_neighbours + 1)
+    searches = (2 if settings.camera_aware else 1) * (time.monotonic() - started)  # a camera-aware one searches twice
+    started = time.monotonic()
+    cluster_by_density(features, np.arange(rows) % 2, settings)
+    rest = max(time.monotonic() - started - searches, 0)
+    return searches * (n / rows) ** 2 + rest * n / rows
 
 
 def _kmeans_seconds(n: int, k: int, d: int) -> float:

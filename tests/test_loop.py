@@ -29,6 +29,7 @@ def loop(monkeypatch):
         steps[name] = None
     for name, result in steps.items():
         monkeypatch.setattr(module, name, lambda *_, result=result, **__: result)
+    monkeypatch.setattr(module, "complete_plan", lambda plan: plan)
     monkeypatch.setattr(module, "fine_tune", fine_tune)
     monkeypatch.setattr(module, "Iteration", lambda **parts: SimpleNamespace(**({"reliable": None} | parts)))
 

@@ -1,18 +1,16 @@
 """The backbone: a convolutional network that ends in global average pooling and maps an image to a feature. It has no classifier."""
 
 import functools
-from collections.abc import Mapping
 from difflib import get_close_matches
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from pul_core.errors import DataError, UserError
+from pul_core.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-PREFIXES = ("module.", "model.", "backbone.", "base.", "encoder.", "features.")  # of tensor names in other projects' checkpoints
 
 
 def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.Module:
@@ -110,56 +108,3 @@ def normalise(images: Tensor) -> Tensor:
     scale = torch.tensor([1 / (255 * s) for s in IMAGENET_STD], device=images.device).view(1, 3, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], device=images.device).view(1, 3, 1, 1)
     return images.float().mul_(scale).sub_(shift)
-
-
-def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> int:
-    """Load a state dict of torchvision, timm or torchreid into a backbone, ignoring its classifier and the prefixes of its tensor names.
-
-    Args:
-        backbone: changed in place.
-        state: tensors by name.
-
-    Returns:
-        The number of tensors loaded.
-
-    Raises:
-        DataError: a tensor is missing or has another shape than the backbone's (another architecture), or the file holds two models.
-
-    Example:
-        >>> backbone = build_backbone("resnet10t")
-        >>> foreign = {f"module.{name}": tensor for name, tensor in backbone.state_dict().items()}
-        >>> load_foreign_state(backbone, foreign) == len(foreign)
-        True
-    """
-    expected = backbone.state_dict()
-    matched: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        name = _strip_prefixes(key, expected)
-        if name in matched:
-            raise DataError(f"tensor {name} occurs twice: the file holds more than one model, export only the backbone")
-        if name is not None:
-            matched[name] = tensor
-    missing = [name for name in expected if name not in matched and not name.endswith("num_batches_tracked")]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of the backbone's {len(expected)} tensors are missing, e.g. {missing[0]}: "
-            "the weights are of another architecture, choose the backbone they belong to"
-        )
-    for name, tensor in matched.items():
-        if tensor.shape != expected[name].shape:
-            raise DataError(
-                f"tensor {name} has shape {tuple(tensor.shape)} in the file and {tuple(expected[name].shape)} in the backbone: "
-                "the weights are of another architecture, choose the backbone they belong to"
-            )
-    backbone.load_state_dict(matched, strict=False)
-    return len(matched)
-
-
-def _strip_prefixes(key: str, expected: Mapping[str, Tensor]) -> str | None:
-    """Return the backbone's name of a tensor, or None if the backbone has no such tensor."""
-    while key not in expected:
-        prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
-        if prefix is None:
-            return None
-        key = key.removeprefix(prefix)
-    return key

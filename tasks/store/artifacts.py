@@ -229,11 +229,11 @@ def read_table(artifact: Artifact, columns: list[str] | None = None) -> pa.Table
     return pq.read_table(path, columns=columns, filesystem=fs)
 
 
-def read_bytes(artifact: Artifact) -> bytes:
-    """Read an artifact after checking its digest."""
+def read_bytes(artifact: Artifact, length: int | None = None) -> bytes:
+    """Read an artifact, or its first bytes, after checking its digest."""
     path = verify(artifact)
     fs, _ = fsspec.core.url_to_fs(artifact_root())
-    return bytes(fs.cat_file(path))
+    return bytes(fs.cat_file(path, end=length))
 
 
 def column(table: pa.Table, name: str) -> npt.NDArray[Any]:
