@@ -27,7 +27,7 @@ from tasks.data.synthesize import synthesize_domain
 from tasks.engine.links import linked
 from tasks.engine.progress import Progress, progress, step_logger
 from tasks.store.artifacts import made_by, write_batches
-from tasks.store.home import home
+from tasks.store.home import home, user_path
 from tasks.store.references import ImageSet
 
 IMAGES = pa.schema(
@@ -92,7 +92,7 @@ def dataset_root(path: str) -> str:
     if is_url(path):
         return validate_location(path)
     if not path.startswith("synthetic:"):
-        return str(Path(path).expanduser().resolve())
+        return str(user_path(path).resolve())
     match = SYNTHETIC.fullmatch(path)
     if match is None:
         raise DataError(f"{path} is not a synthetic domain: write synthetic:SEED/source or synthetic:SEED/target, e.g. synthetic:0/target")

@@ -94,30 +94,15 @@ def test_a_pattern_extracts_all_fields_from_a_path(stub, tmp_path):
     ]
 
 
-DOCUMENTED = {
-    "cam3/2026/a.jpg": (None, "3", "train"),
-    "test/bo_c1.jpg": ("bo", "1", "gallery"),
-    "0042C1T0005F002.jpg": ("0042", "1", "train"),
-    "1_c4_x.png": ("1", "4", "train"),
-}
-
-
-def test_the_patterns_in_the_docs_match_the_names_beside_them(stub, tmp_path):
-    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
-    table = page.split("| names | pattern |")[1].split("\n\n")[0].splitlines()[2:]
-    patterns = [line.rstrip("`| ").rpartition("| `")[2].replace("\\|", "|") for line in table]
-    for number, ((name, expected), pattern) in enumerate(zip(DOCUMENTED.items(), patterns, strict=True)):
-        ((image,),) = [listed(stub(tmp_path / str(number), name), pattern=pattern)]
-        assert (image.pid, image.camid, image.split) == expected
-
-
 @pytest.mark.parametrize(
     ("pattern", "layout", "message"),
     [
         ("(?P<camera>", None, "not a valid regular expression"),
         (r"\d+", None, "must have named groups"),
         ("(?P<cam>.)", None, "only these: identity"),
-        ("(?P<camera>c9)", None, r"a1\.jpg does not match"),
+        ("(?P<camera>c9)", None, r"the first is a1\.jpg: it does not match"),
+        ("(?P<cam>.)(?P<pid>.)", None, "call cam camera; call pid identity"),
+        (r"(?P<camera>.*)\\\\a", None, "forward slashes, not backslashes"),
         ("(?P<split>a)", None, "'a' is not a split"),
         ("(?P<timestamp>a)", None, "'a' is not a time"),
         ("(?P<camera>a)", "folder", "only be used with layout pattern"),

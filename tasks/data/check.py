@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA, separate_unknown_cameras
+from tasks.data import plausibility
 from tasks.store.artifacts import column, read_table
 from tasks.store.readers import camids
 from tasks.store.references import ImageSet, Reference
@@ -56,6 +57,25 @@ ADVICE = {
     ),
     "unanswerable_queries": (
         "the gallery has no image of these identities from another camera, so these queries are not scored: check names and cameras"
+    ),
+    "single_camera": (
+        "all query and gallery images are from one camera, and only images from another camera are matches, so nothing can be scored: "
+        "give images from a second camera, or correct the camera numbers"
+    ),
+    "whole_frames": "these images are probably whole frames, not crops of people: leave them out, or crop the people (pul data crop)",
+    "odd_shapes": "these images are wider than high, or very thin, unlike people: check that they show people, upright and uncut",
+    "other_classes": "these images are filed under a class that is not a person: leave them out, or give the folder of the class person",
+    "lone_images": (
+        "each of these images is alone on its camera, so the cameras are probably file names or times, and methods that use cameras fail: "
+        "state a pattern whose camera is the same for all images of a camera, or none"
+    ),
+    "cameras_like_tracks": (
+        "there are so many cameras, with few images each, that they are probably tracks or people, and methods that use cameras suffer: "
+        "state the cameras in a pattern or a manifest, or none"
+    ),
+    "cameras_like_identities": (
+        "each camera shows a single person, so the cameras are probably identities or tracks, and nothing can be scored or learned across "
+        "cameras: check which number is the camera"
     ),
 }
 
@@ -102,13 +122,15 @@ def check_set(images: ImageSet) -> Report:
         *identity_findings(table, labels),
         *evaluation_findings(table, labels),
         *training_findings(table, labels),
+        *crop_findings(table, images.root),
+        *camera_findings(table),
     ]
     return Report(
         path=images.root,
         layout=images.layout,
         images=table.num_rows,
         identities=count_identities(column(labels, "pid")) if labels else None,
-        cameras=pc.count_distinct(table["camid"]).as_py() or None,
+        cameras=len(np.setdiff1d(camids(table), NO_CAMERA)) or None,
         splits=images.splits,
         sizes={name: spread for name in ("width", "height", "bytes") if (spread := _spread(table[name]))},
         findings=findings,
@@ -207,7 +229,11 @@ def identity_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Find
         yield from _identity_finding("one_identity", identities, labels)
     yield from _identity_finding("single_image_identities", identities[counts == 1], labels)
     cameras = camids(table)[rows]
-    if (cameras != NO_CAMERA).any():
+    is_known = cameras != NO_CAMERA
+    if plausibility.are_identities(pids[rows][is_known], cameras[is_known]):
+        yield from _identity_finding("cameras_like_identities", identities, labels)
+    elif is_known.any():
+        cameras = separate_unknown_cameras(cameras)
         pid_of_pair = np.unique(np.stack((pids[rows], cameras)), axis=1)[0]  # one entry for each pair of identity and camera
         num_cameras = np.unique(pid_of_pair, return_counts=True)[1]
         yield from _identity_finding("single_camera_identities", identities[(num_cameras == 1) & (counts > 1)], labels)
@@ -230,10 +256,49 @@ def evaluation_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Fi
     pids = column(labels, "pid")
     shared = np.intersect1d(pids[train], pids[np.concatenate((query, gallery))])
     yield from _identity_finding("identities_in_train_and_test", shared[shared > DISTRACTOR_PID], labels)
-    if len(query) and len(gallery):
-        has_match = _answerable_queries(table, labels)
+    if len(query) and len(gallery) and has_single_camera(camids(table)[np.concatenate((query, gallery))]):
+        yield Finding(code="single_camera", count=len(query) + len(gallery), advice=ADVICE["single_camera"])
+    elif len(query) and len(gallery):
+        has_match = answerable_queries(table, labels)
         advice = "no query has a match in the gallery from another camera, so nothing can be scored: check names and cameras"
         yield from _image_finding("unanswerable_queries", query[~has_match], table["path"], advice=None if has_match.any() else advice)
+
+
+def has_single_camera(cameras: npt.NDArray[np.int64]) -> bool:
+    """Return whether all images (n,) are from the same known camera, so that no query has a match from another one."""
+    return len(np.unique(separate_unknown_cameras(cameras))) == 1
+
+
+def crop_findings(table: pa.Table, root: str) -> Iterator[Finding]:
+    """Yield findings about images that are probably no crops of people: by their size, or by the names of their folders.
+
+    Args:
+        table: images.parquet.
+        root: of the data set; its last folder may name a class, too.
+    """
+    rows, paths = np.flatnonzero(usable_mask(table)), table["path"]
+    width, height = (table[name].take(pa.array(rows)).to_numpy() for name in ("width", "height"))
+    is_frame = plausibility.find_whole_frames(width, height)
+    is_odd = plausibility.find_odd_shapes(width, height) & ~is_frame
+    yield from _image_finding("whole_frames", rows[is_frame], paths)
+    yield from _image_finding("odd_shapes", rows[is_odd], paths, "warning" if is_odd.mean() >= plausibility.ODD_SHARE else "info")
+    has_other_class = plausibility.find_other_classes(pc.binary_join_element_wise(root.rsplit("/", 1)[-1], paths, "/"))
+    yield from _image_finding("other_classes", np.flatnonzero(has_other_class), paths)
+
+
+def camera_findings(table: pa.Table) -> Iterator[Finding]:
+    """Yield a finding if the cameras are probably none: each image has its own, or there are very many with few images each.
+
+    Args:
+        table: images.parquet.
+    """
+    rows = np.flatnonzero(usable_mask(table) & (camids(table) != NO_CAMERA))
+    cameras, first, sizes = np.unique(camids(table)[rows], return_index=True, return_counts=True)
+    if plausibility.are_lone_images(len(rows), len(cameras)):
+        yield from _image_finding("lone_images", rows, table["path"])
+    elif plausibility.are_tracks(sizes):
+        examples = table["path"].take(pa.array(rows[first[:EXAMPLES]])).to_pylist()
+        yield Finding(code="cameras_like_tracks", count=len(cameras), examples=examples, advice=ADVICE["cameras_like_tracks"])
 
 
 def training_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Finding]:
@@ -245,14 +310,14 @@ def training_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Find
     """
     if len(usable_rows(table, "train")):
         return
-    if labels is not None and _answerable_queries(table, labels).any():
+    if labels is not None and answerable_queries(table, labels).any():
         yield Finding(code="no_training_images", advice="the training split has no usable image: use the set for scoring only")
     else:
         advice = "the training split has no usable image, and nothing can be scored: see the other findings"
         yield Finding(code="no_training_images", severity="error", advice=advice)
 
 
-def _answerable_queries(table: pa.Table, labels: pa.Table) -> npt.NDArray[np.bool_]:
+def answerable_queries(table: pa.Table, labels: pa.Table) -> npt.NDArray[np.bool_]:
     pids, cameras, query, gallery = column(labels, "pid"), camids(table), usable_rows(table, "query"), usable_rows(table, "gallery")
     return answerable(pids[query], cameras[query], pids[gallery], cameras[gallery])
 

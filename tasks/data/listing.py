@@ -53,10 +53,31 @@ class ListedImage(NamedTuple):
     notes: tuple[str, ...] = ()  # what was not read, or not as it is written, and what to do
 
 
+# Folders that systems make beside people's own. Files and folders whose names begin with a dot are hidden: a Mac writes ._a.jpg for a.jpg.
+SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is left out of every listing: it is hidden, or made by a system."""
+    return name[0] == "." or name.lower() in SYSTEM_FOLDERS
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file's name is that of an image that is listed."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
+
+
+def folder_names(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without hidden ones."""
+    with os.scandir(folder) as entries:
+        folders = (entry for entry in entries if not is_hidden(entry.name) and (entry.is_symlink() or entry.is_dir()))
+        return sorted(entry.name for entry in folders if not entry.is_symlink() or Path(entry.path).is_dir())  # a link may be a loop
+
+
 def iter_image_paths(root: Path, folder: str = "") -> Iterator[str]:
     """Yield the paths of the images below a folder, relative to the root and sorted as strings.
 
-    Memory holds only the names in the folders on the current path. Hidden files are skipped, and links to folders are not followed.
+    Memory holds only the names in the folders on the current path. Hidden and system files are skipped; links to folders are not followed.
 
     Args:
         root: the root of the data set.
@@ -64,7 +85,7 @@ def iter_image_paths(root: Path, folder: str = "") -> Iterator[str]:
     """
     with os.scandir(root / folder) as entries:
         # A folder name with a trailing slash sorts among its siblings exactly where the paths below it do.
-        names = [entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries if entry.name[0] != "."]
+        names = [entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries if not is_hidden(entry.name)]
     names.sort()
     for name in names:
         if name.endswith("/"):
