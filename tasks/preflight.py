@@ -18,7 +18,7 @@ from pul_core.clustering.kmeans import default_num_clusters
 from pul_core.clustering.neighbours import nearest_neighbours
 from pul_core.clustering.suggestion import MIN_IMAGES
 from pul_core.errors import DataError, UserError
-from pul_core.identities import DISTRACTOR_PID, NO_CAMERA, identity_in_split
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA, identity_in_split
 from pul_core.learning.backbone import build_backbone, check_backbone
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.training import begin_training, train
@@ -181,8 +181,7 @@ def count_images(path: str, layout: str | None = None, pattern: str | None = Non
             train_cameras[camid] += 1
         else:
             test_cameras.add(camid)
-        pid = identity_in_split(image.pid, image.split)
-        if pid is not None and (isinstance(pid, str) or pid > DISTRACTOR_PID):
+        if (pid := identity_in_split(image.pid, image.split)) is not None and pid not in (DISTRACTOR_PID, JUNK_PID):
             pids[image.split].add(pid)
     del train_cameras[None]
     return Counts(

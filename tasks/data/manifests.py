@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pul_core.errors import DataError
 from tasks.data.cells import COLUMN_OF_HEADING, compact, match_headings
-from tasks.data.listing import IMAGE_SUFFIXES, ListedImage, parse_image, validate_image_path
+from tasks.data.listing import IMAGE_SUFFIXES, ListedImage, is_hidden, parse_image, validate_image_path
 from tasks.data.locations import image_root, is_url, open_location
 
 BATCH = 16384  # rows of Parquet in memory at a time
@@ -57,7 +57,7 @@ def manifests_in(folder: Path) -> list[str]:
 
 def unread_tables(folder: Path) -> list[str]:
     """Return the names of the tables in a folder that could list its images, for a layout that does not read them."""
-    return sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(TABLE_SUFFIXES) and path.name[0] != ".")
+    return sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(TABLE_SUFFIXES) and not is_hidden(path.name))
 
 
 def _read_csv(file: IO[bytes], location: str) -> tuple[tuple[str, ...], Rows]:
