@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pul_core.errors import DataError
-from tasks.data.check import check_set
 from tasks.data.cells import clean_cell
+from tasks.data.check import check_set
 from tasks.data.layouts import LAYOUTS, read_layout
 from tasks.data.listing import SPLIT_NAMES, is_hidden, iter_image_paths
 from tasks.index import index
