@@ -1,5 +1,6 @@
 """The `pul` command: parses arguments, starts flows and prints results. Slow imports are inside the functions that need them."""
 
+import io
 import json
 import os
 import sys
@@ -58,11 +59,17 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command. After an error, print one line and exit with code 1; with ``--debug``, show the traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None if it was closed
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode
     try:
         configure()
         sys.exit(app(prog_name="pul", standalone_mode=False))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader has seen enough: pul results | head -1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if debugging():
             raise
@@ -117,6 +124,9 @@ def run_command(
     weights: Weights = None,
     size: Size = None,
     num_clusters: Annotated[int | None, typer.Option(help="K of k-means; default one cluster per 16 images.")] = None,
+    min_similarity: Annotated[
+        float | None, typer.Option(help="Lambda, from -1 to 1: only images this similar to their centre are used.")
+    ] = None,
     labelled: Annotated[
         str | None, typer.Option(help="Target labels to use: a number of identities, a share such as 10%, or a file that lists them.")
     ] = None,
@@ -139,7 +149,7 @@ def run_command(
     pul run --source data/market --target crops/
     pul run --source data/market --target crops/ --backbone mobilenetv2_100 --size 128x64
     pul run --original-model resnet50_market.pth.tar --target crops/
-    pul run --config .pul/runs/amber-fox/config.json
+    pul run --config .pul/runs/amber-fox-1f2e3d4c/config.json
     """  # noqa: D301 \b keeps the lines of the examples
     parameters = repeated_parameters(config) if config else {}
     set_parameters(
@@ -157,6 +167,7 @@ def run_command(
             "model.weights": weights,
             **{f"model.{side}": pixels for side, pixels in parse_size(size).items()},
             "kmeans.num_clusters": num_clusters,
+            "selection.min_similarity": min_similarity,
             "few_labels": parse_few_labels(labelled) if labelled is not None else None,
             "stopping.max_iterations": max_iterations,
             "seed": seed,
@@ -174,7 +185,9 @@ def run_command(
 
 
 @app.command("resume")
-def resume_command(run: Annotated[str | None, typer.Argument(help="The name of a run; default the newest one.")] = None) -> None:
+def resume_command(
+    run: Annotated[str | None, typer.Argument(help="The id or unique name of a run; default the newest one.")] = None,
+) -> None:
     """Resume a run that crashed, was killed or was stopped.
 
     Finished steps are read from the cache. A run that was started under `pul up` can also be resumed with Retry in Prefect's UI.
@@ -189,7 +202,7 @@ def resume_command(run: Annotated[str | None, typer.Argument(help="The name of a
 
 @app.command("results")
 def results_command(
-    run: Annotated[str | None, typer.Argument(help="The name of a run; default the newest one.")] = None,
+    run: Annotated[str | None, typer.Argument(help="The id or unique name of a run; default the newest one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object per iteration, scores as fractions.")] = False,
 ) -> None:
     """Show the iterations of a run."""
@@ -231,20 +244,21 @@ def evaluate_command(
     from flows.evaluate import evaluate_model
     from tasks.preflight import validate_evaluation
 
-    policies = {"protocol": protocol, "ties": ties, "unscored": unscored}
-    validate_evaluation(model, path, layout, pattern, **policies)
     parameters: dict[str, Any] = {
         "model": model,
         "data": path,
         "layout": layout,
         "pattern": pattern,
-        **policies,
+        "protocol": protocol,
+        "ties": ties,
+        "unscored": unscored,
         "rerank": rerank,
         "backbone": backbone,
         **parse_size(size),
         "machine": {"device": device, "threads": threads},
         "seed": seed,
     }
+    validate_evaluation(parameters)
     prepare_flow_run()
     scores = evaluate_model(**parameters)
     typer.echo(json.dumps(scores, indent=2) if as_json else _scores_text(scores))
@@ -286,10 +300,11 @@ def _run(parameters: dict[str, Any]) -> None:
 
 
 def _run_summary(run: "ValidatedRun") -> str:
-    plan, source, target = run
+    plan, source, target, warnings = run
     origin = f"{source.splits['train']:,} source images of {source.identities:,} people" if source else f"model {plan.original_model}"
     network = f"{plan.model.backbone}, {plan.model.height} x {plan.model.width}"
-    return f"{plan.recipe}: {origin} -> {target.splits['train']:,} target images; {network}"
+    summary = f"{plan.recipe}: {origin} -> {target.splits['train']:,} target images; {network}"
+    return "\n".join([summary, *(f"warning: {warning}" for warning in warnings)])
 
 
 def _print_estimate(parameters: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Maintenance commands: `pul doctor` reports problems, `pul gc` frees disk space, `pul purge` deletes data on request."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from deployments.environment import active_server
 from deployments.errors import quieten
 from deployments.servers import server_answers
 from pul_core.errors import UserError
-from tasks.store.home import home
+from tasks.store.home import artifact_root, home
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -20,18 +21,22 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     The exit code is 1 if something requires attention.
     """
+    from tasks.engine.compute import available_devices, nvidia_problem
     from tasks.operations.housekeeping import find_damage, sizes
     from tasks.operations.lost_runs import lost_runs, running_runs
+    from tasks.tracking.results import run_id_of
 
     quieten()
     url = active_server()
-    lost = [str(run.info.run_name) for run in lost_runs()]
+    lost = [run_id_of(run) for run in lost_runs()]
     health = {
         "home": str(home()),
         "free_bytes": shutil.disk_usage(home()).free,
         "bytes": sizes(),
+        "devices": available_devices(),
+        "device_problem": nvidia_problem(),
         "server": url,
-        "server_answers": url is not None and server_answers(f"{url}/health"),
+        "server_answers": url is not None and server_answers(f"{url}/health", patience=15),
         "running": running_runs(),
         "lost": lost,
         "unfinished_steps": sorted(path.name for path in home().glob("checkpoints/*")),
@@ -46,6 +51,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 def _health_text(health: dict[str, Any]) -> str:
     lines = [f"home     {health['home']}, {health['free_bytes'] / 1e9:.1f} GB free"]
     lines += [f"  {name:12} {size / 1e6:10.1f} MB" for name, size in health["bytes"].items() if size > 1e6]
+    lines.append(f"devices  {', '.join(health['devices'])}{'; ' + health['device_problem'] if health['device_problem'] else ''}")
     if health["server"]:
         lines.append(f"server   {health['server']}" + ("" if health["server_answers"] else " does not answer: start pul up again"))
     lines += [f"running  {name}" for name in health["running"]]
@@ -69,20 +75,27 @@ def gc(
     """
     from tasks.operations.housekeeping import find_garbage, remove
     from tasks.operations.lost_runs import running_runs
+    from tasks.store.users import housekeeping
 
     quieten()
-    if older_than < 1 and (running := running_runs()):
-        raise UserError(f"run {running[0]} is running and its newest files must not be removed: wait, or use --older-than 1")
-    garbage = find_garbage(older_than_days=older_than, keep_iterations=not thin)
-    for item in garbage:
-        typer.echo(f"{item.bytes / 1e6:10.1f} MB  {item.path.relative_to(home())}  {item.reason}")
-    if not dry_run:
-        remove(garbage)
+    with housekeeping() as users:
+        removes_new_files = older_than < 1 or "://" in artifact_root()  # no time of last use is known at a URL
+        if removes_new_files and (running := [*(f"run {run}" for run in running_runs()), *(user.description for user in users)]):
+            remedy = "wait until it ends" if "://" in artifact_root() else "wait until it ends, or use --older-than 1"
+            raise UserError(f"{running[0]} uses the files, also new ones: {remedy}")
+        in_use_since = min((user.since for user in users), default=math.inf)
+        garbage = find_garbage(older_than_days=older_than, keep_iterations=not thin, in_use_since=in_use_since)
+        for item in garbage:
+            typer.echo(f"{item.bytes / 1e6:10.1f} MB  {str(item.path).removeprefix(f'{home()}/')}  {item.reason}")
+        if not dry_run:
+            remove(garbage)
     typer.echo(f"{sum(item.bytes for item in garbage) / 1e6:10.1f} MB in {len(garbage)} {'would be removed' if dry_run else 'removed'}")
 
 
 def purge(
-    run: Annotated[str | None, typer.Argument(help="The name of a run to delete, with all files that no other run uses.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="The id or unique name of a run to delete, with all files that no other run uses.")
+    ] = None,
     images: Annotated[
         list[Path] | None, typer.Option(help="An image or a folder of images; delete all data derived from them; repeatable.")
     ] = None,

@@ -34,7 +34,6 @@ def suggest_command(
     from flows.suggest import suggest_clusters
     from tasks.preflight import validate_suggestion
 
-    validate_suggestion(model, path, layout, pattern)
     parameters: dict[str, Any] = {
         "model": model,
         "data": path,
@@ -44,6 +43,7 @@ def suggest_command(
         **parse_size(size),
         "machine": {"device": device, "threads": threads},
     }
+    validate_suggestion(parameters)
     prepare_flow_run()
     suggestion = suggest_clusters(**parameters)
     typer.echo(json.dumps(suggestion, indent=2) if as_json else _suggestion_text(suggestion))

@@ -1,5 +1,6 @@
 """Flow `pul`, Progressive Unsupervised Learning: extract, cluster, select and fine-tune, until the reliable set is stable."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from prefect import flow
@@ -19,7 +20,7 @@ from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.few_labels import reveal
 from tasks.index import index
-from tasks.preflight import check_sets
+from tasks.preflight import check_plan, check_sets
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Overrides, Plan, resolve_plan
 from tasks.store.references import ImageSet, Iteration, Pixels
@@ -54,7 +55,7 @@ def pul(
     """Adapt a person re-identification model from labelled cameras to unlabelled ones.
 
     Clusters the target's features, keeps the reliable images, fine-tunes the original model on them, and repeats until the size of the
-    reliable set is stable. Every step writes an artifact; iterations can be compared in MLflow. Returns the name of the run.
+    reliable set is stable. Every step writes an artifact; iterations can be compared in MLflow. Returns the id of the run.
 
     Args:
         target: The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target.
@@ -64,11 +65,13 @@ def pul(
         seed: All random numbers of the run are derived from it.
     """
     plan = resolve_plan(locals())  # at this point, the local variables are the parameters
+    check_plan(plan)
     images = index(plan.target, "target", plan.target_data.layout, plan.target_data.pattern)
     sources = [index(path, "source", plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     check_sets(sources, images, plan)
-    labelled = reveal(images, settings=plan.few_labels, num_clusters=plan.kmeans.num_clusters)
+    labelled = reveal(images, settings=plan.few_labels, algorithm=plan.algorithm)
     run = track_run(plan, images, sources)
+    plan = replace(plan, original_model=run.original_model)
     compute = run.resources
     original, size = original_model_of(plan, sources, compute)
     pixels = {split: decode(images, split=split, **size) for split in images.splits}
@@ -122,7 +125,7 @@ def pul(
         )
         history.append(track_iteration(run, current, images.labels))
     finish_run(run, history, reason, EXPLANATIONS[reason])
-    return run.name
+    return run.id
 
 
 def score(model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Plan, compute: Resources, iteration: int) -> Artifact | None:

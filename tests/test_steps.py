@@ -242,7 +242,7 @@ def test_a_top_level_statement_with_an_effect_always_counts(package, statement):
 
 
 def test_the_code_of_packages_counts(package):
-    assert package(STEP, core=CORE) != package(STEP, core=CORE, __init__="import torch\ntorch.set_default_dtype(torch.float64)\n")
+    assert package(STEP, core=CORE) != package(STEP, core=CORE, __init__="LIMITS = {}\nLIMITS['pixels'] = 1\n")
 
 
 def test_a_docstring_can_be_added(package):

@@ -195,9 +195,10 @@ def test_a_killed_child_does_not_affect_the_others(base, tmp_path):
     def kill_while_both_run():
         for job in jobs[:2]:
             wait_for_log(job.log, "'track-run' - Finished")
-        assert len(search_all_runs("attributes.status = 'RUNNING'")) == 2
+        running = search_all_runs("attributes.status = 'RUNNING'")
         (process,) = (process for process in flow_subprocesses() if process.environ().get("PUL_TEST_JOB") == "killed")
-        process.kill()
+        process.kill()  # first of all: `run_jobs` waits for it
+        assert len(running) == 2
 
     with ThreadPoolExecutor(1) as executor:
         kill = executor.submit(kill_while_both_run)

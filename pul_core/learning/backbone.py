@@ -1,5 +1,6 @@
 """The backbone: a convolutional network that ends in global average pooling and maps an image to a feature. It has no classifier."""
 
+import functools
 from collections.abc import Mapping
 from difflib import get_close_matches
 
@@ -37,18 +38,59 @@ def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.
     """
     if name == "resnet50" and pretrained:
         name = "resnet50.tv_in1k"
+    if not timm.is_model(name):
+        close_matches = get_close_matches(name.lower(), timm.list_models(), 5) or ["resnet50", "mobilenetv2_100"]
+        raise UserError(f"timm has no backbone {name!r}: choose another, e.g. {', '.join(close_matches)}")
     torch.manual_seed(seed)
-    try:
-        backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="avg")
-    except RuntimeError as error:
-        if not timm.is_model(name):
-            close_matches = get_close_matches(name, timm.list_models(), 5) or ["resnet50", "mobilenetv2_100"]
-            raise UserError(f"timm has no backbone {name!r}: choose another, e.g. {', '.join(close_matches)}") from error
-        raise
+    backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="avg")
     # Some MobileNets apply a wide convolution after the pooling, as a part of the head; this method uses the pooled feature map itself.
     if hasattr(backbone, "conv_head") and getattr(backbone, "head_hidden_size", backbone.num_features) != backbone.num_features:
         raise UserError(f"backbone {name} has layers between its pooling and its classifier: choose one that ends in average pooling")
     return backbone.to(memory_format=torch.channels_last)
+
+
+@functools.cache
+def check_backbone(name: str, height: int, width: int) -> None:
+    """Check that a backbone maps images of a size to one feature each, without memory for its weights.
+
+    Args:
+        name: as for `build_backbone`.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+
+    Raises:
+        UserError: as for `build_backbone`, or the backbone does not accept the size.
+
+    Example:
+        >>> check_backbone("vit_tiny_patch16_224", 224, 224)
+        >>> check_backbone("vit_tiny_patch16_224", 256, 128)
+        Traceback (most recent call last):
+        pul_core.errors.UserError: backbone vit_tiny_patch16_224 does not accept images of 256 x 128 pixels (Input height (256) doesn't \
+match model (224).): choose another size, or another backbone
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            backbone = build_backbone(name).eval()
+            shape = backbone(torch.zeros(2, 3, height, width)).shape
+    except UserError:
+        raise
+    except Exception as error:  # what a backbone raises depends on its author
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"backbone {name} does not accept images of {height} x {width} pixels ({reason}): choose another size, or another backbone"
+        ) from error
+    if shape != (2, backbone.num_features):
+        raise UserError(f"backbone {name} has layers between its pooling and its classifier: choose one that ends in average pooling")
+
+
+def has_imagenet_weights(name: str) -> bool:
+    """Return whether timm's hub has trained weights of a backbone.
+
+    Example:
+        >>> has_imagenet_weights("resnet50"), has_imagenet_weights("resnet34.no_such_weights")
+        (True, False)
+    """
+    return timm.is_model_pretrained(name)
 
 
 def normalise(images: Tensor) -> Tensor:

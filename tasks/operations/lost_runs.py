@@ -1,5 +1,6 @@
 """Lost runs: runs whose process has died (killed, out of memory, power failure) but that MLflow and Prefect still show as running."""
 
+import os
 import socket
 from typing import Any
 from uuid import UUID
@@ -15,27 +16,31 @@ from pul_core.errors import DataError
 from tasks.store.config import read_config
 from tasks.store.home import home
 from tasks.tracking.client import search_all_runs
-from tasks.tracking.results import read_results
+from tasks.tracking.results import IS_RUN, find_run, run_id_of
 from tasks.tracking.runs import PROCESS_TAG, close_run, process_key
 
 
 def lost_runs() -> list[Run]:
     """Return the MLflow runs that are open although their process on this machine is gone. Runs of other machines are not checked."""
-    return [run for run in _open_runs() if _is_gone(run.data.tags.get(PROCESS_TAG))]
+    return [run for run in _open_runs() if is_lost(run)]
+
+
+def is_lost(run: Run) -> bool:
+    """Return whether an MLflow run is open although its process, on this machine, is gone."""
+    return run.info.status == "RUNNING" and _is_gone(run.data.tags.get(PROCESS_TAG))
 
 
 def running_runs() -> list[str]:
-    """Return the names of the MLflow runs that are open and not lost."""
-    lost = {run.info.run_name for run in lost_runs()}
-    return [str(run.info.run_name) for run in _open_runs() if run.info.run_name not in lost]
+    """Return the ids of the runs that are open in MLflow and not lost."""
+    return [run_id_of(run) for run in _open_runs() if not is_lost(run)]
 
 
 def _open_runs() -> list[Run]:
-    return search_all_runs("attributes.status = 'RUNNING' and tags.`pul.kind` = 'run'")
+    return search_all_runs(f"attributes.status = 'RUNNING' and {IS_RUN}")
 
 
 def close_lost_runs(*, prefect: bool) -> list[str]:
-    """Close the lost runs in MLflow and return their names.
+    """Close the lost runs in MLflow and return their ids.
 
     Args:
         prefect: also mark their flow runs as crashed; requires that Prefect's server can be reached.
@@ -46,37 +51,49 @@ def close_lost_runs(*, prefect: bool) -> list[str]:
         close_run(flow_run_id, "FAILED")
         if prefect:
             _mark_as_crashed(UUID(flow_run_id))
-    return [str(run.info.run_name) for run in runs]
+    return [run_id_of(run) for run in runs]
 
 
-def config_to_resume(name: str | None) -> tuple[str, dict[str, Any]]:
-    """Return the name and the parameters of an unfinished run.
+def config_to_resume(reference: str | None) -> tuple[str, dict[str, Any]]:
+    """Return the id and the parameters of an unfinished run.
 
     Args:
-        name: name of the run; None selects the newest run.
+        reference: see `tasks.tracking.results.find_run`; None selects the newest run.
 
     Raises:
-        DataError: the run does not exist, is finished or running, or its config.json is missing.
+        DataError: the run does not exist, is finished or running, or its config.json is missing, or several runs can be meant.
     """
-    results = read_results(name)
-    name = str(results["run"])
-    if results["status"] == "finished":
-        raise DataError(f"run {name} is finished: pul results {name} shows its results")
-    if results["status"] == "running" and name not in [run.info.run_name for run in lost_runs()]:
-        raise DataError(f"run {name} is still running: stop it first")
-    config = home() / "runs" / name / "config.json"
+    run = find_run(reference)
+    run_id = run_id_of(run)
+    if run.info.status == "FINISHED":
+        raise DataError(f"run {run_id} is finished: pul results {run_id} shows its results")
+    if run.info.status == "RUNNING" and not is_lost(run):
+        raise DataError(f"run {run_id} is still running: stop it first")
+    config = home() / "runs" / run_id / "config.json"
     if not config.is_file():
         raise DataError(f"{config} is missing: start the run again with pul run")
-    return name, read_config(config)[0]
+    return run_id, read_config(config)[0]
 
 
 def _is_gone(key: str | None) -> bool:
     if key is None or key.split(" ")[0] != socket.gethostname():
         return False
+    pid = int(key.split(" ")[1])
     try:
-        return process_key(int(key.split(" ")[1])) != key
-    except psutil.NoSuchProcess:
+        return process_key(pid) != key
+    except psutil.Error:
+        return not _exists(pid)
+
+
+def _exists(pid: int) -> bool:
+    """Return whether a process exists, even one that psutil cannot see, where /proc is mounted with hidepid."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it belongs to another user
         return True
+    return True
 
 
 def _mark_as_crashed(flow_run_id: UUID) -> None:

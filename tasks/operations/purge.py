@@ -4,9 +4,10 @@ Files are named by the digest of their content and are never edited: a file that
 Steps that need it compute it again, without the image if that is no longer in its data set.
 """
 
+import contextlib
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +24,11 @@ from tasks.index import index
 from tasks.operations.housekeeping import digest_of, remove_dangling_links
 from tasks.operations.lost_runs import running_runs
 from tasks.store.artifacts import column, read_table
-from tasks.store.home import artifact_root, home
-from tasks.tracking.client import client, search_all_runs
+from tasks.store.home import artifact_root, home, is_default_store
+from tasks.store.runs import find_run_folder
+from tasks.store.users import housekeeping
+from tasks.tracking.client import client, search_all_runs, search_runs
+from tasks.tracking.results import IS_RUN, RUN_ID_TAG, find_run, run_id_of
 
 Rows = npt.NDArray[np.int64]
 
@@ -37,24 +41,24 @@ class PurgeResult(NamedTuple):
     models: list[str]
 
 
-def purge_run(name: str) -> PurgeResult:
+def purge_run(reference: str) -> PurgeResult:
     """Delete a run: its folder, its MLflow runs with their models, and the artifacts that only this run refers to.
 
+    Args:
+        reference: the id of the run, its name, or a prefix of its id.
+
     Raises:
-        DataError: the run does not exist, or a run is running.
+        DataError: the run does not exist, several runs can be meant, or something is running.
     """
-    _check_can_purge()
-    folder = home() / "runs" / name
-    if folder.parent.resolve() != folder.resolve().parent or not (folder / "config.json").is_file():
-        raise DataError(f"there is no run {name}")
-    parents = search_all_runs(f"tags.`pul.kind` = 'run' and attributes.run_name = '{name}'")
-    referenced = {link.resolve() for link in folder.rglob("*") if link.is_symlink()}
-    shared = {link.resolve() for link in home().glob("runs/*/**/*") if link.is_symlink() and folder not in link.parents}
-    removed = _delete([*sorted(file for file in referenced - shared if file.exists()), folder])
-    unreachable = []
-    for parent in parents:
-        nested = client().search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-        for run in (*nested, parent):
+    with _exclusive_store():
+        run_folder = find_run_folder(reference)
+        run_id = run_folder.name if run_folder else run_id_of(find_run(reference))
+        folder = home() / "runs" / run_id
+        referenced = {link.resolve() for link in folder.rglob("*") if link.is_symlink()}
+        shared = {link.resolve() for link in home().glob("runs/*/**/*") if link.is_symlink() and folder not in link.parents}
+        removed = _delete([*sorted(file for file in referenced - shared if file.exists()), folder])
+        unreachable = []
+        for run in _mlflow_runs(run_id):
             location = _delete_mlflow_run(run)
             if location and location.exists():
                 removed += _delete([location])
@@ -70,15 +74,15 @@ def purge_images(digests: set[str]) -> PurgeResult:
         digests: SHA-256 of the image files.
 
     Raises:
-        DataError: a run is running.
+        DataError: something is running.
     """
-    _check_can_purge()
-    rows_of_tables = _rows_of_tables(digests)
-    models = sorted(_models_trained_on(rows_of_tables))
-    # The files of caches and checkpoints do not name their images.
-    caches = [folder for folder in (home() / "cache", home() / "checkpoints") if folder.exists()]
-    removed = _delete(sorted(_derived_files(rows_of_tables)) + caches)
-    return PurgeResult(removed, [*_rows_of_tables(digests), *(path for path in removed if path.exists())], models)
+    with _exclusive_store():
+        rows_of_tables = _rows_of_tables(digests)
+        models = sorted(_models_trained_on(rows_of_tables))
+        # The files of caches and checkpoints do not name their images.
+        caches = [folder for folder in (home() / "cache", home() / "checkpoints") if folder.exists()]
+        removed = _delete(sorted(_derived_files(rows_of_tables)) + caches)
+        return PurgeResult(removed, [*_rows_of_tables(digests), *(path for path in removed if path.exists())], models)
 
 
 def digests_of_images(paths: Iterable[Path]) -> set[str]:
@@ -126,12 +130,32 @@ def digests_of_identity(path: str, identity: str, layout: str | None = None, pat
     return set(digests.drop_null().to_pylist())
 
 
-def _check_can_purge() -> None:
-    """Refuse to purge while a run is running, or where the artifacts are not on this disk."""
+@contextlib.contextmanager
+def _exclusive_store() -> Iterator[None]:
+    """Keep other processes from using the store during the block.
+
+    Raises:
+        DataError: a run is running, another process uses the store, or the artifacts are not on this disk.
+    """
     if running := running_runs():
         raise DataError(f"run {running[0]} is running: stop it first")
-    if artifact_root() != str(home() / "artifacts"):
+    if not is_default_store():
         raise DataError(f"the artifacts are at {artifact_root()}, but only those below {home()} can be purged: delete them there")
+    with housekeeping() as users:
+        if users:
+            raise DataError(f"{users[0].description} uses the files: wait until it ends, or stop it")
+        yield
+
+
+def _mlflow_runs(run_id: str) -> list[Run]:
+    """Return the MLflow runs of a run, those of its iterations first."""
+    parents = search_all_runs(f"{IS_RUN} and tags.`{RUN_ID_TAG}` = '{run_id}'")
+    # The id of a run of an older version is its name.
+    parents += [run for run in search_all_runs(f"{IS_RUN} and attributes.run_name = '{run_id}'") if RUN_ID_TAG not in run.data.tags]
+    nested = [
+        run for parent in parents for run in search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    ]
+    return nested + parents
 
 
 def _rows_of_tables(digests: set[str]) -> dict[Path, Rows]:
@@ -180,7 +204,7 @@ def _delete(paths: list[Path]) -> list[Path]:
     """Delete files and folders, and the links of runs to them; return the deleted files."""
     deleted = []
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             deleted += [part for part in path.rglob("*") if part.is_file() and not part.is_symlink()]
             shutil.rmtree(path)
         else:

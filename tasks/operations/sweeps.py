@@ -16,12 +16,13 @@ from pul_core.errors import DataError, UserError
 from pul_core.scoring.comparison import summarise_run
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
-from tasks.operations.lost_runs import lost_runs
+from tasks.operations.lost_runs import is_lost
 from tasks.operations.processes import JobResult
 from tasks.store.config import Plan, parameters_of
 from tasks.store.home import home
 from tasks.store.references import ImageSet, Reference
 from tasks.tracking.client import search_all_runs
+from tasks.tracking.results import IS_RUN, run_id_of
 from tasks.tracking.runs import RESUME, SWEEP
 
 SCORES = ("rank_1", "mAP", "direct_rank_1", "direct_mAP", "gain_rank_1", "gain_mAP", "oracle_best_rank_1", "oracle_best_mAP")
@@ -61,7 +62,7 @@ class Child(Reference):
 
 
 class OpenSweep(Reference):
-    """A sweep's name, its folder, and the names of the runs that an earlier call has started, by child number."""
+    """A sweep's name, its folder, and the ids of the runs that an earlier call has started, by child number."""
 
     name: str
     folder: str
@@ -99,12 +100,11 @@ def open_sweep(children: list[Child], sets: list[ImageSet], parameters: dict[str
     """
     parts = [[parameters_of(child.plan) for child in children], sorted(images.cache_token() for images in sets)]
     name = f"sweep-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]}"
-    runs = search_all_runs(f"tags.`pul.sweep` = '{name}' and tags.`pul.kind` = 'run'")
-    lost = {run.info.run_id for run in lost_runs()}
-    if running := [run for run in runs if run.info.status == "RUNNING" and run.info.run_id not in lost]:
-        raise DataError(f"{name} is already running (run {running[0].info.run_name}): wait until it ends, or stop it")
+    runs = search_all_runs(f"tags.`pul.sweep` = '{name}' and {IS_RUN}")
+    if running := [run for run in runs if run.info.status == "RUNNING" and not is_lost(run)]:
+        raise DataError(f"{name} is already running (run {run_id_of(running[0])}): wait until it ends, or stop it")
     # MLflow returns the newest run first; reversed, the newest run of each child stays in the dictionary.
-    started = {int(run.data.tags["pul.sweep_child"]): str(run.info.run_name) for run in reversed(runs)}
+    started = {int(run.data.tags["pul.sweep_child"]): run_id_of(run) for run in reversed(runs)}
     folder = home() / "sweeps" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.json").write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
@@ -128,14 +128,14 @@ def record_child(sweep: OpenSweep, child: Child, result: JobResult | None) -> di
     if result is None:
         return row | {"status": "waiting", "error": None, "run": None}
     row |= {"status": "failed" if result.error else "finished", "error": result.error}
-    runs = search_all_runs(f"tags.`pul.flow_run_id` = '{result.flow_run_id}' and tags.`pul.kind` = 'run'")
+    runs = search_all_runs(f"tags.`pul.flow_run_id` = '{result.flow_run_id}' and {IS_RUN}")
     if not runs:
         return row | {"run": None}
     run = runs[0]
-    row |= {"run": run.info.run_name, "mlflow_run_id": run.info.run_id}
+    row |= {"run": run_id_of(run), "mlflow_run_id": run.info.run_id}
     if result.error:
         return row
-    table = pd.read_parquet(home() / "runs" / str(run.info.run_name) / "iterations.parquet")
+    table = pd.read_parquet(home() / "runs" / run_id_of(run) / "iterations.parquet")
     iterations = [{str(name): value for name, value in record.items() if pd.notna(value)} for record in table.to_dict("records")]
     return row | {"stop_reason": run.data.tags["pul.stop_reason"], **summarise_run(iterations)}
 

@@ -8,9 +8,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
@@ -20,7 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from pul_core.errors import UserError
 from tasks.store.home import artifact_root, home
+from tasks.store.users import register_process
 
 provenance: ContextVar[dict[str, Any]] = ContextVar("provenance")
 _verified: dict[str, tuple[Any, ...]] = {}
@@ -69,6 +74,26 @@ def root_of(kind: str) -> str:
     return str(home() / "cache") if kind == "pixels" else artifact_root().rstrip("/")
 
 
+def check_artifact_root() -> None:
+    """Check that artifacts can be written below ``$PUL_ARTIFACTS``.
+
+    Raises:
+        UserError: its protocol is unknown or requires a package, or the folder cannot be written.
+    """
+    root = artifact_root()
+    try:
+        fs, path = fsspec.core.url_to_fs(root)
+        fs.makedirs(path, exist_ok=True)
+        partial = f"{path}/.partial-{uuid.uuid4().hex}"
+        fs.pipe_file(partial, b"")
+        fs.rm(partial)
+    except Exception as error:  # each kind of store has errors of its own
+        reason = (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"artifacts cannot be written to {root.rpartition('@')[2]} ({reason}): set PUL_ARTIFACTS to another place"
+        ) from error
+
+
 def locate(artifact: Artifact) -> str:
     """Return the artifact's full path or URL."""
     return f"{root_of(artifact.kind)}/{artifact.uri}"
@@ -77,10 +102,15 @@ def locate(artifact: Artifact) -> str:
 def verify(artifact: Artifact) -> str:
     """Check that an artifact exists and is unchanged, once per process and state of the file, and return its path.
 
+    Housekeeping keeps the file while this process lives.
+
     Raises:
         DamagedArtifactError: it is missing, or its digest differs.
     """
+    register_process()
     fs, path = fsspec.core.url_to_fs(locate(artifact))
+    if "://" not in locate(artifact):
+        _mark_as_used(Path(path))
     try:
         info = fs.info(path)
     except FileNotFoundError as error:
@@ -93,6 +123,12 @@ def verify(artifact: Artifact) -> str:
             raise DamagedArtifactError(f"artifact {artifact.uri} is damaged (expected digest {artifact.sha256[:12]}, got {sha256[:12]})")
         _verified[path] = state
     return str(path)
+
+
+def _mark_as_used(path: Path) -> None:
+    """Set the time of the last access of a file, which many file systems do not keep."""
+    with contextlib.suppress(OSError):  # the file is missing, or belongs to somebody else
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 class ArtifactWriter:
@@ -130,6 +166,7 @@ def writing(kind: str, suffix: str, rows: int) -> Iterator[ArtifactWriter]:
     Raises:
         OSError: the disk is full or read-only; its message says what to do.
     """
+    register_process()
     fs, root = fsspec.core.url_to_fs(root_of(kind))
     partial = f"{root}/{kind}/.partial-{uuid.uuid4().hex}"
     try:

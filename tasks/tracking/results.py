@@ -1,34 +1,74 @@
 """The results of a run, read from MLflow."""
 
+import re
+from datetime import datetime
 from typing import Any
 
+from mlflow.entities import Run
+
 from pul_core.errors import DataError
-from tasks.tracking.client import client, search_all_runs
+from tasks.store.home import home
+from tasks.store.runs import ambiguous, format_time, matching_ids, safe_run_name
+from tasks.tracking.client import client, search_all_runs, search_runs
+
+RUN_ID_TAG = "pul.run_id"  # tag of a parent run: the id of the run, see `tasks.store.runs`
+IS_RUN = "tags.`pul.kind` = 'run'"
 
 
-def read_results(name: str | None) -> dict[str, Any]:
+def run_id_of(run: Run) -> str:
+    """Return the id of a run from its MLflow run; that of a run of an older version is its name."""
+    return str(run.data.tags.get(RUN_ID_TAG, run.info.run_name))
+
+
+def find_run(reference: str | None) -> Run:
+    """Return the MLflow run of a run.
+
+    Args:
+        reference: the id of the run, its name, or a prefix of its id or of its MLflow id; None selects the newest run.
+
+    Raises:
+        DataError: there is no such run, or several runs can be meant.
+    """
+    if reference is None:
+        if newest := search_all_runs(IS_RUN, order_by=["attributes.start_time DESC"], limit=1):
+            return newest[0]
+        raise DataError("there are no runs yet: start one with `pul demo` or `pul run`")
+    filters = [f"attributes.run_name = '{safe_run_name(reference)}'"]
+    if re.fullmatch(r"[\w.-]+", reference, re.ASCII):
+        filters += [f"{attribute} LIKE '{reference}%'" for attribute in (f"tags.`{RUN_ID_TAG}`", "attributes.run_id")]
+    runs = {run.info.run_id: run for condition in filters for run in search_all_runs(f"{IS_RUN} and {condition}")}
+    run_ids = matching_ids(reference, {run_id_of(run): str(run.info.run_name) for run in runs.values()})
+    matches = [run for run in runs.values() if run_id_of(run) in run_ids] or [
+        run for run in runs.values() if run.info.run_id.startswith(reference)
+    ]
+    if not matches:
+        raise DataError(f"there is no run {reference!r}: give the id of a run, the name of its folder in {home() / 'runs'}")
+    if len(matches) > 1:
+        newest_first = sorted(matches, key=lambda run: run.info.start_time, reverse=True)
+        raise ambiguous(reference, {run_id_of(run): _describe(run) for run in newest_first})
+    return matches[0]
+
+
+def read_results(reference: str | None) -> dict[str, Any]:
     """Read the iterations of a run from MLflow.
 
     Args:
-        name: name of the run, or a prefix of its MLflow id; None selects the newest run.
+        reference: see `find_run`.
 
     Returns:
-        ``run`` (the name), ``status``, ``stop_reason``, ``experiment`` and ``iterations``: one dictionary of metrics per iteration, with
-        scores as fractions. A metric that an iteration does not have is None.
+        ``run`` (the id), ``name``, ``status``, ``stop_reason``, ``experiment`` and ``iterations``: one dictionary of metrics per iteration,
+        with scores as fractions. A metric that an iteration does not have is None.
 
     Raises:
-        DataError: the run does not exist.
+        DataError: the run does not exist, or several runs can be meant.
     """
-    runs = search_all_runs("tags.`pul.kind` = 'run'", order_by=["attributes.start_time DESC"])
-    matches = [run for run in runs if name is None or run.info.run_name == name or run.info.run_id.startswith(name)]
-    if not matches:
-        raise DataError(f"there is no run {name!r}" if name else "there are no runs yet: start one with `pul demo` or `pul run`")
-    run = matches[0]
-    iteration_runs = client().search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    run = find_run(reference)
+    iteration_runs = search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     metrics = {int(iteration.data.tags["pul.iteration"]): iteration.data.metrics for iteration in iteration_runs}
     names = sorted({key for values in metrics.values() for key in values if not key.startswith(("training_", "seconds_"))})
     return {
-        "run": run.info.run_name,
+        "run": run_id_of(run),
+        "name": run.info.run_name,
         "status": run.info.status.lower(),
         "stop_reason": run.data.tags.get("pul.stop_reason"),
         "experiment": client().get_experiment(run.info.experiment_id).name,
@@ -37,3 +77,7 @@ def read_results(name: str | None) -> dict[str, Any]:
             for number in sorted(metrics)
         ],
     }
+
+
+def _describe(run: Run) -> str:
+    return f"{format_time(datetime.fromtimestamp(run.info.start_time // 1000))}, {run.info.status.lower()}"

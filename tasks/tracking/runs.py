@@ -6,15 +6,18 @@ flow run finds its parent run by the flow run id and continues it.
 
 import json
 import os
-import re
 import socket
+from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pandas as pd
 import psutil
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from pul_core.errors import DataError
@@ -22,16 +25,21 @@ from tasks.engine.compute import Resources, resolve_compute
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
 from tasks.engine.steps import artifacts_in
+from tasks.models import named_run
 from tasks.store.artifacts import Artifact, locate, read_table, verify
 from tasks.store.config import RESOLVED, Plan, flatten, parameters_of, read_config
 from tasks.store.home import home
+from tasks.store.records import write_record
 from tasks.store.references import ImageSet, Iteration, Reference, TrainedModel
-from tasks.tracking.client import client, get_or_create_experiment, safe_name, search_all_runs
+from tasks.store.runs import create_run_folder, new_run_id, safe_run_name
+from tasks.tracking.client import client, safe_name, search_all_runs, search_runs
+from tasks.tracking.domain_pairs import domain_pair, experiment_of, registered_model_of
 from tasks.tracking.metrics import iteration_metrics
 from tasks.tracking.models import log_iteration_model, register_model
+from tasks.tracking.results import IS_RUN, RUN_ID_TAG, find_run, run_id_of
 
 PROCESS_TAG = "pul.process"  # tag of a parent run: the process that executes it, as returned by `process_key`
-RESUME = "PUL_RESUME"  # environment variable: name of the run that this process resumes
+RESUME = "PUL_RESUME"  # environment variable: id of the run that this process resumes
 SWEEP = "PUL_SWEEP"  # environment variable: SWEEP_NAME/CHILD_NUMBER of the sweep child that this process executes
 SUMMARY_METRICS = (
     "reliable_set_size",
@@ -48,11 +56,13 @@ SUMMARY_METRICS = (
 
 
 class TrackedRun(Reference):
-    """A flow run's MLflow run, its folder ``$PUL_HOME/runs/NAME``, and the compute resources of its steps."""
+    """A run: its id, name, MLflow run, folder ``$PUL_HOME/runs/ID``, original model (an earlier run by its id), and compute resources."""
 
-    run_id: str
+    id: str
     name: str
+    mlflow_run_id: str
     folder: str
+    original_model: str | None
     resources: Resources
 
     def cache_token(self) -> str:
@@ -72,38 +82,35 @@ def track_run(plan: Plan, target: ImageSet, sources: list[ImageSet]) -> TrackedR
     Raises:
         DataError: the run is resumed, but its images have changed.
     """
-    domain_pair = safe_name(f"{' + '.join(source.name for source in sources) or Path(plan.original_model or '').name} to {target.name}")
-    experiment_id = get_or_create_experiment(domain_pair).experiment_id
     flow_run_id = str(flow_run.id)
     process_tags = {PROCESS_TAG: process_key(os.getpid()), "pul.flow_run_id": flow_run_id, "pul.flow_run_url": flow_run.ui_url or ""}
-    resumed = os.environ.get(RESUME)
-    condition = f"attributes.run_name = '{resumed}'" if resumed else f"tags.`pul.flow_run_id` = '{flow_run_id}'"
-    if runs := client().search_runs([experiment_id], f"{condition} and tags.`pul.kind` = 'run'"):
-        run = runs[0]
+    if existing_run := _existing_run(flow_run_id):
+        run = existing_run
         for tag, value in process_tags.items():
             client().set_tag(run.info.run_id, tag, value)
         client().update_run(run.info.run_id, status="RUNNING")
+        if plan.original_model:
+            plan = replace(plan, original_model=run.data.params.get("original_model", plan.original_model))
     else:
-        tags = {"pul.kind": "run", "pul.recipe": plan.recipe, **process_tags}
-        if commit := get_git_commit(__file__):
-            tags["mlflow.source.git.commit"] = commit
-        if sweep_child := os.environ.get(SWEEP):
-            tags |= dict(zip(("pul.sweep", "pul.sweep_child"), sweep_child.split("/"), strict=True))
-        run = client().create_run(experiment_id, run_name=safe_run_name(str(flow_run.name)), tags=tags)
-        client().log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in flatten(parameters_of(plan)).items()])
-        client().log_inputs(run.info.run_id, [*(_dataset(images, "source") for images in sources), _dataset(target, "target")])
-    run_id, name = run.info.run_id, str(run.info.run_name)
-    folder = home() / "runs" / name
-    folder.mkdir(parents=True, exist_ok=True)
+        plan = replace(plan, original_model=_with_run_id(plan.original_model))
+        run = _create_run(plan, target, sources, process_tags)
+    run_id, name = run_id_of(run), str(run.info.run_name)
+    _tag_flow_run(flow_run_id, run_id)
+    folder = create_run_folder(run_id, name, flow_run_id)
     _check_images_unchanged(folder, target, sources)
-    resources = _record_config(run_id, folder / "config.json", plan, is_resumed=bool(runs))
-    for artifact in (target.images, target.labels):
-        if artifact:
-            _link_artifact(folder, artifact)
-    for number, source in enumerate(sources, 1):
-        _link_artifact(folder, source.images, f"source-{number}-images")
-    step_logger().info("Run %s: experiment %r, config %s", name, domain_pair, folder / "config.json")
-    return TrackedRun(run_id=run_id, name=name, folder=str(folder), resources=resources)
+    resources = _record_config(run.info.run_id, folder / "config.json", plan, is_resumed=existing_run is not None)
+    artifacts = {"images": target.images, **{f"source-{number}-images": source.images for number, source in enumerate(sources, 1)}}
+    _link_artifacts(folder, artifacts | ({"labels": target.labels} if target.labels else {}))
+    experiment = client().get_experiment(run.info.experiment_id).name
+    step_logger().info("Run %s: experiment %r, config %s", run_id, experiment, folder / "config.json")
+    return TrackedRun(
+        id=run_id,
+        name=name,
+        mlflow_run_id=run.info.run_id,
+        folder=str(folder),
+        original_model=plan.original_model,
+        resources=resources,
+    )
 
 
 @linked("track-iteration-{iteration.iteration}")
@@ -122,7 +129,7 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
         The metrics by their MLflow names.
     """
     metrics = iteration_metrics(iteration, labels)
-    experiment_id = client().get_run(run.run_id).info.experiment_id
+    experiment_id = client().get_run(run.mlflow_run_id).info.experiment_id
     fingerprint = " ".join(artifact.sha256[:16] for artifact in (iteration.model, iteration.scores) if artifact)
     nested_id, is_replaced = _iteration_run(experiment_id, run, iteration.iteration, fingerprint)
     logged = client().get_run(nested_id).data.metrics
@@ -130,17 +137,17 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
     new_metrics = {
         key: value
         for key, value in metrics.items()
-        if is_replaced or iteration.iteration not in [metric.step for metric in client().get_metric_history(run.run_id, key)]
+        if is_replaced or iteration.iteration not in [metric.step for metric in client().get_metric_history(run.mlflow_run_id, key)]
     }
-    client().log_batch(run.run_id, metrics=[Metric(key, value, 0, iteration.iteration) for key, value in new_metrics.items()])
+    client().log_batch(run.mlflow_run_id, metrics=[Metric(key, value, 0, iteration.iteration) for key, value in new_metrics.items()])
     if iteration.trained:
         _log_training_curves(nested_id, iteration.trained)
     log_iteration_model(nested_id, iteration.model)
     client().set_terminated(nested_id, "FINISHED")
     folder = Path(run.folder, f"iteration={iteration.iteration}")
     folder.mkdir(exist_ok=True)
-    for artifact in artifacts_in(iteration.model_copy(update={"reliable_before": None})):  # that one is of the iteration before
-        _link_artifact(folder, artifact)
+    artifacts = artifacts_in(iteration.model_copy(update={"reliable_before": None}))  # that one is of the iteration before
+    _link_artifacts(folder, {"model" if artifact.kind == "models" else artifact.kind: artifact for artifact in artifacts})
     return metrics
 
 
@@ -154,15 +161,15 @@ def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str,
         reason: the stop reason.
         explanation: the stop reason in words.
     """
-    client().set_tag(run.run_id, "pul.stop_reason", reason)
+    client().set_tag(run.mlflow_run_id, "pul.stop_reason", reason)
     rows = [{"iteration": number, **metrics} for number, metrics in enumerate(iterations)]
     pd.DataFrame(rows).to_parquet(Path(run.folder, "iterations.parquet"), index=False)
     summary = [{name: round(row[name], 4) if name in row else None for name in ("iteration", *SUMMARY_METRICS)} for row in rows]
-    create_table_artifact(summary, key="pul-iterations", description=f"Run **{run.name}** stopped: {reason}. {explanation}.")
-    experiment = client().get_experiment(client().get_run(run.run_id).info.experiment_id)
+    create_table_artifact(summary, key="pul-iterations", description=f"Run **{run.id}** stopped: {reason}. {explanation}.")
+    experiment = client().get_experiment(client().get_run(run.mlflow_run_id).info.experiment_id)
     last_run_id, _ = _iteration_run(experiment.experiment_id, run, len(iterations) - 1)
-    register_model(last_run_id, f"pul {experiment.name}", run.name)
-    client().set_terminated(run.run_id, "FINISHED")
+    register_model(last_run_id, registered_model_of(experiment), run.id)
+    client().set_terminated(run.mlflow_run_id, "FINISHED")
     step_logger().info("Stopped after iteration %d: %s (%s)", len(iterations) - 1, reason, explanation)
 
 
@@ -173,16 +180,6 @@ def close_run(flow_run_id: str, status: str) -> None:
             client().set_terminated(run.info.run_id, status)
 
 
-def safe_run_name(text: str) -> str:
-    """Turn a flow run's name, which can be any text, into a run name that is safe as a folder name and in a shell.
-
-    Example:
-        >>> safe_run_name("amber-fox"), safe_run_name("../../x"), safe_run_name("a;rm -rf $(id)"), safe_run_name("..")
-        ('amber-fox', 'x', 'a-rm-rf-id', 'run')
-    """
-    return re.sub(r"[^\w.]+", "-", text, flags=re.ASCII).strip("-.")[:100] or "run"
-
-
 def process_key(pid: int) -> str:
     """Return host name, process id and start time, which together distinguish a process from later ones with the same id.
 
@@ -191,6 +188,55 @@ def process_key(pid: int) -> str:
     """
     started_after_boot = psutil.Process(pid).create_time() - psutil.boot_time()  # unaffected by changes of the system clock
     return f"{socket.gethostname()} {pid} {started_after_boot:.0f}"
+
+
+def _existing_run(flow_run_id: str) -> Run | None:
+    """Return the MLflow run that this flow run continues: on `pul resume` that of the given id, on a retry its own."""
+    if resumed := os.environ.get(RESUME):
+        return find_run(resumed)
+    runs = search_all_runs(f"tags.`pul.flow_run_id` = '{flow_run_id}' and {IS_RUN}")
+    # If the run was resumed since, its MLflow run has the id of another flow run.
+    runs = runs or search_all_runs(f"tags.`{RUN_ID_TAG}` = '{new_run_id(safe_run_name(str(flow_run.name)), flow_run_id)}' and {IS_RUN}")
+    return runs[0] if runs else None
+
+
+def _create_run(plan: Plan, target: ImageSet, sources: list[ImageSet], process_tags: dict[str, str]) -> Run:
+    """Create the MLflow run of this flow run, in the experiment of its domain pair."""
+    name = safe_run_name(str(flow_run.name))
+    tags = {"pul.kind": "run", RUN_ID_TAG: new_run_id(name, str(flow_run.id)), "pul.recipe": plan.recipe, **process_tags}
+    if commit := get_git_commit(__file__):
+        tags["mlflow.source.git.commit"] = commit
+    if sweep_child := os.environ.get(SWEEP):
+        tags |= dict(zip(("pul.sweep", "pul.sweep_child"), sweep_child.split("/"), strict=True))
+    experiment = experiment_of(domain_pair(plan, [source.name for source in sources], target.name))
+    run = client().create_run(experiment.experiment_id, run_name=name, tags=tags)
+    client().log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in flatten(parameters_of(plan)).items()])
+    _log_inputs(run.info.run_id, [*(_dataset(images, "source") for images in sources), _dataset(target, "target")])
+    return run
+
+
+def _log_inputs(run_id: str, inputs: list[DatasetInput]) -> None:
+    """Record the data sets of a run; again if MLflow fails to insert one that another run inserts at the same moment."""
+    try:
+        client().log_inputs(run_id, inputs)
+    except MlflowException as error:
+        if "IntegrityError" not in str(error):
+            raise
+        client().log_inputs(run_id, inputs)
+
+
+def _with_run_id(reference: str | None) -> str | None:
+    """Replace the name of an earlier run in the reference of a model by its id, because another run may get the same name later."""
+    if reference is None or not (run := named_run(reference)):
+        return reference
+    folder, iteration = run
+    return f"{folder.name}/{iteration}" if iteration else folder.name
+
+
+def _tag_flow_run(flow_run_id: str, run_id: str) -> None:
+    """Tag the flow run in Prefect with the id of the run, by which its page can be found."""
+    with get_client(sync_client=True) as prefect:
+        prefect.update_flow_run(UUID(flow_run_id), tags={*flow_run.tags, run_id})
 
 
 def _check_images_unchanged(folder: Path, target: ImageSet, sources: list[ImageSet]) -> None:
@@ -235,16 +281,16 @@ def _iteration_run(experiment_id: str, run: TrackedRun, iteration: int, fingerpr
     Returns:
         The id of the nested run, and whether it replaces another one.
     """
-    condition = f"tags.`mlflow.parentRunId` = '{run.run_id}' and tags.`pul.iteration` = '{iteration}'"
-    existing = client().search_runs([experiment_id], condition)
-    flow_run_id = client().get_run(run.run_id).data.tags["pul.flow_run_id"]
+    condition = f"tags.`mlflow.parentRunId` = '{run.mlflow_run_id}' and tags.`pul.iteration` = '{iteration}'"
+    existing = search_runs([experiment_id], condition)
+    flow_run_id = client().get_run(run.mlflow_run_id).data.tags["pul.flow_run_id"]
     if existing and fingerprint in (None, existing[0].data.tags.get("pul.results")):
         client().set_tag(existing[0].info.run_id, "pul.flow_run_id", flow_run_id)
         return str(existing[0].info.run_id), False
     for stale in existing:
         client().delete_run(stale.info.run_id)
     tags = {
-        "mlflow.parentRunId": run.run_id,
+        "mlflow.parentRunId": run.mlflow_run_id,
         "pul.iteration": str(iteration),
         "pul.kind": "iteration",
         "pul.flow_run_id": flow_run_id,
@@ -263,14 +309,14 @@ def _log_training_curves(run_id: str, trained: TrainedModel) -> None:
     client().log_batch(run_id, metrics=[Metric(name, epoch[key], 0, epoch["epoch"]) for name, key in curves for epoch in epochs])
 
 
-def _link_artifact(folder: Path, artifact: Artifact, name: str | None = None) -> None:
-    """Link a readable name, such as runs/NAME/iteration=3/reliable.parquet, to an artifact; does nothing in a remote store."""
-    if "://" in locate(artifact):
-        return
-    name = name or ("model" if artifact.kind == "models" else artifact.kind)
-    link = folder / f"{name}{Path(artifact.uri).suffix}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path(verify(artifact)))
+def _link_artifacts(folder: Path, artifacts: dict[str, Artifact]) -> None:
+    """Link readable names, such as runs/ID/iteration=3/reliable.parquet, to artifacts on this disk, and record what the run refers to."""
+    write_record(str(folder.relative_to(home() / "runs")), list(artifacts.values()))
+    for name, artifact in artifacts.items():
+        if "://" not in locate(artifact):
+            link = folder / f"{name}{Path(artifact.uri).suffix}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path(verify(artifact)))
 
 
 def _dataset(images: ImageSet, role: str) -> DatasetInput:
