@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pul_core.errors import DataError
+from tasks.data.cells import clean_cell
 from tasks.data.check import check_set
 from tasks.data.layouts import LAYOUTS, read_layout
-from tasks.data.listing import SPLIT_NAMES, iter_image_paths
+from tasks.data.listing import SPLIT_NAMES, is_hidden, iter_image_paths
 from tasks.index import index
 
 
@@ -28,7 +29,9 @@ def read(root, layout=None, pattern=None):
 
 NAMES = st.text(string.ascii_letters + string.digits + "äß漢 '#%", min_size=4, max_size=8).filter(
     lambda name: (
-        name == name.strip() and not re.search(r"(?i)cam|kam|c\d|ch|view|sensor|cctv|train|test|val|dev|query|queries|probe|galler", name)
+        name == clean_cell(name)
+        and not is_hidden(name)
+        and not re.search(r"(?i)cam|kam|c\d|ch|view|sensor|cctv|train|test|val|dev|query|queries|probe|galler", name)
     )
 )
 SPLIT_FOLDERS = [
