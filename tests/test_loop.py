@@ -22,7 +22,9 @@ def loop(monkeypatch):
         "index": SimpleNamespace(images=None, labels=None, splits=["train"], scorable=False),
         "cluster": clusters,
         "select": SimpleNamespace(size=50),
-        "track_run": SimpleNamespace(name="run", resources=SimpleNamespace(training=None, inference=None, host=None)),
+        "track_run": SimpleNamespace(
+            id="run", original_model="model.pth", resources=SimpleNamespace(training=None, inference=None, host=None)
+        ),
         "original_model_of": ("original", {}),
     }
     for name in ("check_sets", "reveal", "decode", "extract_features", "track_iteration", "finish_run"):
