@@ -109,16 +109,17 @@ def check_authentication(server: str, url: str, login: str | None) -> None:
         raise UpError(f"{server}'s server rejects the user and password of the environment: {remedy}")
 
 
-def http_status(url: str, login: str | None = None) -> int:
+def http_status(url: str, login: str | None = None, timeout: float = 30) -> int:
     """Return the HTTP status of a GET request.
 
     Args:
         url: the URL to request.
         login: ``user:password`` for basic authentication; None to send no credentials.
+        timeout: in seconds.
     """
     headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -127,6 +128,6 @@ def http_status(url: str, login: str | None = None) -> int:
 def _is_loopback(host: str) -> bool:
     try:
         addresses = {str(socket_address[0]) for *_, socket_address in socket.getaddrinfo(host, None)}
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: an empty or very long part of a name
         raise UpError(f"--host {host} is not an address of this machine: omit it, or see `ip address`") from error
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)

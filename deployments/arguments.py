@@ -44,7 +44,7 @@ Pattern = Annotated[
     str | None,
     typer.Option(help="A regular expression with named groups for the file names; implies --layout pattern."),
 ]
-Backbone = Annotated[str, typer.Option(help="A timm model name; only used if the model file names none.")]
+Backbone = Annotated[str | None, typer.Option(help="A timm model name; default that of the model file, or recognised by its tensors.")]
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the log instead of a progress display.")]
 

@@ -1,5 +1,6 @@
 """The `pul` command: parses arguments, starts flows and prints results. Slow imports are inside the functions that need them."""
 
+import io
 import json
 import os
 import sys
@@ -63,11 +64,17 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command. After an error, print one line and exit with code 1; with ``--debug``, show the traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None if it was closed
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode
     try:
         configure()
         sys.exit(app(prog_name="pul", standalone_mode=False))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader has seen enough: pul results | head -1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if debugging():
             raise
@@ -227,7 +234,7 @@ def evaluate_command(
     rerank: Annotated[bool, typer.Option("--rerank", help="Also report the scores after k-reciprocal re-ranking.")] = False,
     ties: Annotated[str, typer.Option(help="How equal distances are ranked: pessimistic, optimistic or expected.")] = "pessimistic",
     unscored: Annotated[str, typer.Option(help="Queries without a correct match: left_out, or zero (counted as zero).")] = "left_out",
-    backbone: Backbone = "resnet50",
+    backbone: Backbone = None,
     size: Size = None,
     seed: Annotated[int, typer.Option(help="The seed of the random splits of cuhk03_old and viper.")] = 0,
     device: Device = None,
@@ -244,13 +251,14 @@ def evaluate_command(
     pul evaluate amber-fox/iteration=0 data/market1501 --rerank
     pul evaluate models:/pul-model/3 data/cuhk03-np --protocol cuhk03_new --json
     """  # noqa: D301 \b keeps the lines of the examples
-    policies = {"protocol": protocol, "ties": ties, "unscored": unscored}
     parameters: dict[str, Any] = {
         "model": model,
         "data": path,
         "layout": layout,
         "pattern": pattern,
-        **policies,
+        "protocol": protocol,
+        "ties": ties,
+        "unscored": unscored,
         "rerank": rerank,
         "backbone": backbone,
         **parse_size(size),
@@ -261,7 +269,7 @@ def evaluate_command(
         with activity("check the data"):
             from tasks.preflight import validate_evaluation
 
-            validate_evaluation(model, path, layout, pattern, **policies)
+            validate_evaluation(parameters)
         with activity("start Prefect"):
             from flows.evaluate import evaluate_model
 
@@ -309,24 +317,26 @@ def _run_flow(parameters: dict[str, Any], screen: Screen) -> dict[str, Any]:
     with activity("check the data"):
         from tasks.preflight import validate_run
 
-        summary = _run_summary(validate_run(parameters))
+        screen.say(_run_summary(validate_run(parameters)))
+        if screen.log is None:
+            screen.say("starting (the first start takes longer) ...")
     with activity("start Prefect and MLflow"):
         prepare_flow_run()
         from flows.pul import pul
         from tasks.operations.lost_runs import close_lost_runs
         from tasks.tracking.results import read_results
 
-        screen.say(summary if screen.log else f"{summary}\nstarting (the first start takes longer) ...")
         for name in close_lost_runs(prefect=True):
             screen.say(f"run {name} ended unexpectedly and is now marked as failed: pul resume {name} continues it")
     return read_results(pul(**parameters))
 
 
 def _run_summary(run: "ValidatedRun") -> str:
-    plan, source, target = run
+    plan, source, target, warnings = run
     origin = f"{source.splits['train']:,} source images of {source.identities:,} people" if source else f"model {plan.original_model}"
     network = f"{plan.model.backbone}, {plan.model.height} x {plan.model.width}"
-    return f"{plan.recipe}: {origin} -> {target.splits['train']:,} target images; {network}"
+    summary = f"{plan.recipe}: {origin} -> {target.splits['train']:,} target images; {network}"
+    return "\n".join([summary, *(f"warning: {warning}" for warning in warnings)])
 
 
 def _print_estimate(parameters: dict[str, Any]) -> None:

@@ -72,14 +72,16 @@ def crop_command(
 
     OUT/manifest.parquet lists the crops with camera and time; OUT can be the target of a run.
     """
-    from tasks.data.crops import crop_sequences
+    from tasks.data.crops import crop_sequences, describe_removed
 
     if boxes not in (None, "det", "gt"):
         raise UserError(f"--boxes must be det or gt, got {boxes!r}")
     check_output(out, "--out")
-    counts = crop_sequences(sequences, out, boxes=boxes, min_height=min_height, min_confidence=min_confidence, every=every)
-    note = f" ({counts['too_small']:,} boxes were too small)" if counts["too_small"] else ""
-    typer.echo(f"{counts['crops']:,} crops from {counts['frames']:,} frames{note}\nthe target of a run: pul run --target {out}")
+    done = crop_sequences(sequences, out, boxes=boxes, min_height=min_height, min_confidence=min_confidence, every=every)
+    for note in done.notes:
+        typer.echo(escape_unprintable(note), err=True)
+    left_out = f"; of {done.boxes:,} boxes {describe_removed(done.removed)}" if done.removed.total() else ""
+    typer.echo(f"{done.crops:,} crops from {done.frames:,} frames{left_out}\nthe target of a run: pul run --target {out}")
 
 
 @data_app.command("extract")

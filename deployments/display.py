@@ -56,7 +56,6 @@ def display(command: str, *, verbose: bool) -> Iterator[Screen]:
     if verbose or not can_display():
         yield Screen(functools.partial(typer.echo, err=True), None)
         return
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "INFO")
     path = home() / "logs" / f"{command}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
     with _output_in(path) as terminal:
         console = Console(file=terminal, highlight=False, markup=False, emoji=False)

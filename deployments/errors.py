@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from datetime import datetime
+from pathlib import Path
 
 import typer
 from pydantic import ValidationError
@@ -24,6 +25,40 @@ DISK_REMEDIES = {
     errno.ENOSPC: "free disk space (pul gc), then run pul resume",
     errno.EDQUOT: "free disk space (pul gc), then run pul resume",
     errno.EROFS: "make it writable, then run pul resume",
+}
+
+RESUME = "then press Retry or run pul resume"
+# What MLflow and Prefect say when the environment is at fault, and what to do about it. The first text that occurs in the error counts.
+MLFLOW_REMEDIES = {
+    "out-of-date database schema": "another version of MLflow wrote it; back it up and run mlflow db upgrade (docs/operations.md), or "
+    "install that version",
+    "Can't locate revision": "a newer version of MLflow wrote it; install that version",
+    "database is locked": f"wait until the other process is done, or stop it, and keep PUL_HOME on a local disk; {RESUME}",
+    "not a database": "the file is damaged; restore it from a backup (docs/operations.md), or move it away",
+    "malformed": "the file is damaged; restore it from a backup (docs/operations.md), or move it away",
+    "unable to open database file": f"create its folder, or make the folder and the file writable; {RESUME}",
+    "readonly database": f"make the file and its folder writable; {RESUME}",
+    "Current state is deleted": "it was deleted in MLflow; restore it there, or start a new run",
+    "error code 401": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to the user and password of the server",
+    "not authenticated": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to the user and password of the server",
+    "Invalid Host header": "start its server with this name in MLFLOW_SERVER_ALLOWED_HOSTS (docs/operations.md)",
+    "error code 403": "the user of MLFLOW_TRACKING_USERNAME lacks the permission; let its administrator grant it",
+    "too many 500 error responses": f"the reason is in the log of its server; fix that, {RESUME}",
+    "Max retries exceeded": f"start its server again, {RESUME}",
+    "error code 404": "MLFLOW_TRACKING_URI is not the address of an MLflow server; correct or unset it",
+    "valid JSON format": "MLFLOW_TRACKING_URI is not the address of an MLflow server; correct or unset it",
+    "": f"fix that, {RESUME}",
+}
+PREFECT_REMEDIES = {
+    "401 Unauthorized": "it requires a password; set PREFECT_API_AUTH_STRING to the value used for pul up",
+    "403 Forbidden": "the password or the API key of the environment lacks the permission; set PREFECT_API_AUTH_STRING or PREFECT_API_KEY",
+    "incompatible versions": "the server and this installation need the same version of Prefect; install one of the two",
+    "to ephemeral Prefect API server": "the temporary server did not start, for the reason in the log; fix that, or try another PUL_HOME",
+    "database is locked": f"wait until the other process is done, or stop it, and keep PUL_HOME on a local disk; {RESUME}",
+    "404 Not Found": "PREFECT_API_URL is not the address of a Prefect API; correct or unset it",
+    "500 Internal Server Error": f"the reason is in the server's log (.pul/logs/prefect-server.log); fix that, {RESUME}",
+    "503 Service Unavailable": f"wait until it is less busy, {RESUME}",
+    "Failed to reach API": f"start it again, {RESUME}",
 }
 
 
@@ -44,7 +79,7 @@ def user_message(error: BaseException) -> str | None:
 
 
 def _message(error: BaseException) -> str | None:
-    from prefect.exceptions import ParameterTypeError
+    from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
 
     from tasks.store.artifacts import DamagedArtifactError
 
@@ -56,13 +91,25 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in DISK_REMEDIES:
         remedy = "" if "pul resume" in str(error) else f": {DISK_REMEDIES[error.errno]}"
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{remedy}"
-    if isinstance(error, _imported("httpx", "TransportError")) or str(error).startswith("Failed to reach API"):
-        return f"Prefect's server does not answer ({error or type(error).__name__}): start it again, then press Retry or run pul resume"
-    if isinstance(error, _imported("mlflow.exceptions", "MlflowException")):
-        return f"MLflow cannot be read or written ({str(error).splitlines()[0]}): fix that, then press Retry or run pul resume"
+    if isinstance(error, PermissionError) and error.filename and Path(str(error.filename)).is_relative_to(home()):
+        return f"{error.filename} is not writable: make it yours (chown) if another user, such as root, ran pul here, then run pul resume"
+    if isinstance(error, _imported("httpx", "TransportError")):
+        return f"Prefect's server does not answer ({_first_line(error)}): start it again, {RESUME}"
+    if isinstance(error, PrefectHTTPStatusError | RuntimeError) and (way_out := _remedy(error, PREFECT_REMEDIES)):
+        return f"Prefect's server cannot be used ({_first_line(error)}): {way_out}"
+    if isinstance(error, (*_imported("mlflow.exceptions", "MlflowException"), *_imported("sqlalchemy.exc", "DBAPIError"))):
+        return f"MLflow cannot be read or written ({_first_line(error)}): {_remedy(error, MLFLOW_REMEDIES)}"
     if isinstance(error, UserError | ParameterTypeError | DamagedArtifactError):
         return str(error)
     return None
+
+
+def _remedy(error: BaseException, remedies: dict[str, str]) -> str | None:
+    return next((remedy for text, remedy in remedies.items() if text in str(error)), None)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _imported(module: str, name: str) -> tuple[type[BaseException], ...]:
@@ -116,6 +163,7 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
     if debugging():
         return
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of each error that it also raises
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_shorten_user_error)
     for handler in logging.getLogger().handlers:

@@ -21,6 +21,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     The exit code is 1 if something requires attention.
     """
+    from tasks.engine.compute import available_devices, nvidia_problem
     from tasks.operations.housekeeping import find_damage, sizes
     from tasks.operations.lost_runs import lost_runs, running_runs
     from tasks.tracking.results import run_id_of
@@ -32,8 +33,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         "home": str(home()),
         "free_bytes": shutil.disk_usage(home()).free,
         "bytes": sizes(),
+        "devices": available_devices(),
+        "device_problem": nvidia_problem(),
         "server": url,
-        "server_answers": url is not None and server_answers(f"{url}/health"),
+        "server_answers": url is not None and server_answers(f"{url}/health", patience=15),
         "running": running_runs(),
         "lost": lost,
         "unfinished_steps": sorted(path.name for path in home().glob("checkpoints/*")),
@@ -48,6 +51,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 def _health_text(health: dict[str, Any]) -> str:
     lines = [f"home     {health['home']}, {health['free_bytes'] / 1e9:.1f} GB free"]
     lines += [f"  {name:12} {size / 1e6:10.1f} MB" for name, size in health["bytes"].items() if size > 1e6]
+    lines.append(f"devices  {', '.join(health['devices'])}{'; ' + health['device_problem'] if health['device_problem'] else ''}")
     if health["server"]:
         lines.append(f"server   {health['server']}" + ("" if health["server_answers"] else " does not answer: start pul up again"))
     lines += [f"running  {name}" for name in health["running"]]

@@ -19,7 +19,7 @@ def suggest_command(
     ],
     layout: Layout = None,
     pattern: Pattern = None,
-    backbone: Backbone = "resnet50",
+    backbone: Backbone = None,
     size: Size = None,
     device: Device = None,
     threads: Threads = None,
@@ -47,7 +47,7 @@ def suggest_command(
         with activity("check the data"):
             from tasks.preflight import validate_suggestion
 
-            validate_suggestion(model, path, layout, pattern)
+            validate_suggestion(parameters)
         with activity("start Prefect"):
             from flows.suggest import suggest_clusters
 

@@ -41,7 +41,7 @@ from pul_core.synthetic.people import draw_image, plan_domain
 
 def read_split(path: str, folder: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read or draw a folder and return its images (n, height, width, 3), identities (n,) and cameras (n,), in the order of file names."""
-    files = {file.name: file for file in Path(path, folder).glob("*.jpg")}
+    files = {file.name: file for file in Path(path, folder).glob("[!.]*.jpg")}
     if match := re.fullmatch(r"synthetic:(\d+)/(source|target)", path):
         seed, domain = int(match[1]), match[2]
         plan = [image for image in plan_domain(domain, seed) if image.folder == folder]

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from pul_core.errors import DataError
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
@@ -17,6 +16,7 @@ from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import import_model
+from tasks.preflight import check_evaluation
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Overrides, override
 from tasks.store.model_file import model_size
@@ -42,9 +42,9 @@ def evaluate_model(
     ties: Ties = "pessimistic",
     unscored: Unscored = "left_out",
     rerank: bool = False,
-    backbone: str = "resnet50",
-    height: Pixels = 256,
-    width: Pixels = 128,
+    backbone: str | None = None,
+    height: Pixels | None = None,
+    width: Pixels | None = None,
     machine: Overrides[Machine] = Overrides[Machine](),
     seed: Annotated[int, Field(ge=0)] = 0,
 ) -> dict[str, Any]:
@@ -59,16 +59,15 @@ def evaluate_model(
         ties: How gallery images at equal distances are ranked.
         unscored: How queries without a correct match are counted.
         rerank: Also report the scores after k-reciprocal re-ranking.
-        backbone: A timm model name; only used if the model file does not name its backbone.
-        height: Input size in pixels; only used if the model file does not state it.
-        width: Input size in pixels; only used if the model file does not state it.
+        backbone: A timm model name. Empty: that of the model file, or recognised by its tensors.
+        height: Input size in pixels. Empty: that of the model file, or 256 if it states none.
+        width: Input size in pixels. Empty: that of the model file, or 128 if it states none.
         seed: The seed of the random splits of cuhk03_old and viper.
     """
     hardware = override(Machine(), machine)
     compute = resolve_compute(hardware)
     images = index(data, "target", layout, pattern)
-    if not images.scorable or images.labels is None:
-        raise DataError(f"{data} has no queries and gallery with identities: give a data set that has both")
+    labels = check_evaluation(images, data)
     imported = import_model(model, backbone=backbone, height=height, width=width)
     query, gallery = (features_of(imported, images, split, hardware, compute.inference) for split in ("query", "gallery"))
     scores = {
@@ -76,7 +75,7 @@ def evaluate_model(
             query,
             gallery,
             images,
-            images.labels,
+            labels,
             compute=compute.host,
             iteration=0,
             rerank=ranking == "reranked",

@@ -12,7 +12,7 @@ from tasks.decode import decode
 from tasks.engine.compute import Resources, resolve_compute
 from tasks.index import index
 from tasks.models import import_model, initial_model
-from tasks.preflight import check_sets
+from tasks.preflight import check_plan, check_sets
 from tasks.store.artifacts import Artifact, locate
 from tasks.store.config import Overrides, Plan, resolve_plan
 from tasks.store.model_file import model_size
@@ -55,6 +55,7 @@ def pretrain_original(
         seed: All random numbers of the run are derived from it.
     """
     plan = resolve_plan(locals())  # at this point, the local variables are the parameters
+    check_plan(plan)
     sources = [index(path, "source", plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     check_sets(sources, None, plan)
     trained, _ = original_model_of(plan, sources, resolve_compute(plan.machine))

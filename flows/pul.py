@@ -20,7 +20,8 @@ from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.few_labels import reveal
 from tasks.index import index
-from tasks.preflight import check_sets
+from tasks.models import complete_plan
+from tasks.preflight import check_plan, check_sets
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Overrides, Plan, resolve_plan
 from tasks.store.references import ImageSet, Iteration, Pixels
@@ -64,11 +65,12 @@ def pul(
         recipe: Values for everything that is left empty below.
         seed: All random numbers of the run are derived from it.
     """
-    plan = resolve_plan(locals())  # at this point, the local variables are the parameters
+    plan = complete_plan(resolve_plan(locals()))  # at this point, the local variables are the parameters
+    check_plan(plan)
     images = index(plan.target, "target", plan.target_data.layout, plan.target_data.pattern)
     sources = [index(path, "source", plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     check_sets(sources, images, plan)
-    labelled = reveal(images, settings=plan.few_labels, num_clusters=plan.kmeans.num_clusters)
+    labelled = reveal(images, settings=plan.few_labels, algorithm=plan.algorithm)
     run = track_run(plan, images, sources)
     plan = replace(plan, original_model=run.original_model)
     compute = run.resources

@@ -20,9 +20,9 @@ def suggest_clusters(
     data: str,
     layout: str | None = None,
     pattern: str | None = None,
-    backbone: str = "resnet50",
-    height: Pixels = 256,
-    width: Pixels = 128,
+    backbone: str | None = None,
+    height: Pixels | None = None,
+    width: Pixels | None = None,
     machine: Overrides[Machine] = Overrides[Machine](),
 ) -> dict[str, Any]:
     """Count the clusters of a data set at a series of distances, and return the curve with the suggested epsilon and K.
@@ -32,9 +32,9 @@ def suggest_clusters(
         data: The images that a run would cluster: any data set; only its training images are used.
         layout: The layout of the data set (docs/data.md). Empty: detected.
         pattern: A regular expression with named groups for the image paths; implies layout pattern.
-        backbone: A timm model name; only used if the model file does not name its backbone.
-        height: Input size in pixels; only used if the model file does not state it.
-        width: Input size in pixels; only used if the model file does not state it.
+        backbone: A timm model name. Empty: that of the model file, or recognised by its tensors.
+        height: Input size in pixels. Empty: that of the model file, or 256 if it states none.
+        width: Input size in pixels. Empty: that of the model file, or 128 if it states none.
     """
     hardware = override(Machine(), machine)
     compute = resolve_compute(hardware)

@@ -58,8 +58,8 @@ def select_reliable(clusters: Clusters, settings: Selection) -> ReliableSet:
     num_trainable = np.count_nonzero(sizes >= 2)
     if num_trainable < 2:
         raise UnreliableError(
-            f"only {num_trainable} of {len(sizes)} clusters have two reliable images, and training requires two such clusters: "
-            f"lower min_similarity ({settings.min_similarity:g}) or num_clusters, or raise DBSCAN's max_distance, or lower its margin"
+            f"only {num_trainable} of {len(sizes)} clusters have two reliable images, and training requires two such clusters; "
+            + _cause_and_advice(clusters.cluster, settings.min_similarity)
         )
     if not settings.keep_empty_classes:
         _, classes = np.unique(classes, return_inverse=True)
@@ -72,4 +72,26 @@ def select_reliable(clusters: Clusters, settings: Selection) -> ReliableSet:
         np.append(classes, num_classes + np.arange(len(unclustered)))[order].astype(np.int64),
         np.append(similarity[positions], np.ones(len(unclustered), np.float32))[order],
         num_classes + len(unclustered),
+    )
+
+
+def _cause_and_advice(cluster: Ints, min_similarity: float) -> str:
+    """Return why fewer than two clusters can be trained on, and what to change: each cause has another remedy.
+
+    Args:
+        cluster: (n,) cluster of each image; -1 for an image in no cluster, which only DBSCAN leaves.
+        min_similarity: lambda.
+    """
+    sizes = np.bincount(cluster[cluster >= 0])
+    num_pairs, largest = np.count_nonzero(sizes >= 2), int(sizes.max(initial=0))
+    if num_pairs >= 2 and min_similarity > -1:
+        return f"{num_pairs} have two images, but lambda leaves them out: lower min_similarity ({min_similarity:g}) or num_clusters"
+    if largest >= 2 and 2 * largest >= len(cluster):
+        return (
+            f"one cluster has {largest} of the {len(cluster)} images: lower DBSCAN's max_distance, lower its num_neighbours to fewer than "
+            "the images of a person, and check that images of one camera have the same camera; with k-means, raise num_clusters"
+        )
+    return (
+        f"{len(cluster) - sizes[sizes >= 2].sum()} of the {len(cluster)} images are alone or in no cluster: raise DBSCAN's max_distance, "
+        "lower its margin or min_samples, or give more images; with k-means, lower num_clusters"
     )

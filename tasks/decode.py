@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -45,8 +46,9 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
     is_usable = np.array([problem is None for problem in problems])
     usable = np.flatnonzero(is_usable)
     if len(usable) == 0:
+        reasons = ", ".join(f"{count:,} are {problem}" for problem, count in Counter(problems).items())
         raise DataError(
-            f"none of the {len(split_rows)} {split} images in {images.root} can be decoded (the first is {paths[0]}, {problems[0]}): "
+            f"none of the {len(split_rows)} {split} images in {images.root} can be decoded ({reasons}; the first is {paths[0]!a}): "
             "copy them again, or leave the split out"
         )
     for path, problem in zip(paths, problems, strict=True):

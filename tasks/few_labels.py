@@ -14,24 +14,25 @@ from pul_core.arrays import Ints
 from pul_core.errors import DataError
 from pul_core.few_labels import first_identities, num_unlabelled_clusters
 from pul_core.identities import DISTRACTOR_PID
-from pul_core.settings import FewLabels
+from pul_core.settings import Dbscan, FewLabels, KMeans
 from tasks.data.check import usable_rows
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
 from tasks.store.artifacts import column, made_by, read_table, write_table
+from tasks.store.home import user_path
 from tasks.store.references import ImageSet, Labelled
 
 SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int64())])
 
 
 @linked("reveal-labels")
-def reveal(images: ImageSet, *, settings: FewLabels, num_clusters: int = 0) -> Labelled | None:
+def reveal(images: ImageSet, *, settings: FewLabels, algorithm: KMeans | Dbscan) -> Labelled | None:
     """Write the labelled images of a target and their classes; None if no labels may be used.
 
     Args:
         images: the target.
         settings: at most one of ``identities``, ``share`` and ``file`` is set.
-        num_clusters: K, labelled identities included; 0 for the default. It is checked here, before any training.
+        algorithm: K of k-means, labelled identities included, is checked here, before any training; DBSCAN has none.
 
     Raises:
         DataError: the requested labels do not exist.
@@ -44,7 +45,7 @@ def reveal(images: ImageSet, *, settings: FewLabels, num_clusters: int = 0) -> L
     table = read_table(images.images, ["path", "split", "problem"])
     train = usable_rows(table, "train")
     if settings.file is not None:
-        rows, identities = _read_list(Path(settings.file).expanduser(), table["path"].take(train).to_pylist(), train, images)
+        rows, identities = _read_list(user_path(settings.file), table["path"].take(train).to_pylist(), train, images)
     elif images.labels is None:
         raise DataError(f"{images.root} has no identities, which few_labels requires: give a list of labels with few_labels.file")
     else:
@@ -54,6 +55,7 @@ def reveal(images: ImageSet, *, settings: FewLabels, num_clusters: int = 0) -> L
     names, classes = np.unique(identities, return_inverse=True)
     if len(rows) == len(train):
         raise DataError(f"few_labels labels all {len(rows)} training images of {images.root}: leave some of them unlabelled")
+    num_clusters = algorithm.num_clusters if isinstance(algorithm, KMeans) else 0
     if num_clusters and num_unlabelled_clusters(num_clusters, len(names)) > len(train) - len(rows):
         raise DataError(f"num_clusters is {num_clusters}, but only {len(train) - len(rows)} training images are unlabelled: choose fewer")
     step_logger().info("few labels: %d identities, %d images", len(names), len(rows))

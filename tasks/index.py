@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pul_core.errors import DataError
-from pul_core.identities import DISTRACTOR_PID, JUNK_PID
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID, identity_in_split
 from pul_core.synthetic.people import GENERATOR_VERSION, Domain
 from tasks.data.layouts import read_layout
-from tasks.data.listing import ListedImage
+from tasks.data.listing import ListedImage, missing_advice
 from tasks.data.locations import dataset_name, image_root, is_url, validate_location
+from tasks.data.manifests import unread_tables
 from tasks.data.scan import BATCH, SCANNED, scan
 from tasks.data.synthesize import synthesize_domain
 from tasks.engine.links import linked
 from tasks.engine.progress import Progress, progress, step_logger
 from tasks.store.artifacts import made_by, write_batches
-from tasks.store.home import home
+from tasks.store.home import home, user_path
 from tasks.store.references import ImageSet
 
 IMAGES = pa.schema(
@@ -42,6 +44,7 @@ IMAGES = pa.schema(
 )
 LABELS = pa.schema([("row", pa.int64()), ("pid", pa.int64()), ("identity", pa.string())])
 SPLITS = ("train", "query", "gallery")
+NOT_THERE = {False: ["missing"], True: ["unreadable"]}  # problems of a listed file that does not exist, on disk and at a URL
 SYNTHETIC = re.compile(r"synthetic:(\d+)/(source|target)")
 
 
@@ -59,7 +62,7 @@ def index(path: str, role: str, layout: str | None = None, pattern: str | None =
         The indexed data set.
 
     Raises:
-        DataError: the data set cannot be read, or changes while it is indexed.
+        DataError: the data set cannot be read, none of its images exists, or it changes while it is indexed.
     """
     location = dataset_root(path)
     root = image_root(location)
@@ -75,7 +78,8 @@ def index(path: str, role: str, layout: str | None = None, pattern: str | None =
     splits = {split: summary.splits[split] for split in SPLITS if summary.splits[split]}
     step_logger().info("%s: layout %s, %s", location, layout_name, ", ".join(f"{count:,} {split}" for split, count in splits.items()))
     name = path.replace("synthetic:", "synthetic-").replace("/", "-") if path.startswith("synthetic:") else dataset_name(location)
-    return ImageSet(name=name, root=root, layout=layout_name, images=images, labels=labels, splits=splits)
+    notes = dict(summary.notes) | _unread_table_notes(root, layout_name)
+    return ImageSet(name=name, root=root, layout=layout_name, images=images, labels=labels, splits=splits, notes=notes)
 
 
 def dataset_root(path: str) -> str:
@@ -89,7 +93,7 @@ def dataset_root(path: str) -> str:
     if is_url(path):
         return validate_location(path)
     if not path.startswith("synthetic:"):
-        return str(Path(path).expanduser().resolve())
+        return str(user_path(path).resolve())
     match = SYNTHETIC.fullmatch(path)
     if match is None:
         raise DataError(f"{path} is not a synthetic domain: write synthetic:SEED/source or synthetic:SEED/target, e.g. synthetic:0/target")
@@ -111,32 +115,65 @@ class ListingSummary(NamedTuple):
 
     splits: Counter[str]
     labelled: bool  # whether an image has an identity
-    pids: dict[int | str | None, int | None]  # number of each identity as it is listed
+    pids: dict[int | str | None, int | None]  # number of each identity as `identity_in_split` returns it
     camids: dict[int | str | None, int | None]  # number of each camera as it is listed
+    notes: Counter[str]  # number of images with each note
 
 
 def _summarise(listing: Iterable[ListedImage]) -> ListingSummary:
-    splits: Counter[str] = Counter()
-    pids, camids = set[int | str | None](), set[int | str | None]()
+    splits, notes = Counter[str](), Counter[str]()
+    pids: dict[str, set[int | str | None]] = {split: set() for split in SPLITS}
+    camids = set[int | str | None]()
     for image in listing:
         splits[image.split] += 1
-        pids.add(image.pid)
+        pids[image.split].add(identity_in_split(image.pid, image.split))
         camids.add(image.camid)
-    pid_numbers = _number(pids, reserved=(DISTRACTOR_PID, JUNK_PID)) | {None: JUNK_PID}  # images without an identity are not scored
-    return ListingSummary(splits, pids != {None}, pid_numbers, _number(camids) | {None: None})
+        if image.notes:
+            notes.update(image.notes)
+    all_pids = set[int | str | None]().union(*pids.values())
+    number_of_pid = _number(all_pids - {DISTRACTOR_PID, JUNK_PID})
+    # Where a query has identity 0, people are numbered from 0, and identity 0 in the gallery is that person.
+    zero_of_split = {split: next(filter(_is_zero, map(str, pids[split])), None) for split in ("train", "query")}
+    distractor = number_of_pid[zero_of_split["query"]] if zero_of_split["query"] else DISTRACTOR_PID
+    if DISTRACTOR_PID in pids["gallery"] and zero_of_split["train"] and not zero_of_split["query"]:
+        notes["identity 0 is a person in train and a distractor in the gallery: number people from 1, or write 0 only for distractors"] = 1
+    for kind, names in (("identities", all_pids), ("cameras", camids)):
+        notes.update(_similar_name_notes(kind, names))
+    number_of_pid |= {DISTRACTOR_PID: distractor, JUNK_PID: JUNK_PID, None: JUNK_PID}  # images without an identity are not scored
+    return ListingSummary(splits, all_pids != {None}, number_of_pid, _number(camids) | {None: None}, notes)
 
 
-def _number(names: Iterable[int | str | None], reserved: tuple[int, ...] = ()) -> dict[int | str | None, int | None]:
-    """Map names to numbers: to themselves if all are integers, and otherwise to 1, 2, ... in the order of their text.
+def _is_zero(identity: str) -> bool:
+    return re.fullmatch("0+", identity) is not None
 
-    Reserved integers always map to themselves. None is left out.
+
+def _similar_name_notes(kind: str, names: Iterable[int | str | None]) -> Iterator[str]:
+    """Yield a note if names differ only in their case or in leading zeros, with the first two such names."""
+    first: dict[str, str] = {}
+    for name in sorted(name for name in names if isinstance(name, str)):
+        other = first.setdefault(name.casefold().lstrip("0") or "0", name)
+        if other != name:
+            yield f"{kind} {other!r} and {name!r} are read as different ones: write them in the same way if they are the same"
+            return
+
+
+def _unread_table_notes(root: str, layout: str) -> dict[str, int]:
+    if layout not in ("folder", "folder-per-identity", "pattern"):
+        return {}
+    names = unread_tables(Path(root))
+    return {f"{name} in the folder is not read: give {Path(root, name)} itself if it lists the images": 1 for name in names}
+
+
+def _number(names: Iterable[int | str | None]) -> dict[int | str | None, int | None]:
+    """Map integers to themselves, and texts to the numbers that follow the largest integer, in their order; None is left out.
+
+    A text that writes one of the integers has its number.
     """
-    present = [name for name in names if name is not None]
-    if all(isinstance(name, int) for name in present):
-        return {name: int(name) for name in present}
-    texts = sorted({str(name) for name in present if name not in reserved})
-    number_of_text = {text: number for number, text in enumerate(texts, 1)}
-    return {name: int(name) if name in reserved else number_of_text[str(name)] for name in present}
+    integers = {name for name in names if isinstance(name, int)}
+    texts = sorted({name for name in names if isinstance(name, str)} - set(map(str, integers)))
+    number_of_text = {text: number for number, text in enumerate(texts, max(integers, default=0) + 1)}
+    number_of_text |= {str(integer): integer for integer in integers}
+    return {name: name if isinstance(name, int) else number_of_text[name] for name in names if name is not None}
 
 
 def _batches(
@@ -144,16 +181,17 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield images.parquet in batches of rows, and append those of labels.parquet, a few bytes per image, to `label_batches`."""
     batches, batches_to_scan = itertools.tee(_split_into_batches(listing))  # only one batch is held in memory
-    row = 0
+    row, first_path, any_exists = 0, "", False
     for batch, scanned in zip(batches, scan(root, (_paths(root, batch) for batch in batches_to_scan)), strict=True):
         rows = pa.array(range(row, row + len(batch)), pa.int64())
         row += len(batch)
         try:
-            pids, camids = [summary.pids[image.pid] for image in batch], [summary.camids[image.camid] for image in batch]
+            listed_pids = [identity_in_split(image.pid, image.split) for image in batch]
+            pids, camids = [summary.pids[pid] for pid in listed_pids], [summary.camids[image.camid] for image in batch]
         except KeyError as error:
             raise _changed_error(root) from error
         if summary.labelled:
-            identities = pa.array([None if image.pid is None else str(image.pid) for image in batch], pa.string())
+            identities = pa.array([None if pid is None else str(pid) for pid in listed_pids], pa.string())
             label_batches.append(pa.record_batch([rows, pa.array(pids, pa.int64()), identities.dictionary_encode()], LABELS.names))
         columns = {
             "row": rows,
@@ -165,9 +203,13 @@ def _batches(
         }
         columns |= {name: scanned[name].combine_chunks() for name in SCANNED.names}
         yield pa.record_batch(columns, schema=IMAGES)
+        first_path = first_path or batch[0].path
+        any_exists = any_exists or not pc.all(pc.is_in(scanned["problem"], pa.array(NOT_THERE[is_url(root)]))).as_py()
         progress_bar.advance(len(batch))
     if row != summary.splits.total():
         raise _changed_error(root)
+    if not any_exists:
+        raise DataError(f"none of the {row:,} listed images exists, the first is {root}/{first_path}: {missing_advice(root, first_path)}")
 
 
 def _split_into_batches(listing: Iterable[ListedImage]) -> Iterator[list[ListedImage]]:

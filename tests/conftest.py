@@ -321,9 +321,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
+# Modules with these names in the user's folder must not be imported instead of the project's, a library's or Python's.
+FOREIGN_MODULES = ("tasks", "flows", "deployments", "pul_core", "prefect", "mlflow", "uvicorn", "torch", "logging", "queue", "typing")
+
+
 def start_up(folder, *options, **variables):
-    """Start everything in a directory that looks like the project's; return the process and the ports."""
+    """Start everything in a directory that looks like the project's, with foreign modules; return the process and the ports."""
     shutil.copy(ROOT / "pyproject.toml", folder)
+    for name in FOREIGN_MODULES:
+        (folder / f"{name}.py").write_text("raise SystemExit('imported from the working folder')\n")
     ports = free_port(), free_port()
     clean = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ} | {"HOME": str(folder), **variables}
     command = [BIN / "pul", "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), *options]

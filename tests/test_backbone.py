@@ -1,4 +1,4 @@
-"""The backbone: normalisation of images, names of tensors, and loading the weights of other projects."""
+"""The backbone: normalisation of images, names of tensors, and its features."""
 
 import pytest
 import torch
@@ -6,13 +6,8 @@ import torchvision
 from torch import nn
 from torchvision.transforms.functional import normalize
 
-from pul_core.learning.backbone import IMAGENET_MEAN, IMAGENET_STD, PREFIXES, build_backbone, load_foreign_state, normalise
-
-
-@pytest.fixture(scope="module")
-def foreign():
-    """The state dict of a backbone with other weights than the fixture `backbone`."""
-    return build_backbone("resnet10t", seed=9).state_dict()
+from pul_core.learning.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone, normalise
+from pul_core.learning.foreign_weights import load_foreign_state
 
 
 @pytest.fixture
@@ -91,57 +86,3 @@ def test_the_error_for_an_unknown_name_suggests_common_ones():
 def test_a_backbone_with_layers_after_its_pooling_is_refused():
     with pytest.raises(ValueError, match="mobilenetv3_small_050 has layers between its pooling and its classifier"):
         build_backbone("mobilenetv3_small_050")
-
-
-@pytest.mark.parametrize("prefix", ["", *PREFIXES, "module.model.backbone.", "backbone.module.", "model.model."])
-def test_prefixes_of_tensor_names_are_ignored(backbone, foreign, prefix):
-    num_loaded = load_foreign_state(backbone, {prefix + name: tensor for name, tensor in foreign.items()})
-    assert same_tensors(backbone.state_dict(), foreign)
-    assert num_loaded == len(foreign)
-
-
-def test_a_classifier_is_ignored(backbone, foreign):
-    classifier = {"fc.weight": torch.ones(5, 512), "fc.bias": torch.ones(5), "module.classifier.weight": torch.ones(7, 512)}
-    num_loaded = load_foreign_state(backbone, foreign | classifier)
-    assert same_tensors(backbone.state_dict(), foreign)
-    assert num_loaded == len(foreign)
-
-
-def test_batch_counters_may_be_missing(backbone, foreign):
-    """Files from before PyTorch 0.4 do not have them."""
-    old = {name: tensor for name, tensor in foreign.items() if not name.endswith("num_batches_tracked")}
-    num_loaded = load_foreign_state(backbone, old)
-    assert num_loaded == len(old)
-    assert all(torch.equal(backbone.state_dict()[name], tensor) for name, tensor in old.items())
-
-
-def damaged(foreign, damage):
-    name = next(name for name in foreign if name.startswith("layer2") and name.endswith("weight"))
-    if damage == "missing":
-        return {key: tensor for key, tensor in foreign.items() if key != name}, name
-    return foreign | {name: foreign[name][:-1]}, name
-
-
-@pytest.mark.parametrize("damage", ["missing", "another shape"])
-def test_the_error_for_a_state_that_does_not_fit_names_a_tensor_and_nothing_changes(backbone, foreign, damage):
-    state, name = damaged(foreign, damage)
-    before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
-    with pytest.raises(ValueError, match=name) as error:
-        load_foreign_state(backbone, state)
-    assert "another architecture" in str(error.value)
-    assert same_tensors(backbone.state_dict(), before)
-
-
-def test_another_architecture_is_refused(backbone):
-    with torch.device("meta"):
-        other = torchvision.models.resnet18().state_dict()
-    with pytest.raises(ValueError, match="missing"):
-        load_foreign_state(backbone, other)
-
-
-def test_a_foreign_state_is_copied(backbone, foreign):
-    name, original = next(iter((name, tensor.clone()) for name, tensor in foreign.items()))
-    load_foreign_state(backbone, foreign)
-    with torch.no_grad():
-        backbone.state_dict()[name].add_(1)
-    assert torch.equal(foreign[name], original)

@@ -11,8 +11,8 @@ from sklearn.cluster import DBSCAN
 
 from pul_core.clustering.camera_aware import camera_aware_encoding
 from pul_core.clustering.centring import centre_by_camera
-from pul_core.clustering.density import cluster_by_density
-from pul_core.clustering.neighbours import jaccard_distances, nearest_neighbours
+from pul_core.clustering.density import cluster_by_density, jaccard_distances_below
+from pul_core.clustering.neighbours import jaccard_distances, nearest_neighbours, reciprocal_encoding
 from pul_core.settings import Dbscan
 
 few = settings(max_examples=25, deadline=None)
@@ -157,3 +157,51 @@ def test_the_size_of_an_encoding_grows_with_images_not_with_pairs():
         assert sparse.issparse(encoding)
         sizes.append(encoding.nnz / n)
     assert sizes[1] < 1.3 * sizes[0]
+
+
+def partly_unknown(seed, n=60):
+    """Draw features of people, and cameras some of which are unknown."""
+    features, camids = people(seed, n=n)
+    return features, np.where(np.random.default_rng(seed).random(n) < 0.4, -1, camids)
+
+
+@few
+@given(seed=seeds, k=st.sampled_from([2, 5, 10]))
+def test_an_unknown_camera_differs_from_every_camera(seed, k):
+    """The same result as if each image of an unknown camera were on a camera of its own; the searches never mix the two kinds."""
+    features, camids = partly_unknown(seed)
+    unknown = np.flatnonzero(camids == -1)
+    same = nearest_neighbours(features, k, camids=camids).nearest
+    assert same[unknown].tolist() == [[image, *[-1] * (k - 1)] for image in unknown]
+    assert not np.isin(same[camids != -1], unknown).any()
+    others = nearest_neighbours(features, len(features), camids=camids, same_camera=False).nearest
+    assert all(sorted(others[image][others[image] >= 0]) == [i for i in range(len(features)) if i != image] for image in unknown)
+    separate = camids.copy()
+    separate[unknown] = 100 + np.random.default_rng(seed).permutation(len(unknown))
+    distances = [filled(camera_aware_encoding(features, cameras, num_neighbours=k, num_averaged=4)) for cameras in (camids, separate)]
+    np.testing.assert_array_equal(*distances)
+
+
+@few
+@given(seed=seeds)
+def test_distances_without_any_known_camera_are_those_without_cameras(seed):
+    features, _ = people(seed)
+    options = {"num_neighbours": 6, "num_averaged": 2, "max_distance": 0.7}
+    unknown, one, plain = (jaccard_distances_below(features, np.full(60, camid), **options) for camid in (-1, 3, 0))
+    neighbours = nearest_neighbours(features, 7)
+    oracle = sparse.vstack(list(jaccard_distances(reciprocal_encoding(features, neighbours, k1=6, k2=2), np.arange(60)))).toarray()
+    assert unknown.data.tobytes() == one.data.tobytes() == plain.data.tobytes()
+    stored = unknown.nonzero()
+    np.testing.assert_array_equal(unknown.toarray()[stored], oracle[stored])
+
+
+@few
+@given(seed=seeds)
+def test_centring_leaves_images_of_unknown_cameras_where_they_are(seed):
+    features, camids = partly_unknown(seed)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    centred = centre_by_camera(features, camids)
+    np.testing.assert_array_equal(centred[camids == -1], unit[camids == -1])
+    for camid in np.setdiff1d(camids, -1):
+        np.testing.assert_allclose(centred[camids == camid].mean(0), unit.mean(0), atol=1e-5)
+    np.testing.assert_array_equal(centre_by_camera(features, np.full(60, -1)), unit)

@@ -5,6 +5,7 @@ import logging
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,10 +16,10 @@ from deployments.cli import app
 from pul_core.errors import DataError
 from pul_core.scoring.evaluation import score_queries
 from tasks import preflight
-from tasks.data.check import EXAMPLES, FILE_PROBLEMS, answerable, check_set
+from tasks.data.check import EXAMPLES, FILE_PROBLEMS, answerable, camera_findings, check_set, crop_findings, identity_findings
 from tasks.data.synthesize import Sizes, synthesize_domain
 from tasks.index import index
-from tasks.preflight import check_path, check_sets
+from tasks.preflight import check_path, check_scorable, check_sets, count_images, run_warnings
 from tasks.store.artifacts import read_table, write_table
 from tasks.store.config import resolve_plan
 
@@ -174,6 +175,8 @@ GOOD = [(TRAIN, pid, camid) for pid in (1, 2, 3) for camid in (1, 2)]
             ["query/0008_c1s1_000008_00.png"],
         ),
         ([*GOOD, (QUERY, 7, 1), (GALLERY, -1, 2), (GALLERY, 0, 2)], "unanswerable_queries", 1, ["query/0007_c1s1_000006_00.png"]),
+        ([*GOOD, (QUERY, 7, 1), (GALLERY, 7, 1), (GALLERY, 8, 1)], "single_camera", 3, []),
+        ([(TRAIN, pid, pid) for pid in (1, 1, 2, 2, 3, 3)], "cameras_like_identities", 3, ["1", "2", "3"]),
         ([*GOOD, (QUERY, 7, 1)], "no_gallery", 1, []),
         ([*GOOD, (GALLERY, 7, 1)], "no_query", 1, []),
     ],
@@ -181,15 +184,17 @@ GOOD = [(TRAIN, pid, camid) for pid in (1, 2, 3) for camid in (1, 2)]
 def test_findings_about_identities_and_splits(shots, crops, code, count, examples):
     root = shots(*crops)
     findings = findings_by_code(root)
-    assert set(findings) == {code}
+    assert {finding.code for finding in findings.values() if finding.severity != "info"} == {code}
     assert (findings[code].severity, findings[code].count, findings[code].examples) == ("warning", count, examples)
     assert command(root)[0] == 1
 
 
 def test_junk_and_distractors_are_not_identities(shots):
-    root = shots(*GOOD, (QUERY, 7, 1), (GALLERY, 7, 2), (GALLERY, 0, 1), (GALLERY, -1, 1), (TRAIN, 0, 1), (TRAIN, -1, 1))
+    root = shots(*GOOD, (QUERY, 7, 1), (GALLERY, 7, 2), (GALLERY, 0, 1), (GALLERY, -1, 1), (TRAIN, -1, 1))
     report, _ = check_path(str(root))
-    assert report.findings == [] and report.identities == 4 and report.verdict == "sound"
+    findings = [(finding.code, finding.severity, finding.count) for finding in report.findings]
+    assert findings == [("unlabelled", "info", 1), ("distractors", "info", 1), ("junk", "info", 1)]
+    assert report.identities == 4 and report.verdict == "sound"
 
 
 def test_a_test_image_in_training_is_a_finding(shots):
@@ -221,8 +226,6 @@ def test_an_unknown_identity_is_not_counted(shots):
 
 
 def pa_table(frame):
-    import pyarrow as pa
-
     from tasks.index import LABELS
 
     return pa.Table.from_pandas(frame, schema=LABELS, preserve_index=False)
@@ -332,5 +335,190 @@ def test_identities_of_a_target_do_not_affect_the_check(shots, caplog):
         with caplog.at_level(logging.INFO, "pul"):
             check_sets([], other, resolve_plan({"target": "x", "original_model": "x", "kmeans": {"num_clusters": 3}}))
         levels |= {record.levelname for record in caplog.records}
-        assert preflight._check_target(other) == preflight.Counts(splits={"train": 6, "query": 1, "gallery": 1})
+        assert preflight._check_target(other) == preflight.Counts(splits={"train": 6, "query": 1, "gallery": 1}, camera_sizes=(3, 3))
     assert levels == {"INFO"}
+
+
+def images_table(sizes, paths=None, camids=None):
+    """Return the columns of images.parquet that the findings about crops and cameras read, for images of these (width, height)."""
+    width, height = np.array(sizes, np.int64).reshape(-1, 2).T
+    n = len(width)
+    return pa.table(
+        {
+            "path": pa.array(paths or [f"{number}.jpg" for number in range(n)], pa.string()),
+            "width": width,
+            "height": height,
+            "camid": pa.array(camids or [None] * n, pa.int64()),
+            "problem": pa.nulls(n, pa.string()),
+        }
+    )
+
+
+CROPS = [(64, 128)] * 20
+
+
+@pytest.mark.parametrize(
+    ("sizes", "codes"),
+    [
+        (CROPS, {}),
+        ([(40 + number, 110 + 3 * number) for number in range(20)], {}),
+        ([*CROPS, (600, 1500)], {}),  # a person near the camera
+        ([*CROPS, (96, 80)], {"odd_shapes": ("info", 1)}),
+        ([*CROPS, (96, 80), (10, 90)], {"odd_shapes": ("warning", 2)}),
+        ([*CROPS, (480, 270)], {"whole_frames": ("warning", 1)}),
+        ([*CROPS, (1920, 1080), (1080, 1920), (100, 50)], {"whole_frames": ("warning", 2), "odd_shapes": ("info", 1)}),
+        ([(1280, 720)] * 9, {"whole_frames": ("warning", 9)}),
+        ([(128, 64)] * 9, {"odd_shapes": ("warning", 9)}),  # lying on their side
+        ([(240, 320)] * 9, {}),
+        ([(224, 224)] * 9, {}),
+        ([], {}),
+    ],
+)
+def test_sizes_that_people_do_not_have(sizes, codes):
+    found = {finding.code: (finding.severity, finding.count) for finding in crop_findings(images_table(sizes), "/data/set")}
+    assert found == codes
+
+
+@pytest.mark.parametrize(
+    ("path", "other"),
+    [
+        ("crops/person/1.jpg", False),
+        ("crops/car/1.jpg", True),
+        ("crops/Cars/1.jpg", True),
+        ("exp2/crops/traffic light/im1.jpg", True),
+        ("a/cell_phone/1.jpg", True),
+        ("awning-tricycle/1.jpg", True),
+        ("car_0001.jpg", True),
+        ("dog12.png", True),
+        ("train/0001_c1.jpg", False),
+        ("bounding_box_train/0001_c1s1_000001_00.jpg", False),
+        ("car_park/1.jpg", False),
+        ("bus_stop_3.jpg", False),
+        ("carla/1.jpg", False),
+        ("cam_bus/1.jpg", False),
+    ],
+)
+def test_folders_of_other_classes(path, other):
+    findings = list(crop_findings(images_table([(64, 128)], [path]), "/data/set"))
+    assert [finding.code for finding in findings] == ["other_classes"] * other
+
+
+def test_the_folder_of_a_class_itself_is_named():
+    assert [finding.code for finding in crop_findings(images_table(CROPS), "/exp/crops/truck")] == ["other_classes"]
+
+
+@pytest.mark.parametrize(
+    ("camids", "code"),
+    [
+        ([1, 2] * 100, None),
+        (list(range(1, 7)) * 30, None),
+        (list(range(1, 21)) * 50, None),
+        ([None] * 40, None),
+        ([1, 2, 3, 4], None),
+        (list(range(32)), "lone_images"),
+        ([*range(32), None], "lone_images"),
+        (sorted([*range(300)] * 30), "cameras_like_tracks"),
+        ([*range(32), 0, 1], "cameras_like_tracks"),
+    ],
+)
+def test_cameras_that_are_none(camids, code):
+    table = images_table([(64, 128)] * len(camids), camids=camids)
+    assert [finding.code for finding in camera_findings(table)] == ([code] if code else [])
+
+
+def test_images_of_unknown_cameras_are_not_on_one_camera(shots):
+    """Two images without a camera may be from two cameras: their identity is not reported as seen by a single camera."""
+    root = shots(*GOOD)
+    _, images = check_path(str(root))
+    table = read_table(images.images).to_pandas()
+    labels = read_table(images.labels)
+    table.loc[labels["pid"].to_numpy() == 2, "camid"] = None
+    assert not list(identity_findings(pa.Table.from_pandas(table), labels))
+
+
+def counted(target, **parameters):
+    plan = resolve_plan({"target": "x", "original_model": "x"} | parameters)
+    preflight.check_counts(None, target, plan)
+    return list(run_warnings(target, plan))
+
+
+def target_of(images, camera_sizes=(), **test):
+    return preflight.Counts(splits={"train": images} | ({"query": 3, "gallery": 9} if test else {}), camera_sizes=camera_sizes, **test)
+
+
+NEIGHBOURS = {"recipe": "modern", "dbscan": {"num_neighbours": 3}}
+NO_CENTRING = {"recipe": "modern", "model": {"centre_cameras": False}}
+
+
+@pytest.mark.parametrize(
+    ("target", "parameters", "message"),
+    [
+        (target_of(12, (6, 6)), {"recipe": "modern"}, "at most 6 possible"),
+        (target_of(11), {"recipe": "modern"}, "at most 10 possible"),
+        (target_of(11, (11,)), {"recipe": "modern"}, "at most 10 possible"),
+        (target_of(30, (25,)), {"recipe": "modern", "dbscan": {"num_neighbours": 29}}, "at most 29 possible"),
+        (target_of(32, (1,) * 32), {"recipe": "modern"}, "alone on its camera"),
+        (target_of(32, (1,) * 32), {"recipe": "paper", "model": {"centre_cameras": True}}, "alone on its camera"),
+    ],
+)
+def test_what_can_only_end_in_one_cluster_is_refused_before_training(target, parameters, message):
+    with pytest.raises(DataError, match=message):
+        counted(target, **parameters)
+
+
+@pytest.mark.parametrize(
+    ("target", "parameters", "warnings"),
+    [
+        (target_of(12, (6, 6)), {}, []),
+        (target_of(12, (6, 6)), NEIGHBOURS, ["neighbours"]),
+        (target_of(40, (20, 20)), {"recipe": "modern"}, ["neighbours"]),
+        (target_of(100, (50, 50)), {"recipe": "modern"}, []),
+        (target_of(100, (1,) * 100), NO_CENTRING, []),
+        (target_of(32, (1,) * 31), {"recipe": "modern"}, ["neighbours"]),
+        (target_of(100, (50, 50), single_camera=True), {}, ["scores will be missing"]),
+    ],
+)
+def test_what_will_probably_not_work_is_a_warning(target, parameters, warnings):
+    found = counted(target, **parameters)
+    assert len(found) == len(warnings)
+    assert all(part in warning for part, warning in zip(warnings, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("crops", "message"),
+    [
+        (GOOD, "0 query and 0 gallery images"),
+        ([*GOOD, (QUERY, 7, 1)], "1 query and 0 gallery images"),
+        ([*GOOD, (QUERY, 7, 1), (GALLERY, 7, 1)], "all query and gallery images are from one camera"),
+        ([*GOOD, (QUERY, -1, 1), (GALLERY, 7, 2)], "none of the 1 query images of .* has an identity"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_in_the_same_words_before_and_after_indexing(shots, crops, message):
+    root = str(shots(*crops))
+    with pytest.raises(DataError, match=message) as listed:
+        check_scorable(count_images(root), root)
+    with pytest.raises(DataError) as indexed:
+        preflight.check_evaluation(index.fn(root, "target"), root)
+    assert str(listed.value) == str(indexed.value)
+
+
+def test_queries_without_a_match_are_refused_before_features_are_extracted(shots):
+    root = str(shots(*GOOD, (QUERY, 7, 1), (GALLERY, 7, 1), (GALLERY, 8, 2)))
+    check_scorable(count_images(root), root)
+    with pytest.raises(DataError, match=r"none of the 1 query images of .* has a match"):
+        preflight.check_evaluation(index.fn(root, "target"), root)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([TRAIN, QUERY, GALLERY]), st.integers(-1, 3), st.integers(1, 3)), min_size=1, max_size=12))
+def test_counts_before_and_after_indexing_agree(tmp_path_factory, crops):
+    root = tmp_path_factory.mktemp("counts")
+    (root / TRAIN).mkdir()
+    for shot, (folder, pid, camid) in enumerate(crops):
+        path = root / folder / f"{pid:04d}_c{camid}s1_{shot:06d}_00.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 8)).save(path)
+    images = index.fn(str(root), "target")
+    listed, indexed = count_images(str(root)), preflight._count_usable(images, read_table(images.images))
+    for name in ("splits", "camera_sizes", "single_camera"):
+        assert getattr(listed, name) == getattr(indexed, name)

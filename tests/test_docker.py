@@ -274,7 +274,7 @@ def test_the_weights_package_is_the_one_of_make():
 
 def test_the_environment_is_the_one_of_pul(instructions, environment, monkeypatch, tmp_path):
     for name in list(os.environ):
-        if name.startswith(("PREFECT_", "MLFLOW_", "PUL_", "DO_NOT_TRACK", "HF_", "GIT_PYTHON_")):
+        if name.startswith(("PREFECT_", "MLFLOW_", "PUL_", "DO_NOT_TRACK", "HF_", "GIT_PYTHON_", "PYTHONSAFEPATH")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PUL_HOME", str(tmp_path))
     before = dict(os.environ)

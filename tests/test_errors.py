@@ -3,13 +3,16 @@
 import errno
 import io
 import logging
+import sqlite3
 import sys
 
 import httpx
 import pytest
+import sqlalchemy
 import typer
 from mlflow.exceptions import MlflowException
-from prefect.exceptions import ParameterTypeError
+from prefect.client.base import PrefectResponse
+from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
 from prefect.logging.handlers import PrefectConsoleHandler
 from pydantic import BaseModel, ValidationError
 
@@ -40,6 +43,27 @@ def raised(error):
         return sys.exc_info()
 
 
+def sql_error(text):
+    """Return SQLAlchemy's error for an error of SQLite."""
+    return sqlalchemy.exc.OperationalError("SELECT name FROM sqlite_master", {}, sqlite3.OperationalError(text))
+
+
+def api_error(code, body):
+    """Return MLflow's error for a response of its server."""
+    return MlflowException(
+        f"API request to endpoint /api/2.0/mlflow/runs/get failed with error code {code} != 200. Response body: '{body}'"
+    )
+
+
+def prefect_error(code, phrase):
+    """Return Prefect's error for a response of its server, as its client raises it."""
+    response = httpx.Response(code, request=httpx.Request("POST", "http://127.0.0.1:4200/api/flow_runs/"), json={"detail": "why"})
+    with pytest.raises(PrefectHTTPStatusError) as raised:
+        PrefectResponse.from_httpx_response(response).raise_for_status()
+    assert phrase in str(raised.value)
+    return raised.value
+
+
 FAULTS = [
     (
         OSError(errno.ENOSPC, "No space left on device", "/a/b"),
@@ -56,13 +80,66 @@ FAULTS = [
     ),
     (
         RuntimeError("Failed to reach API at http://host/api/"),
-        "Prefect's server does not answer (Failed to reach API at http://host/api/): start it again, then press Retry or run pul resume",
+        "Prefect's server cannot be used (Failed to reach API at http://host/api/): start it again, then press Retry or run pul resume",
     ),
     (
         MlflowException("(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT ...]"),
         "MLflow cannot be read or written ((sqlite3.OperationalError) database or disk is full): fix that, "
         "then press Retry or run pul resume",
     ),
+]
+# What the libraries really say (MLflow 3.17, SQLAlchemy 2.1, Prefect 3.8), and words of the way out.
+ENVIRONMENT_ERRORS = [
+    (
+        MlflowException(
+            "Detected out-of-date database schema (found version ffffffffffff, but expected dc11669786a5). Take a backup of ..."
+        ),
+        "another version of MLflow wrote it; back it up and run mlflow db upgrade",
+    ),
+    (MlflowException("(sqlite3.OperationalError) database is locked\n[SQL: INSERT INTO experiments ...]"), "wait until the other process"),
+    (sql_error("database is locked"), "wait until the other process is done, or stop it"),
+    (sql_error("file is not a database"), "the file is damaged; restore it from a backup"),
+    (sql_error("database disk image is malformed"), "the file is damaged; restore it from a backup"),
+    (sql_error("unable to open database file"), "create its folder, or make the folder and the file writable"),
+    (sql_error("attempt to write a readonly database"), "make the file and its folder writable"),
+    (
+        MlflowException("The run 14bb must be in the 'active' state. Current state is deleted."),
+        "it was deleted in MLflow; restore it there",
+    ),
+    (
+        MlflowException("The experiment 1 must be in the 'active' state. Current state is deleted."),
+        "it was deleted in MLflow; restore it there",
+    ),
+    (api_error(401, "You are not authenticated."), "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    (api_error(403, "Permission denied"), "let its administrator grant it"),
+    (api_error(403, "Invalid Host header - possible DNS rebinding attack detected"), "MLFLOW_SERVER_ALLOWED_HOSTS"),
+    (api_error(404, "<html>not found"), "MLFLOW_TRACKING_URI is not the address of an MLflow server"),
+    (
+        MlflowException(
+            "API request to endpoint was successful but the response body was not in a valid JSON format. Response body: '<html>'"
+        ),
+        "MLFLOW_TRACKING_URI is not the address of an MLflow server",
+    ),
+    (
+        MlflowException(
+            "API request to http://h:9/api failed with exception HTTPConnectionPool(host='h', port=9): Max retries exceeded with ..."
+        ),
+        "start its server again",
+    ),
+    (
+        MlflowException("API request to http://h:9/api failed with exception ...: Max retries exceeded (too many 500 error responses)"),
+        "the reason is in the log of its server",
+    ),
+    (MlflowException("something new"), "MLflow cannot be read or written (something new): fix that, then press Retry or run pul resume"),
+    (prefect_error(401, "Unauthorized"), "set PREFECT_API_AUTH_STRING to the value used for pul up"),
+    (prefect_error(403, "Forbidden"), "set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"),
+    (prefect_error(500, "Internal Server Error"), "prefect-server.log"),
+    (prefect_error(503, "Service Unavailable"), "wait until it is less busy"),
+    (httpx.ReadTimeout(""), "Prefect's server does not answer (ReadTimeout): start it again"),
+    (httpx.ConnectTimeout("timed out"), "Prefect's server does not answer (timed out): start it again"),
+    (httpx.RemoteProtocolError("Server disconnected"), "Prefect's server does not answer (Server disconnected)"),
+    (RuntimeError("Found incompatible versions: client: 3.8.8, server: 2.20.0. Major versions must match."), "the same version of Prefect"),
+    (RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server."), "the temporary server did not start"),
 ]
 USER_ERRORS = [
     (UserError("two\nlines"), "two lines"),
@@ -87,6 +164,20 @@ UNEXPECTED_ERRORS = [
 @pytest.mark.fault("a full disk, a silent server: what the terminal shows", "one line with the way out; a bug keeps its traceback")
 def test_an_environment_fault_is_reported_with_its_remedy(error, line):
     assert user_message(error) == line
+
+
+@pytest.mark.parametrize(("error", "words"), ENVIRONMENT_ERRORS)
+@pytest.mark.fault("errors of MLflow and Prefect that have their cause in the environment", "one line that names what to do")
+def test_an_error_of_a_library_is_reported_with_its_remedy(error, words):
+    line = user_message(error)
+    assert words in line and "\n" not in line and "SELECT" not in line and len(line) < 600
+
+
+def test_a_file_of_another_user_below_the_home_is_named(home):
+    error = PermissionError(errno.EACCES, "Permission denied", str(home / "runs" / "x"))
+    assert user_message(error) == (
+        f"{home}/runs/x is not writable: make it yours (chown) if another user, such as root, ran pul here, then run pul resume"
+    )
 
 
 @pytest.mark.parametrize(("error", "line"), USER_ERRORS)

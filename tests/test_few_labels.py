@@ -13,7 +13,7 @@ from PIL import Image
 
 from pul_core.errors import DataError
 from pul_core.few_labels import first_identities, join_labelled, num_unlabelled_clusters
-from pul_core.settings import FewLabels, Optimisation
+from pul_core.settings import FewLabels, KMeans, Optimisation
 from tasks.cluster import cluster, select
 from tasks.decode import decode
 from tasks.extract import extract_features
@@ -37,7 +37,7 @@ def pids_of(target, rows):
 
 
 def test_the_first_identities_are_labelled(target):
-    labelled = reveal.fn(target, settings=FewLabels(identities=2))
+    labelled = reveal.fn(target, settings=FewLabels(identities=2), algorithm=KMeans())
     table = read_table(labelled.labelled)
     assert labelled.num_identities == 2
     assert sorted(set(pids_of(target, column(table, "row")))) == [11, 12]
@@ -45,11 +45,11 @@ def test_the_first_identities_are_labelled(target):
 
 
 def test_a_share_is_a_fraction_of_the_identities(target):
-    assert reveal.fn(target, settings=FewLabels(share=0.5)).num_identities == 3
+    assert reveal.fn(target, settings=FewLabels(share=0.5), algorithm=KMeans()).num_identities == 3
 
 
 def test_without_settings_no_label_is_read(target):
-    assert reveal.fn(target.model_copy(update={"labels": None}), settings=FewLabels()) is None
+    assert reveal.fn(target.model_copy(update={"labels": None}), settings=FewLabels(), algorithm=KMeans()) is None
 
 
 def test_a_list_names_files_or_identities(target, tmp_path):
@@ -58,7 +58,8 @@ def test_a_list_names_files_or_identities(target, tmp_path):
     (tmp_path / "by-file.list").write_text("\n".join(lines))
     (tmp_path / "by-identity.list").write_text("0013\n")
     by_file, by_identity = (
-        reveal.fn(target, settings=FewLabels(file=str(tmp_path / f"{name}.list"))) for name in ("by-file", "by-identity")
+        reveal.fn(target, settings=FewLabels(file=str(tmp_path / f"{name}.list")), algorithm=KMeans())
+        for name in ("by-file", "by-identity")
     )
     assert by_file.labelled.sha256 == by_identity.labelled.sha256
     assert set(pids_of(target, column(read_table(by_file.labelled), "row"))) == {13}
@@ -77,7 +78,7 @@ def test_a_list_names_files_or_identities(target, tmp_path):
 def test_a_list_that_does_not_fit_the_data_is_an_error(target, tmp_path, text, message):
     (tmp_path / "wrong.list").write_text(text)
     with pytest.raises(DataError, match=message):
-        reveal.fn(target, settings=FewLabels(file=str(tmp_path / "wrong.list")))
+        reveal.fn(target, settings=FewLabels(file=str(tmp_path / "wrong.list")), algorithm=KMeans())
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_list_that_does_not_fit_the_data_is_an_error(target, tmp_path, text, m
 )
 def test_labels_that_do_not_exist_are_an_error(target, settings, message):
     with pytest.raises(ValueError, match=message):
-        reveal.fn(target, settings=FewLabels(**settings))
+        reveal.fn(target, settings=FewLabels(**settings), algorithm=KMeans())
 
 
 @pytest.mark.skipif(not (SHARED / "data/lists").is_dir(), reason="the authors' lists are not available")
@@ -103,7 +104,7 @@ def test_the_authors_lists_label_their_first_identities(home, tmp_path, name, co
     Image.new("RGB", (1, 1)).save(stub := io.BytesIO(), "PNG")
     for line in file.read_text().splitlines():
         (folder / line.split()[0]).write_bytes(stub.getvalue())
-    labelled = reveal.fn(index.fn(str(folder.parent), "target"), settings=FewLabels(file=str(file)))
+    labelled = reveal.fn(index.fn(str(folder.parent), "target"), settings=FewLabels(file=str(file)), algorithm=KMeans())
     assert labelled.num_identities == count
     labelled_lines = [line for line in file.read_text().splitlines() if not line.endswith(" -1")]
     assert 0 < labelled.labelled.rows == len(labelled_lines)
@@ -113,7 +114,7 @@ def test_labelled_images_are_not_clustered_and_come_first_in_the_softmax(target,
     pixels = decode.fn(target, split="train", **SIZE)
     model = initial_model.fn("resnet10t", weights="random", **SIZE, seed=0)
     features = extract_features.fn(model, pixels, batch_size=8, compute=compute, iteration=0, split="train")
-    known = reveal.fn(target, settings=FewLabels(identities=2))
+    known = reveal.fn(target, settings=FewLabels(identities=2), algorithm=KMeans())
     rest = {"clustering": plan.clustering, "centre_cameras": False, "seed": 0, "compute": compute, "iteration": 1}
     clusters = cluster.fn(features, target.images, known, algorithm=replace(plan.kmeans, num_clusters=6), **rest)
     assert (clusters.num_clusters, clusters.clusters.rows) == (4, 24)
@@ -165,13 +166,13 @@ def test_a_labelled_image_that_cannot_be_decoded_is_not_labelled(home, tmp_path,
     broken = sorted((folder / "bounding_box_train").iterdir())[2]
     broken.write_bytes(broken.read_bytes()[:200])
     target = index.fn(str(folder), "target")
-    known = reveal.fn(target, settings=FewLabels(identities=2))
+    known = reveal.fn(target, settings=FewLabels(identities=2), algorithm=KMeans())
     rows = column(read_table(known.labelled), "row")
     assert len(rows) == 11 and 2 not in rows
 
 
 def test_k_is_checked_against_the_labelled_identities_before_anything_is_trained(target):
     with pytest.raises(ValueError, match="must be larger"):
-        reveal.fn(target, settings=FewLabels(identities=3), num_clusters=3)
+        reveal.fn(target, settings=FewLabels(identities=3), algorithm=KMeans(num_clusters=3))
     with pytest.raises(DataError, match="only 18 training images are unlabelled"):
-        reveal.fn(target, settings=FewLabels(identities=3), num_clusters=22)
+        reveal.fn(target, settings=FewLabels(identities=3), algorithm=KMeans(num_clusters=22))

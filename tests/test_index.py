@@ -175,7 +175,8 @@ def test_names_are_numbered_from_1_in_the_order_of_their_text(home, crops, monke
     paths = sorted(str(path.relative_to(crops)) for path in crops.rglob("*.*"))
     people = ["zoë", "7", None, "anna", "zoë", 0, -1]
     cameras = ["gate", "gate", "north", None, "gate", "north", "gate"]
-    set_listing(monkeypatch, [ListedImage(path, pid, camid, "train", 2.5) for path, pid, camid in zip(paths, people, cameras, strict=True)])
+    rows = zip(paths, people, cameras, strict=True)
+    set_listing(monkeypatch, [ListedImage(path, pid, camid, "gallery", 2.5) for path, pid, camid in rows])
     images = index.fn(str(crops), "target")
     table, labels = read_table(images.images), read_table(images.labels)
     assert column(labels, "pid").tolist() == [3, 1, -1, 2, 3, 0, -1]
@@ -187,9 +188,8 @@ def test_names_are_numbered_from_1_in_the_order_of_their_text(home, crops, monke
 
 def test_identities_and_cameras_that_are_integers_stay_unchanged(home, crops, monkeypatch):
     paths = sorted(str(path.relative_to(crops)) for path in crops.rglob("*.*"))[:3]
-    set_listing(
-        monkeypatch, [ListedImage(path, pid, camid, "train") for path, pid, camid in zip(paths, (1501, 0, -1), (6, 15, None), strict=True)]
-    )
+    rows = zip(paths, (1501, 0, -1), (6, 15, None), strict=True)
+    set_listing(monkeypatch, [ListedImage(path, pid, camid, "gallery") for path, pid, camid in rows])
     images = index.fn(str(crops), "target")
     assert column(read_table(images.labels), "pid").tolist() == [1501, 0, -1]
     assert read_table(images.images)["camid"].to_pylist() == [6, 15, None]

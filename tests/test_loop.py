@@ -22,13 +22,16 @@ def loop(monkeypatch):
         "index": SimpleNamespace(images=None, labels=None, splits=["train"], scorable=False),
         "cluster": clusters,
         "select": SimpleNamespace(size=50),
-        "track_run": SimpleNamespace(name="run", resources=SimpleNamespace(training=None, inference=None, host=None)),
+        "track_run": SimpleNamespace(
+            id="run", original_model="model.pth", resources=SimpleNamespace(training=None, inference=None, host=None)
+        ),
         "original_model_of": ("original", {}),
     }
     for name in ("check_sets", "reveal", "decode", "extract_features", "track_iteration", "finish_run"):
         steps[name] = None
     for name, result in steps.items():
         monkeypatch.setattr(module, name, lambda *_, result=result, **__: result)
+    monkeypatch.setattr(module, "complete_plan", lambda plan: plan)
     monkeypatch.setattr(module, "fine_tune", fine_tune)
     monkeypatch.setattr(module, "Iteration", lambda **parts: SimpleNamespace(**({"reliable": None} | parts)))
 

@@ -1,6 +1,9 @@
 """Models on disk: they come back as they were, foreign ones are understood, unsafe ones are refused."""
 
+import argparse
 import pickle
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ from safetensors.torch import save_file
 
 from pul_core.errors import DataError
 from pul_core.learning.backbone import build_backbone
-from tasks.models import import_model, initial_model, load_file_into, model_file
+from tasks.models import complete_plan, describe_model, import_model, initial_model, load_file_into, model_file
+from tasks.store.config import parameters_of, resolve_plan
 from tasks.store.model_file import ModelConfig, model_size, read_model, write_model
 
 CONFIG = ModelConfig(backbone="resnet10t", height=64, width=32)
@@ -49,8 +53,91 @@ def test_own_files_say_what_they_are(home, tmp_path, backbone):
     from tasks.store.artifacts import read_bytes
 
     (tmp_path / "own.safetensors").write_bytes(read_bytes(write_model(backbone, CONFIG)))
-    _, config = read_model(import_model.fn(str(tmp_path / "own.safetensors"), backbone="resnet50", height=256, width=128))
+    _, config = read_model(import_model.fn(str(tmp_path / "own.safetensors")))
     assert config == CONFIG
+    assert describe_model(str(tmp_path / "own.safetensors"), backbone="resnet10t", width=32) == CONFIG
+    for name, value in {"backbone": "resnet50", "height": 65, "width": 128}.items():
+        with pytest.raises(DataError, match=f"is a model with {name} .*{name} {value} was requested"):
+            describe_model(str(tmp_path / "own.safetensors"), **{name: value})
+
+
+def test_the_plan_of_a_run_has_the_backbone_and_size_of_its_model(home, tmp_path, backbone):
+    from tasks.store.artifacts import read_bytes
+
+    own, foreign = tmp_path / "own.safetensors", tmp_path / "resnet18.pth"
+    own.write_bytes(read_bytes(write_model(backbone, CONFIG)))
+    torch.save(build_backbone("resnet18").state_dict(), foreign)
+    plan = complete_plan(resolve_plan({"target": "x", "original_model": str(own)}))
+    assert (plan.model.backbone, plan.model.height, plan.model.width) == ("resnet10t", 64, 32)
+    assert complete_plan(resolve_plan(parameters_of(plan))) == plan, "a saved config repeats the run"
+    plan = complete_plan(resolve_plan({"target": "x", "original_model": str(foreign), "model": {"height": 64}}))
+    assert (plan.model.backbone, plan.model.height, plan.model.width) == ("resnet18", 64, 128)
+    for file, model in ((own, {"backbone": "resnet18"}), (own, {"height": 128}), (foreign, {"backbone": "resnet34"})):
+        with pytest.raises(DataError, match=r"requested|does not fit the backbone resnet34"):
+            complete_plan(resolve_plan({"target": "x", "original_model": str(file), "model": model}))
+
+
+def _zip(path, *names):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+
+
+def _tar(path, name):
+    (path.parent / name).write_bytes(b"x")
+    with tarfile.open(path, "w") as archive:
+        archive.add(path.parent / name, name)
+
+
+def _truncated(path):
+    torch.save(build_backbone("resnet10t").state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+OTHER_FILES = {
+    "is empty": lambda path: path.write_bytes(b""),
+    "is a web page": lambda path: path.write_text("\n<!DOCTYPE html><html>Google Drive - Virus scan warning"),
+    "git lfs pull": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"),
+    "is a JSON text": lambda path: path.write_text('{"error": "not found"}'),
+    "HDF5": lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"),
+    "compressed archive": lambda path: path.write_bytes(b"\x1f\x8b\x08xxxx"),
+    "ONNX": lambda path: path.write_bytes(b"\x08\x07\x12\x07pytorch"),
+    "zip archive of resnet/model.pth": lambda path: _zip(path, "resnet/model.pth"),
+    "TorchScript": lambda path: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path),
+    "its end is missing": _truncated,
+    "tar archive of weights.pth": lambda path: _tar(path, "weights.pth"),
+    "PyTorch before": lambda path: _tar(path, "storages"),
+    r"save model.state_dict\(\)": lambda path: torch.save(build_backbone("resnet10t"), path),
+    "pickled objects": lambda path: torch.save(build_backbone("resnet10t"), path, _use_new_zipfile_serialization=False),
+    "has no named tensors": lambda path: torch.save({"epoch": 3}, path),
+    "not a checkpoint": lambda path: path.write_bytes(b"\x80\x02}q"),
+    "damaged or incomplete safetensors": lambda path: path.write_bytes((200).to_bytes(8, "little") + b'{"a":'),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("message", OTHER_FILES)
+def test_files_that_are_no_weights_are_named(home, tmp_path, message):
+    OTHER_FILES[message](tmp_path / "model.pth.tar")
+    with pytest.raises(DataError, match=message) as error:
+        describe_model(str(tmp_path / "model.pth.tar"))
+    assert "\n" not in str(error.value) and str(tmp_path / "model.pth.tar") in str(error.value)
+
+
+def test_objects_in_a_checkpoint_are_not_needed_for_its_weights(home, tmp_path, backbone):
+    """PyTorch Lightning's checkpoints contain the hyperparameters, e.g. as a Namespace."""
+    hyper_parameters = argparse.Namespace(lr=0.1, path=tmp_path)
+    torch.save({"state_dict": backbone.state_dict(), "hyper_parameters": hyper_parameters}, tmp_path / "last.ckpt")
+    read, _ = read_model(import_model.fn(str(tmp_path / "last.ckpt"), backbone="resnet10t", height=64, width=32))
+    assert same(read, backbone)
+
+
+def test_the_format_is_read_from_the_content(home, tmp_path, backbone):
+    save_file({name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}, tmp_path / "model.pth")
+    torch.save(backbone.state_dict(), tmp_path / "model.safetensors")
+    for name in ("model.pth", "model.safetensors"):
+        load_file_into(other := build_backbone("resnet10t", seed=5), tmp_path / name)
+        assert same(other, backbone)
 
 
 def test_another_architecture_is_refused(home, tmp_path, backbone):
@@ -126,8 +213,8 @@ def test_a_model_is_found_in_mlflow(home, tmp_path, monkeypatch, backbone):
     client.cache_clear()
     log_iteration_model(run.info.run_id, written)
     model_id = client().get_run(run.info.run_id).data.tags["pul.model_id"]
-    assert import_model.fn(f"models:/{model_id}", backbone="resnet50", height=1, width=1).sha256 == written.sha256
-    assert import_model.fn(f"runs:/{run.info.run_id}/model", backbone="resnet50", height=1, width=1).sha256 == written.sha256
+    assert import_model.fn(f"models:/{model_id}", backbone="resnet10t").sha256 == written.sha256
+    assert import_model.fn(f"runs:/{run.info.run_id}/model", backbone="resnet10t").sha256 == written.sha256
     for uri, message in {"models:/nobody/1": "MLflow has no model", f"runs:/{run.info.run_id}/notes.txt": "is no"}.items():
         with pytest.raises(DataError, match=message):
             import_model.fn(uri, backbone="resnet10t", height=64, width=32)

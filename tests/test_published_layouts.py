@@ -1,6 +1,7 @@
 """Readers of published data sets: published counts on empty files named as in the authors' lists; other layouts on small folders."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -8,12 +9,56 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pul_core.errors import DataError
 from tasks.data.layouts import read_layout
 
 LISTS = Path(os.environ.get("PUL_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data" / "lists"
 FOLDERS = {"train.list": "bounding_box_train", "query.list": "query", "test.list": "bounding_box_test"}
+
+
+KNOWN_SETS = {  # names as distributed: pid, camid, split
+    "market1501": {
+        "bounding_box_train/0002_c1s1_000451_03.jpg": (2, 1, "train"),
+        "bounding_box_test/-1_c1s1_000401_03.jpg": (-1, 1, "gallery"),
+        "bounding_box_test/0000_c6s3_088642_01.jpg.jpg": (0, 6, "gallery"),
+        "query/0001_c1s1_001051_00.jpg": (1, 1, "query"),
+    },
+    "veri776": {
+        "image_train/0001_c001_00016450_0.jpg": (1, 1, "train"),
+        "image_query/0002_c002_00030600_0.jpg": (2, 2, "query"),
+        "image_test/0002_c020_00030605_0.jpg": (2, 20, "gallery"),
+    },
+    "ltcc": {
+        "train/001_1_c5_015833.png": ("001", 5, "train"),
+        "query/000_1_c10_015900.png": ("000", 10, "query"),
+        "test/000_2_c6_016002.png": ("000", 6, "gallery"),
+    },
+    "mars": {
+        "bbox_train/0001/0001C1T0001F001.jpg": (1, 1, "train"),
+        "bbox_test/00-1/00-1C1T0001F001.jpg": (-1, 1, "gallery"),
+        "bbox_test/0000/0000C6T0001F001.jpg": (0, 6, "gallery"),
+        "bbox_test/0002/0002C2T0001F001.jpg": (2, 2, "gallery"),
+    },
+    "grid": {
+        "probe/0001_1_25004_107_32_106_221.jpeg": (1, 1, "query"),
+        "gallery/0001_2_25023_116_-34_84_209.jpeg": (1, 2, "gallery"),
+        "gallery/0000_8_25698_131_32_122_261.jpeg": (0, 8, "gallery"),
+    },
+    "viper": {"cam_a/000_45.bmp": ("000", 1, "query"), "cam_b/000_90.bmp": ("000", 2, "gallery")},
+    "cuhk01": {
+        f"campus/000{pid}00{n}.png": (pid, (n + 1) // 2, split) for pid, n, split in ((1, 1, "train"), (2, 2, "query"), (2, 3, "gallery"))
+    },
+}
+BESIDE = {  # what is distributed with the images, or comes from systems
+    "veri776": ["name_train.txt", "name_query.txt", "train_label.xml", "gt_index.txt"],
+    "ltcc": ["info/cloth-change_id_train.txt", "info/readme.txt"],
+    "grid": ["features_and_partitions.mat", "README.txt"],
+    "market1501": ["gt_bbox/0001_c1s1_001051_00.jpg", "gt_query/0001_c1s1_001051_00_good.mat", "readme.txt"],
+}
+JUNK = ["__MACOSX/x/._0002_c1s1_000451_03.jpg", "README.md", "set.zip", ".DS_Store", "@eaDir/a.jpg", "._a.jpg", "Thumbs.db"]
 
 
 def labels_by_path(root, layout=None, pattern=None):
@@ -209,3 +254,157 @@ def test_a_layout_that_does_not_fit_is_rejected(stub, tmp_path, name, layout, me
 def test_folders_named_like_a_published_data_set_are_plain_folders(stub, tmp_path):
     stub(tmp_path, "campus/monday.jpg", "cam_a/monday.jpg", "cam_b/monday.jpg", "query/a.jpg")
     assert read_layout(tmp_path)[0] == "folder"
+
+
+WRAPPERS = st.lists(st.sampled_from(["data", "Market-1501-v15.09.15", "a b", "ünï", "archive (1)", "camera", "val", "train"]), max_size=3)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    layout=st.sampled_from(sorted(KNOWN_SETS)),
+    wrappers=WRAPPERS,
+    junk=st.sets(st.sampled_from(JUNK)),
+    stated=st.booleans(),
+    upper=st.booleans(),
+)
+def test_a_known_set_is_found_up_to_three_folders_deeper(stub, tmp_path_factory, layout, wrappers, junk, stated, upper):
+    root = tmp_path_factory.mktemp("set")
+    expected = dict(KNOWN_SETS[layout])
+    if upper and layout not in ("viper", "cuhk01"):  # folders in another case, as some archives have them
+        expected = {re.sub("^[^/]*", lambda match: match[0].title(), path): labels for path, labels in expected.items()}
+    folder = "".join(f"{name}/" for name in wrappers)
+    stub(root, *(folder + path for path in expected), *(folder + path for path in BESIDE.get(layout, ())), *junk)
+    name, found = labels_by_path(root, layout if stated else None)
+    assert name == layout and found == {folder + path: labels for path, labels in expected.items()}
+    notes = {note for image in read_layout(root)[1] for note in image.notes}
+    assert all(layout == "mars" and "no info/query_IDX.mat, so there is no query" in note for note in notes)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(layouts=st.lists(st.sampled_from(sorted(KNOWN_SETS)), min_size=2, max_size=4), depth=st.integers(0, 1))
+def test_several_sets_below_a_folder_are_all_named(stub, tmp_path_factory, layouts, depth):
+    root = tmp_path_factory.mktemp("sets")
+    folders = ["sub/" * depth + f"set{number}/" for number in range(len(layouts))]
+    for folder, layout in zip(folders, layouts, strict=True):
+        stub(root, *(folder + path for path in KNOWN_SETS[layout]))
+    with pytest.raises(DataError, match=f"holds {len(layouts)} data sets: give one of") as error:
+        read_layout(root)
+    assert all(f"{root / folder} ({layout})" in str(error.value) for folder, layout in zip(folders, layouts, strict=True))
+
+
+@pytest.mark.parametrize("other", ["crops/a.jpg", "a.jpg", "sub/market/../b.jpg", "sub/other/c/d.png"])
+def test_a_set_beside_other_images_is_named(stub, tmp_path, other):
+    stub(tmp_path, *(f"sub/market/{path}" for path in KNOWN_SETS["market1501"]), other)
+    with pytest.raises(DataError, match=r"holds a data set in \S+/sub/market \(layout market1501\) beside other images such as"):
+        read_layout(tmp_path)
+    assert read_layout(tmp_path, "market")[0] == "market1501"
+    assert read_layout(tmp_path, "folder")[0] == "folder"
+
+
+UNREAD = {  # sets that have no reader, as distributed, and what the message or a note names
+    "PRCC": (["rgb/train/001/A_cropped_rgb001.jpg", "rgb/test/A/002/1.jpg", "sketch/train/001/A_1.jpg", "sketch/test/A/1.jpg"], "rgb/test"),
+    "cuhksysu4reid": (["train/s1_1.png", "query/s2_1.png", "gallery/s2_2.png", "combine/s1_1.png"], "query"),
+    "CUHK-SYSU": (["Image/SSM/s1.jpg", "annotation/test/train_test/TestG50.mat"], "CUHK-SYSU"),
+    "PRID2011": (["single_shot/cam_a/person_0001.png", "multi_shot/cam_a/person_0001/0001.png"], "PRID2011"),
+    "PRID2011, single": (["cam_a/person_0001.png", "cam_b/person_0001.png"], "look like cameras"),
+    "iLIDS-VID": (["i-LIDS-VID/sequences/cam1/person001/cam1_1.png", "train-test people splits/splits.mat"], "iLIDS-VID"),
+    "DukeMTMC-VideoReID": (["train/0001/0001/0001_C6_F1.jpg", "query/2/1/2_C6_F1.jpg", "gallery/2/2/2_C5_F1.jpg"], "gallery, query, train"),
+    "SenseReID": (["SenseReID/test_gallery/00000_0.jpg", "SenseReID/test_probe/00000_1.jpg"], "SenseReID/test_probe"),
+    "Partial-REID": (["occluded_body_images/001_01.jpg", "whole_body_images/001_06.jpg"], "Partial-REID"),
+    "P-DukeMTMC-reID": (["train/occluded_body_images/1/a.jpg", "test/whole_body_images/2/a.jpg"], "test, train"),
+    "SYSU-MM01": (["cam1/0001/0001.jpg", "cam6/0001/0001.jpg", "exp/train_id.txt", "exp/test_id.txt"], "exp/test_id.txt"),
+    "RegDB": (["Visible/1/v_1.bmp", "Thermal/1/t.bmp", "idx/train_visible_1.txt", "idx/test_visible_1.txt"], "idx/test_visible_1.txt"),
+    "LLCM": (["vis/0001/0001_c01.jpg", "nir/0001/0001_c01.jpg", "test_vis/cam1/0002/a.jpg", "idx/train_vis.txt"], "test_vis"),
+    "Celeb-reID": (["train/1_1_0.jpg", "query/2_1_0.jpg", "gallery/2_2_0.jpg"], "gallery, query, train"),
+    "VC-Clothes": (["train/0001-01-01-01.jpg", "query/0006-01-01-01.jpg", "gallery/0006-02-01-01.jpg"], "gallery, query, train"),
+    "RandPerson": (["RandPerson/subset/0000000_s00_c00_f00002.jpg"], "names look like a published set's"),
+    "PersonX": (["PersonX/1/bounding_box_train/0001_c1s1_1.jpg", "PersonX/2/bounding_box_train/0001_c1s1_1.jpg"], "PersonX/2"),
+    "LaST": (["train/000001/000001_1_0_1.jpg", "val/query/1_1.jpg", "test/query/2_1.jpg", "test/gallery/2_1.jpg"], "test, train, val"),
+    "CUHK02": (["P1/cam1/0010010.png", "P1/cam2/0010010.png", "P2/cam1/1.png", "P3/cam1/1.png"], "CUHK02"),
+    "one folder of Market-1501": (["0002_c1s1_000451_03.jpg"], "give the folder above"),
+    "MARS, unpacked in part": (["bbox_train/0001/1.jpg", "bbox_test/0002/1.jpg"], "bbox_test, bbox_train"),
+    "VeRi, renamed": (["image_train/car1/a.jpg", "image_test/car2/b.jpg"], "image_test, image_train"),
+}
+
+
+@pytest.mark.parametrize("above", ["", "unpacked/"])
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_set_without_a_reader_is_named(stub, tmp_path, name, above):
+    names, expected = UNREAD[name]
+    stub(tmp_path, *(above + path for path in names))
+    try:
+        notes = " ".join(note for image in read_layout(tmp_path)[1] for note in image.notes)
+    except DataError as error:
+        notes = str(error)
+    assert expected.replace(", ", f", {above}") in notes or expected in notes
+
+
+def test_an_annotation_tools_export_has_a_folder_for_each_subset(stub, tmp_path):
+    stub(tmp_path, "task/bounding_box_default/0002_c1s1_000000_00.jpg", "task/query/0001_c1s1_000001_00.jpg", "task/images_default.txt")
+    layout, listed = labels_by_path(tmp_path)
+    assert layout == "market1501"
+    assert listed == {
+        "task/bounding_box_default/0002_c1s1_000000_00.jpg": (2, 1, "train"),
+        "task/query/0001_c1s1_000001_00.jpg": (1, 1, "query"),
+    }
+    assert [note for image in read_layout(tmp_path)[1] for note in image.notes] == [
+        "folder 'bounding_box_default' is read as training images: rename it to bounding_box_test if it is the gallery"
+    ]
+
+
+def test_grid_in_ten_halves_keeps_the_distractors_in_the_gallery(stub, tmp_path):
+    stub(tmp_path, *(f"{folder}/{pid:04d}_{c}_1_1_1_1_1.jpeg" for pid in range(1, 21) for c, folder in ((1, "probe"), (2, "gallery"))))
+    stub(tmp_path, "gallery/0000_3_1_1_1_1_1.jpeg")
+    halves = set()
+    for half in range(1, 11):
+        _, listed = labels_by_path(tmp_path, f"grid-{half}")
+        assert Counter(split for _, _, split in listed.values()) == {"train": 20, "query": 10, "gallery": 11}
+        assert listed["gallery/0000_3_1_1_1_1_1.jpeg"] == (0, 3, "gallery")
+        halves.add(frozenset(pid for pid, _, split in listed.values() if split == "train"))
+    assert len(halves) == 10
+
+
+def mars_info(folder, tracks, queries):
+    """Write MARS's lists of the test tracks, each with its name and number of images, and the numbers of the query tracks from 1."""
+    from scipy.io import savemat
+
+    folder.mkdir(parents=True)
+    names = [f"{track}F{frame:03d}.jpg" for track, frames in tracks for frame in range(1, frames + 1)]
+    (folder / "test_name.txt").write_text("\n".join(names) + "\n")
+    ends = np.cumsum([frames for _, frames in tracks])
+    rows = [[end - frames + 1, end, 1, 1] for (_, frames), end in zip(tracks, ends, strict=True)]
+    savemat(folder / "tracks_test_info.mat", {"track_test_info": np.array(rows)})
+    savemat(folder / "query_IDX.mat", {"query_IDX": np.array([queries])})
+    return names
+
+
+@pytest.mark.parametrize("place", ["info", "MARS-evaluation/info"])
+def test_the_query_tracks_of_mars_come_from_its_lists(stub, tmp_path, place):
+    names = mars_info(tmp_path / place, [("00-1C1T0001", 2), ("0000C1T0001", 1), ("0002C1T0001", 3), ("0002C2T0002", 2)], [4])
+    stub(tmp_path, *(f"bbox_test/{name[:4]}/{name}" for name in names), "bbox_train/0001/0001C1T0001F001.jpg")
+    images = list(read_layout(tmp_path)[1])
+    assert Counter((image.pid, image.split) for image in images) == {
+        (-1, "gallery"): 2,
+        (0, "gallery"): 1,
+        (2, "gallery"): 3,
+        (2, "query"): 2,
+        (1, "train"): 1,
+    }
+    assert not any(image.notes for image in images)
+    (tmp_path / place / "test_name.txt").write_text("0001C1T0001F001.jpg\n")
+    with pytest.raises(DataError, match="does not fit tracks_test_info"):
+        read_layout(tmp_path)
+    (tmp_path / place / "query_IDX.mat").write_bytes(b"no MATLAB")
+    with pytest.raises(DataError, match="does not hold the lists of MARS"):
+        read_layout(tmp_path)
+    (tmp_path / place / "tracks_test_info.mat").unlink()
+    with pytest.raises(DataError, match=r"tracks_test_info\.mat is missing"):
+        read_layout(tmp_path)
+
+
+def test_an_archive_beside_nothing_is_named(stub, tmp_path):
+    stub(tmp_path, "bbox_train.zip")
+    with pytest.raises(DataError, match=r"unpack bbox_train\.zip first"):
+        read_layout(tmp_path)
+    with pytest.raises(DataError, match="unpack it, and give the folder"):
+        read_layout(tmp_path / "bbox_train.zip")

@@ -2,7 +2,9 @@
 
 import itertools
 import re
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from pul_core.errors import DataError
 from tasks.models import model_file
@@ -20,7 +23,7 @@ from tasks.store.runs import create_run_folder, find_run_folder, matching_ids, n
 from tasks.tracking.client import client, get_or_create_experiment, search_all_runs
 from tasks.tracking.domain_pairs import canonical_location, domain_pair, experiment_of, registered_model_of
 from tasks.tracking.results import RUN_ID_TAG, find_run, read_results, run_id_of
-from tasks.tracking.runs import PROCESS_TAG
+from tasks.tracking.runs import PROCESS_TAG, _log_inputs
 
 NAMES = st.sampled_from(["baseline", "baseline-2", "amber-fox", "b", "run", "a.b_c"])
 IDS = st.lists(st.tuples(NAMES, st.uuids().map(str)), max_size=8).map(lambda pairs: {new_run_id(*pair): pair[0] for pair in pairs})
@@ -295,3 +298,19 @@ def test_an_original_model_is_known_by_its_file(module_home, tmp_path):
         domain_pair(replace(resolve_plan({"target": "/t"}), source=source), list(source), "t").digest for source in (("a", "b"), ("b", "a"))
     ]
     assert order[0] == order[1]
+
+
+def test_runs_that_start_together_can_record_the_same_data_set(runs_home):
+    experiment = get_or_create_experiment("together").experiment_id
+    runs = [client().create_run(experiment).info.run_id for _ in range(20)]
+    barrier = threading.Barrier(4)
+
+    def record(pair):
+        number, run_id = pair
+        barrier.wait()
+        data = Dataset(f"set {number // 4}", "digest", "local", "{}", profile="{}")
+        _log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "target")])])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(record, enumerate(runs)))
+    assert all(len(client().get_run(run_id).inputs.dataset_inputs) == 1 for run_id in runs)

@@ -208,3 +208,39 @@ def test_unclustered_images_get_a_class_each_and_change_nothing_else(clusters, m
     assert reliable.pseudo_labels[~clustered].tolist() == list(range(without.num_classes, without.num_classes + num_unclustered))
     assert (reliable.similarity[~clustered] == 1).all()
     assert reliable.num_classes == without.num_classes + num_unclustered
+
+
+@pytest.mark.parametrize(
+    ("cluster", "min_similarity", "advice", "never"),
+    [
+        ([0] * 32, -1, "one cluster has 32 of the 32 images: lower DBSCAN's max_distance", "min_similarity"),
+        ([0] * 32, 0.45, "one cluster has 32 of the 32 images: lower DBSCAN's max_distance", "raise DBSCAN"),
+        ([0] * 20 + [-1] * 4, -1, "one cluster has 20 of the 24 images", "raise DBSCAN"),
+        ([0] * 20 + [1, 2, 3], -1, "one cluster has 20 of the 23 images", "raise DBSCAN"),
+        ([-1] * 12, -1, "12 of the 12 images are alone or in no cluster: raise DBSCAN's max_distance", "min_similarity"),
+        ([0, 0] + [-1] * 10, -1, "10 of the 12 images are alone or in no cluster: raise DBSCAN's max_distance", "lower DBSCAN"),
+        (list(range(12)), 0.45, "12 of the 12 images are alone or in no cluster", "min_similarity"),
+        ([0] * 3 + [1] * 3, 0.85, r"2 have two images, but lambda leaves them out: lower min_similarity \(0.85\)", "max_distance"),
+        ([0] * 3 + [1] * 3 + [-1] * 20, 0.85, "lambda leaves them out", "max_distance"),
+    ],
+)
+def test_each_cause_of_too_few_clusters_has_its_own_advice(cluster, min_similarity, advice, never):
+    cluster = np.array(cluster)
+    centre = np.array([np.flatnonzero(cluster == number)[0] for number in range(cluster.max() + 1)], np.int64)
+    similarity = np.where(cluster >= 0, np.float32(0.3), np.float32(-1))
+    with pytest.raises(UnreliableError, match=advice) as error:
+        select(Clusters(cluster, centre, similarity, similarity), min_similarity)
+    assert never not in str(error.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-1, 3), min_size=1, max_size=12))
+def test_lambda_of_minus_one_is_never_to_be_lowered(numbers):
+    present = {number: index for index, number in enumerate(sorted(set(numbers) - {-1}))} | {-1: -1}
+    cluster = np.array([present[number] for number in numbers])
+    centre = np.array([np.flatnonzero(cluster == number)[0] for number in range(cluster.max() + 1)], np.int64)
+    similarity = np.full(len(cluster), -1, np.float32)  # not even a member's cosine exceeds -1
+    try:
+        select(Clusters(cluster, centre, similarity, similarity), -1)
+    except UnreliableError as error:
+        assert "min_similarity" not in str(error)

@@ -21,6 +21,7 @@ def prefect(folder, *arguments, timeout=540):
 
 
 def test_the_deployment_completes(finished_run):
+    """The folder of `pul up` contains foreign modules with the names of the project's packages (tests/conftest.py)."""
     assert "Completed" in finished_run.printed
     command = [BIN / "pul", "results", finished_run.name, "--json"]
     done = subprocess.run(command, cwd=finished_run.folder, env={}, capture_output=True, text=True, check=True)
@@ -73,7 +74,7 @@ def listening(folder):
     addresses = set()
     for process in psutil.process_iter():
         try:
-            if process.cwd() == str(folder):
+            if Path(process.cwd()).is_relative_to(folder):
                 connections = process.net_connections("inet")
                 addresses |= {(connection.laddr.ip, connection.laddr.port) for connection in connections if connection.status == "LISTEN"}
         except (psutil.NoSuchProcess, psutil.AccessDenied):

@@ -15,8 +15,8 @@ def camera_aware_encoding(features: Features, camids: Ints, *, num_neighbours: i
 
     Args:
         features: (n, d).
-        camids: (n,) camera of each image; unknown cameras (-1) count as one camera. If all are equal, only the neighbours on the same
-            camera are used.
+        camids: (n,) camera of each image; an unknown camera (-1) differs from every camera, also from another unknown one. If all images
+            are from one known camera, only the neighbours on the same camera are used.
         num_neighbours: k on the other cameras; on the same camera it is 0.4 k.
         num_averaged: number of nearest images over which an encoding is averaged, half of them on the same camera; 1: no averaging.
 

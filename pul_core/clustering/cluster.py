@@ -16,7 +16,7 @@ def cluster_features(
 
     Args:
         features: (n, d), one row per image.
-        camids: (n,) camera of each image; unknown cameras (-1) count as one camera.
+        camids: (n,) camera of each image; an unknown camera (-1) differs from every camera, also from another unknown one.
         clustering: the settings of the whitening.
         algorithm: the settings of k-means or of DBSCAN; their type chooses the algorithm.
         centre_cameras: whether features are centred by camera before they are whitened.

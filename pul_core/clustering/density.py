@@ -21,7 +21,7 @@ def cluster_by_density(features: Features, camids: Ints, settings: Dbscan) -> Cl
 
     Args:
         features: (n, d), one row per image.
-        camids: (n,) camera of each image, used only if ``camera_aware``; unknown cameras (-1) count as one camera.
+        camids: (n,) camera of each image, used only if ``camera_aware``; -1 is unknown and differs from every camera.
         settings: the neighbourhoods, epsilon (``max_distance``) and the other options.
 
     Returns:
@@ -56,11 +56,12 @@ def cluster_by_density(features: Features, camids: Ints, settings: Dbscan) -> Cl
 def jaccard_distances_below(
     features: Features, camids: Ints, *, num_neighbours: int, num_averaged: int, max_distance: float
 ) -> sparse.csr_matrix:
-    """Return the Jaccard distances of all pairs of images up to a limit; they are camera-aware if there are two cameras or more.
+    """Return the Jaccard distances of all pairs of images up to a limit; they are camera-aware if the images differ in their cameras.
 
     Args:
         features: (n, d), one row per image.
-        camids: (n,) camera of each image; unknown cameras (-1) count as one camera.
+        camids: (n,) camera of each image; an unknown camera (-1) differs from every camera. If all are unknown, or all are the same, the
+            distances are those without cameras.
         num_neighbours: k of the neighbourhoods.
         num_averaged: number of nearest images over which an encoding is averaged.
         max_distance: the limit; larger distances are not stored.
@@ -76,7 +77,7 @@ def jaccard_distances_below(
         >>> jaccard_distances_below(features, np.zeros(4, int), num_neighbours=1, num_averaged=1, max_distance=0.5).indices.tolist()
         [0, 1, 0, 1, 2, 3, 2, 3]
     """
-    if len(np.unique(camids)) > 1:
+    if len(np.unique(camids)) > 1:  # neither a single camera nor only unknown ones
         encoding = camera_aware_encoding(features, camids, num_neighbours=num_neighbours, num_averaged=num_averaged)
     else:
         neighbours = nearest_neighbours(features, max(num_neighbours + 1, num_averaged))

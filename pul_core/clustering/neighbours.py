@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 
 from pul_core.arrays import Features, Ints, unit_rows
+from pul_core.identities import separate_unknown_cameras
 
 ROWS, COLUMNS = 1024, 8192  # shape of a block of cosines: 32 MB
 PAIRS = 1 << 13  # pairs of features per block
@@ -30,7 +31,8 @@ def nearest_neighbours(features: Features, k: int, *, camids: Ints | None = None
     Args:
         features: (n, d), may be memory-mapped.
         k: number of neighbours; at most n are returned.
-        camids: (n,) camera of each image, to search each image's own camera only; None to search all images.
+        camids: (n,) camera of each image, to search each image's own camera only; None to search all images. An unknown camera (-1)
+            differs from every camera, so that an image from one is alone on it.
         same_camera: False searches all other cameras instead, and the image itself is not among the neighbours.
 
     Returns:
@@ -45,6 +47,7 @@ def nearest_neighbours(features: Features, k: int, *, camids: Ints | None = None
         ([[0, 2], [1, 2], [2, 0]], [2.0, 2.0])
     """
     n, k = len(features), min(k, len(features))
+    camids = None if camids is None else separate_unknown_cameras(camids)
     nearest, cosine = torch.empty((n, k), dtype=torch.int64), torch.full((n, k), -torch.inf)
     smallest_cosine = torch.full((n,), torch.inf)
     for first_column in range(0, n, COLUMNS):

@@ -50,7 +50,7 @@ def clusters_by_distance(
 
     Args:
         features: (n, d), one row per image.
-        camids: (n,) camera of each image; unknown cameras (-1) count as one camera.
+        camids: (n,) camera of each image; an unknown camera (-1) differs from every camera, also from another unknown one.
         num_neighbours: as in ``settings.Dbscan``.
         num_averaged: as in ``settings.Dbscan``.
         min_samples: as in ``settings.Dbscan``.

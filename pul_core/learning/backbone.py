@@ -1,17 +1,16 @@
 """The backbone: a convolutional network that ends in global average pooling and maps an image to a feature. It has no classifier."""
 
-from collections.abc import Mapping
+import functools
 from difflib import get_close_matches
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from pul_core.errors import DataError, UserError
+from pul_core.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-PREFIXES = ("module.", "model.", "backbone.", "base.", "encoder.", "features.")  # of tensor names in other projects' checkpoints
 
 
 def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.Module:
@@ -37,18 +36,60 @@ def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.
     """
     if name == "resnet50" and pretrained:
         name = "resnet50.tv_in1k"
+    if not timm.is_model(name) or ("." in name and not timm.is_model_pretrained(name)):  # after the dot, a set of weights is named
+        names = [*timm.list_models(), *timm.list_pretrained()]
+        close_matches = get_close_matches(name.lower(), names, 5) or ["resnet50", "mobilenetv2_100"]
+        raise UserError(f"timm has no backbone {name!r}: choose another, e.g. {', '.join(close_matches)}")
     torch.manual_seed(seed)
-    try:
-        backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="avg")
-    except RuntimeError as error:
-        if not timm.is_model(name):
-            close_matches = get_close_matches(name, timm.list_models(), 5) or ["resnet50", "mobilenetv2_100"]
-            raise UserError(f"timm has no backbone {name!r}: choose another, e.g. {', '.join(close_matches)}") from error
-        raise
+    backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="avg")
     # Some MobileNets apply a wide convolution after the pooling, as a part of the head; this method uses the pooled feature map itself.
     if hasattr(backbone, "conv_head") and getattr(backbone, "head_hidden_size", backbone.num_features) != backbone.num_features:
         raise UserError(f"backbone {name} has layers between its pooling and its classifier: choose one that ends in average pooling")
     return backbone.to(memory_format=torch.channels_last)
+
+
+@functools.cache
+def check_backbone(name: str, height: int, width: int) -> None:
+    """Check that a backbone maps images of a size to one feature each, without memory for its weights.
+
+    Args:
+        name: as for `build_backbone`.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+
+    Raises:
+        UserError: as for `build_backbone`, or the backbone does not accept the size.
+
+    Example:
+        >>> check_backbone("vit_tiny_patch16_224", 224, 224)
+        >>> check_backbone("vit_tiny_patch16_224", 256, 128)
+        Traceback (most recent call last):
+        pul_core.errors.UserError: backbone vit_tiny_patch16_224 does not accept images of 256 x 128 pixels (Input height (256) doesn't \
+match model (224).): choose another size, or another backbone
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            backbone = build_backbone(name).eval()
+            shape = backbone(torch.zeros(2, 3, height, width)).shape
+    except UserError:
+        raise
+    except Exception as error:  # what a backbone raises depends on its author
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"backbone {name} does not accept images of {height} x {width} pixels ({reason}): choose another size, or another backbone"
+        ) from error
+    if shape != (2, backbone.num_features):
+        raise UserError(f"backbone {name} has layers between its pooling and its classifier: choose one that ends in average pooling")
+
+
+def has_imagenet_weights(name: str) -> bool:
+    """Return whether timm's hub has trained weights of a backbone.
+
+    Example:
+        >>> has_imagenet_weights("resnet50"), has_imagenet_weights("resnet34.no_such_weights")
+        (True, False)
+    """
+    return timm.is_model_pretrained(name)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -67,56 +108,3 @@ def normalise(images: Tensor) -> Tensor:
     scale = torch.tensor([1 / (255 * s) for s in IMAGENET_STD], device=images.device).view(1, 3, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], device=images.device).view(1, 3, 1, 1)
     return images.float().mul_(scale).sub_(shift)
-
-
-def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> int:
-    """Load a state dict of torchvision, timm or torchreid into a backbone, ignoring its classifier and the prefixes of its tensor names.
-
-    Args:
-        backbone: changed in place.
-        state: tensors by name.
-
-    Returns:
-        The number of tensors loaded.
-
-    Raises:
-        DataError: a tensor is missing or has another shape than the backbone's (another architecture), or the file holds two models.
-
-    Example:
-        >>> backbone = build_backbone("resnet10t")
-        >>> foreign = {f"module.{name}": tensor for name, tensor in backbone.state_dict().items()}
-        >>> load_foreign_state(backbone, foreign) == len(foreign)
-        True
-    """
-    expected = backbone.state_dict()
-    matched: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        name = _strip_prefixes(key, expected)
-        if name in matched:
-            raise DataError(f"tensor {name} occurs twice: the file holds more than one model, export only the backbone")
-        if name is not None:
-            matched[name] = tensor
-    missing = [name for name in expected if name not in matched and not name.endswith("num_batches_tracked")]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of the backbone's {len(expected)} tensors are missing, e.g. {missing[0]}: "
-            "the weights are of another architecture, choose the backbone they belong to"
-        )
-    for name, tensor in matched.items():
-        if tensor.shape != expected[name].shape:
-            raise DataError(
-                f"tensor {name} has shape {tuple(tensor.shape)} in the file and {tuple(expected[name].shape)} in the backbone: "
-                "the weights are of another architecture, choose the backbone they belong to"
-            )
-    backbone.load_state_dict(matched, strict=False)
-    return len(matched)
-
-
-def _strip_prefixes(key: str, expected: Mapping[str, Tensor]) -> str | None:
-    """Return the backbone's name of a tensor, or None if the backbone has no such tensor."""
-    while key not in expected:
-        prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
-        if prefix is None:
-            return None
-        key = key.removeprefix(prefix)
-    return key

@@ -7,7 +7,7 @@ from scipy.special import gammaln
 
 from pul_core.arrays import Features, Floats, Ints, Mask
 from pul_core.errors import UserError
-from pul_core.identities import JUNK_PID, NO_CAMERA
+from pul_core.identities import JUNK_PID, is_same_camera
 from pul_core.scoring.ranks import (
     TIE_TOLERANCE,
     DistanceFunction,
@@ -103,8 +103,7 @@ def score_queries(
     }
 
     def ignored(query_idx: Ints, gallery_idx: Ints) -> Mask:
-        row_camids, column_camids = query_camids[query_idx, None], gallery_camids[gallery_idx]
-        mask: Mask = (row_camids == column_camids) & (row_camids != NO_CAMERA)
+        mask = is_same_camera(query_camids[query_idx, None], gallery_camids[gallery_idx])
         if same_camera == "ignore_same_identity":
             mask &= query_pids[query_idx, None] == gallery_pids[gallery_idx]
         return mask

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from pul_core.arrays import Features, Ints, take_rows, unit_rows
 from pul_core.errors import UserError
-from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA, is_same_camera
 from pul_core.scoring.evaluation import SameCamera, Scores, score_queries
 from pul_core.scoring.ranks import GALLERY_BLOCK, Ties
 from pul_core.scoring.reranking import Reranking, reranked_distances
@@ -133,7 +133,7 @@ def _splits(protocol: Protocol, query: FeatureSet, gallery: FeatureSet, seed: in
             yield split, query_idx, gallery_idx
             continue
         for camid in np.unique(query.camids[query_idx]):
-            other_cameras = gallery_idx[(gallery.camids[gallery_idx] != camid) | (camid == NO_CAMERA)]
+            other_cameras = gallery_idx[~is_same_camera(gallery.camids[gallery_idx], camid)]
             shuffled = rng.permutation(other_cameras)
             _, first = np.unique(gallery.pids[shuffled], return_index=True)
             yield split, query_idx[query.camids[query_idx] == camid], np.sort(shuffled[first])

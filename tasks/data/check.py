@@ -13,12 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pul_core.identities import DISTRACTOR_PID, NO_CAMERA
+from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA, separate_unknown_cameras
+from tasks.data import plausibility
 from tasks.store.artifacts import column, read_table
 from tasks.store.readers import camids
 from tasks.store.references import ImageSet, Reference
 
 EXAMPLES = 5
+SINCE_1970 = 500_000_000  # seconds; smaller times are not counted from 1970
+SPREADSHEET_DAYS = (40_000, 60_000)  # 2009 to 2064
 Severity = Literal["info", "warning", "error"]
 Verdict = Literal["sound", "usable", "unusable"]
 
@@ -38,6 +41,9 @@ ADVICE = {
     "blank": "these images show a single colour: check the detector or the camera that made them",
     "duplicates": "these files have the same bytes as an earlier file, count twice in training and inflate scores: delete the copies",
     "test_images_in_train": "these query or gallery images have the same bytes as a training image: remove them from the training split",
+    "listed_twice": "these paths are listed more than once, so their images count more than once: list each image once",
+    "distractors": "these gallery images have identity 0: they are scored and never a correct match; number people from 1",
+    "junk": "these gallery images have identity -1: they are left out of scoring",
     "unlabelled": "these images have no identity: they are neither used as labelled source images nor scored",
     "one_identity": "a source needs at least two identities: add people, or use the set as a target",
     "single_image_identities": "these identities have a single training image each: add images of them, or ignore this",
@@ -51,6 +57,25 @@ ADVICE = {
     ),
     "unanswerable_queries": (
         "the gallery has no image of these identities from another camera, so these queries are not scored: check names and cameras"
+    ),
+    "single_camera": (
+        "all query and gallery images are from one camera, and only images from another camera are matches, so nothing can be scored: "
+        "give images from a second camera, or correct the camera numbers"
+    ),
+    "whole_frames": "these images are probably whole frames, not crops of people: leave them out, or crop the people (pul data crop)",
+    "odd_shapes": "these images are wider than high, or very thin, unlike people: check that they show people, upright and uncut",
+    "other_classes": "these images are filed under a class that is not a person: leave them out, or give the folder of the class person",
+    "lone_images": (
+        "each of these images is alone on its camera, so the cameras are probably file names or times, and methods that use cameras fail: "
+        "state a pattern whose camera is the same for all images of a camera, or none"
+    ),
+    "cameras_like_tracks": (
+        "there are so many cameras, with few images each, that they are probably tracks or people, and methods that use cameras suffer: "
+        "state the cameras in a pattern or a manifest, or none"
+    ),
+    "cameras_like_identities": (
+        "each camera shows a single person, so the cameras are probably identities or tracks, and nothing can be scored or learned across "
+        "cameras: check which number is the camera"
     ),
 }
 
@@ -91,17 +116,21 @@ def check_set(images: ImageSet) -> Report:
     """Check an indexed data set, independently of what it will be used for."""
     table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
     findings = [
+        *listing_findings(images),
+        *time_findings(table),
         *file_findings(table),
         *identity_findings(table, labels),
         *evaluation_findings(table, labels),
         *training_findings(table, labels),
+        *crop_findings(table, images.root),
+        *camera_findings(table),
     ]
     return Report(
         path=images.root,
         layout=images.layout,
         images=table.num_rows,
         identities=count_identities(column(labels, "pid")) if labels else None,
-        cameras=pc.count_distinct(table["camid"]).as_py() or None,
+        cameras=len(np.setdiff1d(camids(table), NO_CAMERA)) or None,
         splits=images.splits,
         sizes={name: spread for name in ("width", "height", "bytes") if (spread := _spread(table[name]))},
         findings=findings,
@@ -118,6 +147,29 @@ def verdict_of(findings: list[Finding]) -> Verdict:
     """
     severities = {finding.severity for finding in findings}
     return "unusable" if "error" in severities else "usable" if "warning" in severities else "sound"
+
+
+def listing_findings(images: ImageSet) -> Iterator[Finding]:
+    """Yield findings about what the listing states but was not read, or not as it is written."""
+    for note, count in images.notes.items():
+        yield Finding(code="not_as_written", count=count, advice=note)
+
+
+def time_findings(table: pa.Table) -> Iterator[Finding]:
+    """Yield a finding if times are counted from different origins, or look like days of a spreadsheet.
+
+    Args:
+        table: images.parquet.
+    """
+    if (times := table["timestamp"].drop_null()).length() == 0:
+        return
+    first, last = (round(value.as_py()) for value in pc.min_max(times).values())
+    if first < SINCE_1970 <= last:
+        advice = f"times reach from {first:,} to {last:,} seconds, so some count from 1970 and others do not: write all in one form"
+        yield Finding(code="odd_times", count=int(pc.sum(pc.less(times, SINCE_1970)).as_py()), advice=advice)
+    elif SPREADSHEET_DAYS[0] <= first and last < SPREADSHEET_DAYS[1]:
+        advice = f"times from {first:,} to {last:,} look like a spreadsheet's days since 1900, but are read as seconds: write dates"
+        yield Finding(code="odd_times", count=times.length(), advice=advice)
 
 
 def file_findings(table: pa.Table) -> Iterator[Finding]:
@@ -144,7 +196,11 @@ def file_findings(table: pa.Table) -> Iterator[Finding]:
 
 
 def _duplicate_findings(table: pa.Table) -> Iterator[Finding]:
-    rows = np.flatnonzero(usable_mask(table))
+    paths = table["path"].combine_chunks().dictionary_encode().indices.to_numpy()  # one number per path
+    is_repeated = np.ones(len(paths), bool)
+    is_repeated[np.unique(paths, return_index=True)[1]] = False
+    yield from _image_finding("listed_twice", np.flatnonzero(is_repeated), table["path"])
+    rows = np.flatnonzero(usable_mask(table) & ~is_repeated)
     content = table["sha256"].take(rows).combine_chunks().dictionary_encode().indices.to_numpy()  # one number per digest
     is_copy = np.ones(len(rows), bool)
     is_copy[np.unique(content, return_index=True)[1]] = False  # the first file with each content
@@ -162,7 +218,10 @@ def identity_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Find
     """
     if labels is None:
         return
-    yield from _image_finding("unlabelled", np.flatnonzero(labels["identity"].is_null()), table["path"], "info")
+    has_identity = _as_mask(labels["identity"].is_valid())
+    yield from _image_finding("unlabelled", np.flatnonzero(~has_identity), table["path"], "info")
+    for code, pid in (("distractors", DISTRACTOR_PID), ("junk", JUNK_PID)):
+        yield from _image_finding(code, np.flatnonzero(has_identity & (column(labels, "pid") == pid)), table["path"], "info")
     pids, rows = column(labels, "pid"), usable_rows(table, "train")
     rows = rows[pids[rows] > DISTRACTOR_PID]
     identities, counts = np.unique(pids[rows], return_counts=True)
@@ -170,7 +229,11 @@ def identity_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Find
         yield from _identity_finding("one_identity", identities, labels)
     yield from _identity_finding("single_image_identities", identities[counts == 1], labels)
     cameras = camids(table)[rows]
-    if (cameras != NO_CAMERA).any():
+    is_known = cameras != NO_CAMERA
+    if plausibility.are_identities(pids[rows][is_known], cameras[is_known]):
+        yield from _identity_finding("cameras_like_identities", identities, labels)
+    elif is_known.any():
+        cameras = separate_unknown_cameras(cameras)
         pid_of_pair = np.unique(np.stack((pids[rows], cameras)), axis=1)[0]  # one entry for each pair of identity and camera
         num_cameras = np.unique(pid_of_pair, return_counts=True)[1]
         yield from _identity_finding("single_camera_identities", identities[(num_cameras == 1) & (counts > 1)], labels)
@@ -193,10 +256,51 @@ def evaluation_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Fi
     pids = column(labels, "pid")
     shared = np.intersect1d(pids[train], pids[np.concatenate((query, gallery))])
     yield from _identity_finding("identities_in_train_and_test", shared[shared > DISTRACTOR_PID], labels)
-    if len(query) and len(gallery):
-        has_match = _answerable_queries(table, labels)
+    if len(query) and len(gallery) and has_single_camera(camids(table)[np.concatenate((query, gallery))]):
+        yield Finding(code="single_camera", count=len(query) + len(gallery), advice=ADVICE["single_camera"])
+    elif len(query) and len(gallery):
+        has_match = answerable_queries(table, labels)
         advice = "no query has a match in the gallery from another camera, so nothing can be scored: check names and cameras"
         yield from _image_finding("unanswerable_queries", query[~has_match], table["path"], advice=None if has_match.any() else advice)
+
+
+def has_single_camera(cameras: npt.NDArray[np.int64]) -> bool:
+    """Return whether all images (n,) are from the same known camera, so that no query has a match from another one."""
+    return len(np.unique(separate_unknown_cameras(cameras))) == 1
+
+
+def crop_findings(table: pa.Table, root: str) -> Iterator[Finding]:
+    """Yield findings about images that are probably no crops of people: by their size, or by the names of their folders.
+
+    Args:
+        table: images.parquet.
+        root: of the data set; its last folder may name a class, too.
+    """
+    rows, paths = np.flatnonzero(usable_mask(table)), table["path"]
+    width, height = (table[name].take(pa.array(rows)).to_numpy() for name in ("width", "height"))
+    is_frame = plausibility.find_whole_frames(width, height)
+    is_odd = plausibility.find_odd_shapes(width, height) & ~is_frame
+    yield from _image_finding("whole_frames", rows[is_frame], paths)
+    yield from _image_finding(
+        "odd_shapes", rows[is_odd], paths, "warning" if is_odd.sum() >= plausibility.ODD_SHARE * len(rows) else "info"
+    )
+    has_other_class = plausibility.find_other_classes(pc.binary_join_element_wise(root.rsplit("/", 1)[-1], paths, "/"))
+    yield from _image_finding("other_classes", np.flatnonzero(has_other_class), paths)
+
+
+def camera_findings(table: pa.Table) -> Iterator[Finding]:
+    """Yield a finding if the cameras are probably none: each image has its own, or there are very many with few images each.
+
+    Args:
+        table: images.parquet.
+    """
+    rows = np.flatnonzero(usable_mask(table) & (camids(table) != NO_CAMERA))
+    cameras, first, sizes = np.unique(camids(table)[rows], return_index=True, return_counts=True)
+    if plausibility.are_lone_images(len(rows), len(cameras)):
+        yield from _image_finding("lone_images", rows, table["path"])
+    elif plausibility.are_tracks(sizes):
+        examples = table["path"].take(pa.array(rows[first[:EXAMPLES]])).to_pylist()
+        yield Finding(code="cameras_like_tracks", count=len(cameras), examples=examples, advice=ADVICE["cameras_like_tracks"])
 
 
 def training_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Finding]:
@@ -208,14 +312,20 @@ def training_findings(table: pa.Table, labels: pa.Table | None) -> Iterator[Find
     """
     if len(usable_rows(table, "train")):
         return
-    if labels is not None and _answerable_queries(table, labels).any():
+    if labels is not None and answerable_queries(table, labels).any():
         yield Finding(code="no_training_images", advice="the training split has no usable image: use the set for scoring only")
     else:
         advice = "the training split has no usable image, and nothing can be scored: see the other findings"
         yield Finding(code="no_training_images", severity="error", advice=advice)
 
 
-def _answerable_queries(table: pa.Table, labels: pa.Table) -> npt.NDArray[np.bool_]:
+def answerable_queries(table: pa.Table, labels: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return for each usable query image, in the order of the rows, whether it can be scored (q,).
+
+    Args:
+        table: images.parquet.
+        labels: labels.parquet.
+    """
     pids, cameras, query, gallery = column(labels, "pid"), camids(table), usable_rows(table, "query"), usable_rows(table, "gallery")
     return answerable(pids[query], cameras[query], pids[gallery], cameras[gallery])
 

@@ -1,44 +1,65 @@
-"""Layouts of data sets on disk: their names, detection of the layout of a folder or file, and the entry point that lists its images."""
+"""Layouts of data sets on disk: their names, and the entry point that lists the images of a data set."""
 
+import difflib
 import itertools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pul_core.errors import DataError
+from tasks.data.cells import compact
+from tasks.data.detection import find_layout, layout_of, sets_below
 from tasks.data.folder_layouts import list_by_pattern, list_folder, list_folder_per_identity
-from tasks.data.listing import IMAGE_SUFFIXES, ListedImage, iter_image_paths
+from tasks.data.listing import IMAGE_SUFFIXES, ListedImage, is_hidden
 from tasks.data.locations import is_url
-from tasks.data.manifests import MANIFEST_SUFFIXES, list_manifest
-from tasks.data.published_layouts import CUHK01_NAME, READERS, VIPER_NAME
+from tasks.data.manifests import MANIFEST_NAMES, MANIFEST_SUFFIXES, list_manifest, manifests_in
+from tasks.data.published_layouts import NUM_HALVES, READERS
 
 LAYOUTS = ("folder", "folder-per-identity", "manifest", "pattern", *READERS)
+# Other names of layouts, without case and punctuation. Case and punctuation of the names themselves do not matter either.
+OTHER_NAMES = {
+    "market1501": "market market1501v150915 duke dukemtmc dukemtmcreid occludedduke cvat",
+    "msmt17": "msmt msmt17v1 msmt17v2",
+    "veri776": "veri",
+    "grid": "qmulgrid undergroundreid",
+    "ltcc": "ltccreid",
+    "folder": "folders plain crops images",
+    "folder-per-identity": "identityfolder identityfolders folderperperson folderperid identity identities imagefolder",
+    "manifest": "csv tsv parquet table",
+    "pattern": "regex regexp",
+    "lists": "list pul",
+    "cuhk03-np-labelled": "cuhk03nplabeled",
+}
+LAYOUT_OF_NAME = {compact(layout): layout for layout in LAYOUTS} | {
+    name: layout for layout, names in OTHER_NAMES.items() for name in names.split()
+}
 LIST_SUFFIXES = (".list", ".txt")
-MANIFEST_NAMES = tuple(f"manifest{suffix}" for suffix in MANIFEST_SUFFIXES)
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z")
 
 
 def read_layout(root: str | Path, layout: str | None = None, pattern: str | None = None) -> tuple[str, Iterable[ListedImage]]:
     """Return the name of a data set's layout and its images, listed one at a time and always in the same order.
 
-    Images named by lists and manifests are listed even if the files are missing.
+    A known set that lies up to `SEARCH_DEPTH` folders deeper is found. Images named by lists and manifests are listed even if the files are
+    missing.
 
     Args:
-        root: a folder, a manifest (.csv, .parquet; also at an fsspec URL), or a list (.list, .txt).
-        layout: one of `LAYOUTS`; None detects it, but never detects folder-per-identity.
+        root: a folder, a manifest (.csv, .tsv, .parquet; also at an fsspec URL), or a list (.list, .txt).
+        layout: one of `LAYOUTS`, or another spelling of it; None detects it, but never detects folder-per-identity.
         pattern: for layout ``pattern`` only: a regular expression with groups named identity, camera, split, timestamp.
 
     Raises:
         DataError: the location is missing, has no images, or does not fit the layout. Errors in later images are raised when reached.
     """
     location = str(root)
-    if layout is not None and layout not in LAYOUTS:
-        raise DataError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
+    layout = layout if layout is None else _known_layout(layout)
     if pattern is not None and layout not in (None, "pattern"):
         raise DataError(f"a pattern can only be used with layout pattern, got layout {layout}: leave one of them out")
     if not is_url(location) and not Path(location).exists():
         raise DataError(f"{location} is not a folder or file: give the folder that holds the images, a manifest or a list")
-    layout = layout or ("pattern" if pattern is not None else _detect_layout(location))
-    images = _list_images(location, layout, pattern)
+    layout = layout or ("pattern" if pattern is not None else None)
+    folder, layout = _find_set(location, layout)
+    images = _list_images(f"{location}/{folder}" if folder else location, layout, pattern)
     try:
         first = next(images, None)
     except FileNotFoundError as error:
@@ -46,8 +67,76 @@ def read_layout(root: str | Path, layout: str | None = None, pattern: str | None
             f"{location} has no {Path(error.filename).name}, which layout {layout} requires: give the folder that has it, or another layout"
         ) from error
     if first is None:
-        raise DataError(f"{location} holds no images ({', '.join(IMAGE_SUFFIXES)}): give a folder that holds images, at any depth")
-    return layout, itertools.chain((first,), images)
+        raise DataError(f"{location} holds no images ({', '.join(IMAGE_SUFFIXES)}): {_no_images_advice(Path(location), layout)}")
+    images = itertools.chain((first,), images)
+    return layout, (image._replace(path=folder + image.path) for image in images) if folder else images
+
+
+def _known_layout(name: str) -> str:
+    """Return the layout that a name means.
+
+    Raises:
+        DataError: there is no such layout; the message has the closest name.
+    """
+    if layout := LAYOUT_OF_NAME.get(compact(name)):
+        return layout
+    longer = [known for known in LAYOUT_OF_NAME if known.startswith(compact(name) or "-")]
+    close = longer or difflib.get_close_matches(compact(name), LAYOUT_OF_NAME, n=1)
+    advice = f"did you mean {LAYOUT_OF_NAME[close[0]]}? Choose" if close else "choose"
+    halves = f"viper-1 to viper-{NUM_HALVES}, grid-1 to grid-{NUM_HALVES}"
+    names = ", ".join(layout for layout in LAYOUTS if not re.search(r"-\d", layout))
+    raise DataError(f"unknown layout {name!r}: {advice} one of {names}, {halves}")
+
+
+def _find_set(location: str, layout: str | None) -> tuple[str, str]:
+    """Return the folder of the data set relative to the location (empty, or with a trailing slash), and its layout.
+
+    Raises:
+        DataError: as for `find_layout`, or the location is a file in a form that cannot be read directly.
+    """
+    root, suffix = Path(location), Path(location).suffix.lower()
+    if layout is None:
+        if suffix in MANIFEST_SUFFIXES and not root.is_dir():
+            return "", "manifest"
+        if is_url(location):
+            return "", "folder"
+        if not root.is_file():
+            return find_layout(root)
+        if suffix in LIST_SUFFIXES:
+            return "", "lists"
+        if suffix == ".mat":
+            raise DataError(f"{location} has its images inside a MATLAB file: extract them once with `pul data extract`, see docs/data.md")
+        advice = "unpack it, and " if suffix in ARCHIVE_SUFFIXES else ""
+        raise DataError(
+            f"{location} is not a folder, a manifest or a list: {advice}give the folder that holds the images, a manifest or a list"
+        )
+    kind = re.sub(r"-\d+$", "", layout)  # viper-3 is a viper
+    if kind not in READERS or not root.is_dir() or _layout_or_none(root) == kind:
+        return "", layout
+    folders = [folder for folder, other in sets_below(root) if other == kind]
+    if len(folders) > 1:
+        raise DataError(f"{location} holds {len(folders)} sets of layout {layout}: give one of {', '.join(str(root / f) for f in folders)}")
+    return (folders[0] if folders else ""), layout
+
+
+def _layout_or_none(root: Path) -> str | None:
+    """Return the detected layout of a folder; None if it is unknown or ambiguous."""
+    try:
+        return layout_of(root)
+    except DataError:
+        return None
+
+
+def _no_images_advice(root: Path, layout: str) -> str:
+    """Return what to do about a data set without images."""
+    if root.is_dir():
+        if archive := next((file.name for file in sorted(root.iterdir()) if file.suffix.lower() in ARCHIVE_SUFFIXES), None):
+            return f"unpack {archive} first"
+        if layout in READERS and (found := _layout_or_none(root) or "folder") != layout:
+            return f"layout {layout} does not fit this folder: give the folder of such a set, or layout {found}"
+        if link := next((file.name for file in root.iterdir() if file.is_symlink() and file.is_dir() and not is_hidden(file.name)), None):
+            return f"links to folders such as {link} are not followed: give the folder that the link leads to"
+    return "give a folder that holds images, at any depth"
 
 
 def _list_images(location: str, layout: str, pattern: str | None) -> Iterator[ListedImage]:
@@ -63,56 +152,12 @@ def _list_images(location: str, layout: str, pattern: str | None) -> Iterator[Li
     return (READERS | {"folder": list_folder, "folder-per-identity": list_folder_per_identity})[layout](root)
 
 
-def _detect_layout(location: str) -> str:
-    """Return the name of the layout of a folder, file or URL.
-
-    Raises:
-        DataError: the images are in a form that cannot be read directly, or the layout is ambiguous.
-    """
-    root, suffix = Path(location), Path(location).suffix.lower()
-    if suffix in MANIFEST_SUFFIXES and not root.is_dir():
-        return "manifest"
-    if suffix == ".mat" or (root / "cuhk-03.mat").is_file():
-        raise DataError(f"{location} has its images inside a MATLAB file: extract them once with `pul data extract`, see docs/data.md")
-    if is_url(location):
-        return "folder"
-    if root.is_file():
-        if suffix not in LIST_SUFFIXES:
-            raise DataError(
-                f"{location} is not a folder, a manifest or a list: give the folder that holds the images, a manifest or a list"
-            )
-        return "lists"
-    box_folders = [str(root / name) for name in ("detected", "labeled", "labelled") if (root / name / "bounding_box_train").is_dir()]
-    if box_folders:
-        raise DataError(f"{location} holds CUHK03 with two kinds of boxes: give {' or '.join(box_folders)}")
-    is_layout = {  # the most specific layout first
-        "manifest": any((root / name).is_file() for name in MANIFEST_NAMES),
-        "market1501": (root / "bounding_box_train").is_dir() or (root / "bounding_box_test").is_dir(),
-        "msmt17": (root / "list_train.txt").is_file() and (root / "list_query.txt").is_file(),
-        "cuhk03-np-detected": (root / "images_detected").is_dir(),
-        "cuhk03-np-labelled": (root / "images_labeled").is_dir(),
-        "cuhk01": _first_image_matches(root, "campus", CUHK01_NAME),
-        "viper": (root / "cam_b").is_dir() and _first_image_matches(root, "cam_a", VIPER_NAME),
-        "lists": (root / "train.list").is_file(),
-    }
-    layouts = [name for name, matches in is_layout.items() if matches]
-    if len(layouts) > 1 and layouts[0].startswith("cuhk03"):
-        raise DataError(f"{location} holds CUHK03 with two kinds of boxes: state the layout, {' or '.join(layouts[:2])}")
-    return layouts[0] if layouts else "folder"
-
-
-def _first_image_matches(root: Path, folder: str, pattern: re.Pattern[str]) -> bool:
-    """Return whether the path of the first image below a folder matches: a user's own folder may be called campus or cam_a, too."""
-    first = next(iter_image_paths(root, f"{folder}/"), "") if (root / folder).is_dir() else ""
-    return pattern.fullmatch(first) is not None
-
-
 def _manifest_file(location: str) -> str:
     if is_url(location) or Path(location).is_file():
         if not location.lower().endswith(MANIFEST_SUFFIXES):
             raise DataError(f"{location} is not a manifest: give a .csv or .parquet file")
         return location
-    names = [name for name in MANIFEST_NAMES if (Path(location) / name).is_file()]
+    names = manifests_in(Path(location))
     if len(names) != 1:
         raise DataError(f"{location} has {len(names)} manifests ({', '.join(MANIFEST_NAMES)}): give the file itself")
     return str(Path(location) / names[0])

@@ -88,12 +88,13 @@ def open_location(location: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def read_image(root: str, path: str) -> bytes:
+def read_image(root: str, path: str, max_bytes: int | None = None) -> bytes:
     """Return the bytes of an image file.
 
     Args:
         root: as `image_root` returns it.
         path: relative to the root, as a reader listed it; it is never treated as a URL.
+        max_bytes: number of bytes after which reading a URL stops; None reads the whole file.
 
     Raises:
         OSError: the file is missing or cannot be read.
@@ -101,7 +102,11 @@ def read_image(root: str, path: str) -> bytes:
     if not is_url(root):
         return Path(root, path).read_bytes()
     fs, base = _filesystem(root)
-    return bytes(fs.cat_file(f"{base.rstrip('/')}/{path}"))
+    full_path = f"{base.rstrip('/')}/{path}"
+    if max_bytes is None:
+        return bytes(fs.cat_file(full_path))
+    with fs.open(full_path, "rb") as file:
+        return bytes(file.read(max_bytes))
 
 
 def remote_size(url: str) -> int:

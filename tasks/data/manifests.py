@@ -1,31 +1,39 @@
 """Reader of manifests: a CSV or Parquet file that names images relative to its folder, on disk or at an fsspec URL.
 
-Columns: ``path``, relative to the manifest's folder; optional ``identity``, ``camera``, ``timestamp``, ``split``; others are ignored.
+Columns: `tasks.data.cells.HEADINGS`; ``path`` is required. Cells of both formats become text first, and are then parsed by the same rules.
 Images are listed, not opened.
 """
 
 import csv
 import io
 import itertools
-from collections.abc import Iterable, Iterator
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pul_core.errors import DataError
-from tasks.data.listing import ListedImage, parse_image, utc_seconds, validate_image_path
+from tasks.data.cells import COLUMN_OF_HEADING, compact, match_headings
+from tasks.data.listing import IMAGE_SUFFIXES, ListedImage, is_hidden, parse_image, validate_image_path
 from tasks.data.locations import image_root, is_url, open_location
 
-COLUMNS = ("path", "identity", "camera", "timestamp", "split")
 BATCH = 16384  # rows of Parquet in memory at a time
-MANIFEST_SUFFIXES = (".csv", ".parquet")
+CSV_SUFFIXES = (".csv", ".tsv")
+MANIFEST_SUFFIXES = (*CSV_SUFFIXES, ".parquet")
+MANIFEST_NAMES = tuple(f"manifest{suffix}" for suffix in MANIFEST_SUFFIXES)
+TABLE_SUFFIXES = (*MANIFEST_SUFFIXES, ".xlsx", ".xls", ".jsonl")  # the last three are not read, but named
+DELIMITERS = ",;\t|"
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+Rows = Iterator[tuple[str, dict[str, str]]]  # origin (file and row), and the cells by column
 
 
 def list_manifest(location: str) -> Iterator[ListedImage]:
     """List the images of a manifest, in its order. Memory holds one batch of rows.
+
+    The first image has the notes on columns that are not read.
 
     Args:
         location: file or URL of the manifest.
@@ -35,52 +43,144 @@ def list_manifest(location: str) -> Iterator[ListedImage]:
     """
     root = None if is_url(location) else Path(image_root(location))
     with open_location(location) as file:
-        rows = _csv_rows(file, location) if location.lower().endswith(".csv") else _parquet_rows(file, location)
+        notes, rows = _read_csv(file, location) if location.lower().endswith(CSV_SUFFIXES) else _read_parquet(file, location)
         for origin, cells in rows:
-            yield parse_image(validate_image_path(cells["path"] or "", origin, root), cells, origin)
+            image = parse_image(validate_image_path(cells["path"], origin, root), cells, origin)
+            yield image._replace(notes=notes + image.notes) if notes else image
+            notes = ()
 
 
-def _csv_rows(file: IO[bytes], location: str) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """Yield the origin (file and line) and the cells of each row."""
-    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+def manifests_in(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that are called manifest, in any case, for a folder that is given without a file."""
+    return sorted(path.name for path in folder.iterdir() if path.name.lower() in MANIFEST_NAMES) if folder.is_dir() else []
+
+
+def unread_tables(folder: Path) -> list[str]:
+    """Return the names of the tables in a folder that could list its images, for a layout that does not read them."""
+    return sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(TABLE_SUFFIXES) and not is_hidden(path.name))
+
+
+def _read_csv(file: IO[bytes], location: str) -> tuple[tuple[str, ...], Rows]:
+    """Return the notes on the headings, and the rows."""
+    head = file.read(2)
+    file.seek(0)
+    text = io.TextIOWrapper(file, encoding="utf-16" if head in UTF_16_MARKS else "utf-8-sig", newline="")
+    line = 0
     try:
-        _check_columns(reader.fieldnames or (), location)
+        for line, heading in enumerate(itertools.islice(text, 100), 1):
+            if "\0" in heading:
+                raise DataError(f"{location} contains null characters, so it may be UTF-16: save it as UTF-8")
+            if not heading.strip(DELIMITERS + " \r\n") or heading.lower().startswith("sep="):
+                continue
+            for delimiter in DELIMITERS:
+                names = _split_line(heading, delimiter)
+                if any(COLUMN_OF_HEADING.get(compact(name)) == "path" for name in names):
+                    positions, notes = match_headings(names, location)
+                    return notes, _csv_rows(text, location, line, heading, delimiter, positions)
+            if not heading.startswith("#"):
+                raise _no_path_error(location, _split_line(heading, ","))
+    except UnicodeDecodeError as error:
+        raise _encoding_error(location, line + 1, error) from error
+    raise _no_path_error(location, [])
+
+
+def _csv_rows(text: io.TextIOWrapper, location: str, first_line: int, heading: str, delimiter: str, positions: dict[str, int]) -> Rows:
+    """Yield the rows below the heading; rows without any text are left out."""
+    has_blanks = f"{delimiter} " in heading
+    reader = csv.reader(text, strict=True, delimiter=delimiter, skipinitialspace=has_blanks)
+    columns, width = list(positions.items()), len(_split_line(heading, delimiter))
+    last = max(positions.values())
+    try:
         for row in reader:
-            origin = f"{location}, line {reader.line_num}"
-            if None in row:
-                raise DataError(f"{origin} has more fields than the header: quote fields that contain commas")
-            yield origin, row
+            if len(row) != width:
+                if not any(map(str.strip, row)):
+                    continue
+                if any(map(str.strip, row[width:])):
+                    raise DataError(
+                        f"{location}, line {first_line + reader.line_num} has more fields than the header: quote fields that contain "
+                        f"{'commas' if delimiter == ',' else repr(delimiter)}"
+                    )
+                row += [""] * (last + 1 - len(row))
+            cells = {column: row[position] for column, position in columns}
+            if delimiter == ";":
+                cells |= {name: _decimal_point(cells[name]) for name in ("identity", "camera", "timestamp") if name in cells}
+            if cells["path"] or any(map(str.strip, row)):
+                yield f"{location}, line {first_line + reader.line_num}", cells
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{location}, line {reader.line_num + 1} is not valid CSV in UTF-8 ({error}): correct the line, or save the file as UTF-8"
-        ) from error
+        raise _encoding_error(location, first_line + reader.line_num + 1, error) from error
 
 
-def _parquet_rows(file: IO[bytes], location: str) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """Yield the origin (file and row) and the cells of each row."""
+def _split_line(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line.lstrip("# ")], delimiter=delimiter, skipinitialspace=True), [])
+
+
+def _decimal_point(text: str) -> str:
+    """Return a number with a decimal point: where semicolons separate columns, numbers have commas."""
+    return text.replace(",", ".") if text.replace(",", "", 1).strip().lstrip("-").isdecimal() else text
+
+
+def _read_parquet(file: IO[bytes], location: str) -> tuple[tuple[str, ...], Rows]:
+    """Return the notes on the columns, and the rows."""
     try:
         parquet = pq.ParquetFile(file)
-        _check_columns(parquet.schema_arrow.names, location)
-        present = [name for name in COLUMNS if name in parquet.schema_arrow.names]
-        batches = parquet.iter_batches(batch_size=BATCH, columns=present)
-        for number, row in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1):
-            yield f"{location}, row {number}", {name: _cell_text(cell) for name, cell in row.items()}
+    except (pa.ArrowException, OSError) as error:
+        raise _parquet_error(location, error) from error
+    fields = [field for field in parquet.schema_arrow if _is_readable(field.type)]
+    names = [field.name for field in fields]
+    unreadable = [field for field in parquet.schema_arrow if not _is_readable(field.type) and compact(field.name) in COLUMN_OF_HEADING]
+    if not any(COLUMN_OF_HEADING.get(compact(name)) == "path" for name in names):
+        raise _no_path_error(location, [f"{field.name} ({field.type})" for field in parquet.schema_arrow])
+    positions, notes = match_headings(names, location)
+    notes += tuple(
+        f"column {field.name!r} holds {field.type}, which is not read: write text or numbers, or ignore this"
+        for field in unreadable
+        if COLUMN_OF_HEADING[compact(field.name)] not in positions
+    )
+    return notes, _parquet_rows(parquet, location, {column: names[position] for column, position in positions.items()})
+
+
+def _parquet_rows(parquet: pq.ParquetFile, location: str, names: dict[str, str]) -> Rows:
+    row = 0
+    try:
+        for batch in parquet.iter_batches(batch_size=BATCH, columns=list(names.values())):
+            columns = [_as_text(batch.column(name)) for name in names.values()]
+            for cells in zip(*columns, strict=True):
+                row += 1
+                yield f"{location}, row {row}", dict(zip(names, cells, strict=True))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{location} is not a readable Parquet file ({str(error).splitlines()[0]}): write it again") from error
+        raise _parquet_error(location, error) from error
 
 
-def _cell_text(value: Any) -> str:
-    """Return a cell as the text that a CSV would hold."""
-    if value is None or value != value:  # pandas writes a missing value as NaN
-        return ""
-    if isinstance(value, datetime):
-        return str(utc_seconds(value))
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _is_readable(kind: pa.DataType) -> bool:
+    types = pa.types
+    return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind) or types.is_duration(kind))
 
 
-def _check_columns(names: Iterable[Any], location: str) -> None:
-    if "path" not in names:
-        columns = ", ".join(map(str, names)) or "none"
-        raise DataError(
-            f"{location} has no column 'path' (its columns: {columns[:200]}): add it with the images' paths, and separate columns by commas"
-        )
+def _as_text(values: pa.Array) -> list[str]:
+    """Return the values as pandas writes them to a CSV; a missing value is empty."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_floating(values.type):
+        return list(values.to_numpy(zero_copy_only=False).astype(str))
+    text = pc.cast(values, pa.string())
+    texts: list[str] = pc.fill_null(pc.utf8_capitalize(text) if pa.types.is_boolean(values.type) else text, "").to_pylist()
+    return texts
+
+
+def _no_path_error(location: str, names: Sequence[str]) -> DataError:
+    columns = ", ".join(map(str.strip, names)) or "none"
+    if any(name.strip().lower().endswith(IMAGE_SUFFIXES) for name in names):
+        return DataError(f"{location} begins with an image instead of headings: add a first line such as path,identity,camera")
+    return DataError(
+        f"{location} has no column 'path' (its columns: {columns[:200]}): add it with the images' paths, and separate columns by commas"
+    )
+
+
+def _encoding_error(location: str, line: int, error: Exception) -> DataError:
+    if isinstance(error, UnicodeDecodeError):
+        line += error.object[: error.start].count(b"\n")
+    return DataError(f"{location}, line {line} is not valid CSV in UTF-8 ({error}): correct the line, or save the file as UTF-8")
+
+
+def _parquet_error(location: str, error: Exception) -> DataError:
+    return DataError(f"{location} is not a readable Parquet file ({str(error).splitlines()[0]}): write it again")

@@ -8,41 +8,101 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from pul_core.errors import DataError
-from tasks.data.listing import ListedImage, iter_image_paths, validate_image_path
+from tasks.data.cells import compact
+from tasks.data.listing import SPLITS, ListedImage, folder_names, iter_image_paths, validate_image_path
+from tasks.data.mars import list_mars
 
+Pid = TypeVar("Pid", int, str)
 MARKET_NAME = re.compile(r"(-?\d+)_c(\d+)")
 MARKET_FOLDERS = {"gallery": "bounding_box_test", "train": "bounding_box_train", "query": "query"}
+MARKET_PREFIX = "bounding_box_"
+VERI_PREFIX = "image_"
+VERI_NAME = re.compile(r".*/\d+_c\d{3}_[^/]*")
+LTCC_NAME = re.compile(r".*/(\d{3})_\d+_c(\d+)_[^/]*")
+GRID_NAME = re.compile(r".*/(\d{4})_(\d+)_\d+(?:_-?\d+){4}\.jpe?g")
 CUHK01_NAME = re.compile(r"campus/(?:[^/]+/)*(\d{4})(\d{3})\.png")
 CUHK03_NAME = re.compile(r"\d_\d{3}_([12])_\d{2}\.png")
 MSMT17_NAME = re.compile(r"(?:.*/)?\d+_\d+_(\d+)_[^/]*")
 MSMT17_LISTS = {"list_train.txt": "train", "list_val.txt": "train", "list_query.txt": "query", "list_gallery.txt": "gallery"}
 VIPER_NAME = re.compile(r"cam_[ab]/(\d+)_[^/]*")
-VIPER_HALVES = 10
+NUM_HALVES = 10
 PUL_LISTS = {"train.list": "train", "query.list": "query", "test.list": "gallery"}
 
 
-def list_market1501(root: Path) -> Iterator[ListedImage]:
-    """List Market-1501, DukeMTMC-reID, or CUHK03-NP in the same form.
+def list_market1501(root: Path, prefix: str = MARKET_PREFIX) -> Iterator[ListedImage]:
+    """List Market-1501, DukeMTMC-reID, VeRi-776, CUHK03-NP in the same form, or what an annotation tool exports in it.
 
-    A file name begins with identity and camera; identity -1 is junk, 0000 a distractor.
+    A file name begins with identity and camera; identity -1 is junk, 0000 a distractor. A folder whose name does not tell its split, such
+    as bounding_box_default, is train.
 
-    Source: Zheng et al. 2015; Zheng et al. 2017; Zhong et al. 2017.
+    Args:
+        root: the folder that holds query, bounding_box_train and bounding_box_test.
+        prefix: how the names of the folders begin: image_ for VeRi-776.
+
+    Source: Zheng et al. 2015; Zheng et al. 2017; Zhong et al. 2017; Liu et al. 2016.
 
     Raises:
         DataError: a file name does not begin with an identity and a camera.
     """
-    for split, folder in MARKET_FOLDERS.items():
-        for path in iter_image_paths(root, f"{folder}/") if (root / folder).is_dir() else ():
+    for folder in folder_names(root):
+        part = folder.lower().removeprefix(prefix)
+        if part == folder.lower() and part != "query":
+            continue
+        split = SPLITS.get(compact(part))
+        notes = () if split else (f"folder {folder!r} is read as training images: rename it to {prefix}test if it is the gallery",)
+        for path in iter_image_paths(root, f"{folder}/"):
             match = MARKET_NAME.match(path.rsplit("/", 1)[1])
             if match is None:
                 raise DataError(
                     f"{root / path} is not named like Market-1501's 0002_c1s1_000451_03.jpg: rename it, or choose another layout"
                 )
-            yield ListedImage(path, int(match[1]), int(match[2]), split)
+            yield ListedImage(path, int(match[1]), int(match[2]), split or "train", notes=notes)
+
+
+def list_ltcc(root: Path) -> Iterator[ListedImage]:
+    """List LTCC: train, query and test, with files named PERSON_CLOTHES_cCAMERA_FRAME.png. Clothes are not used.
+
+    Source: Qian et al. 2020.
+
+    Raises:
+        DataError: a file is named differently.
+    """
+    for folder in folder_names(root):
+        split = SPLITS.get(folder.lower())
+        for path in iter_image_paths(root, f"{folder}/") if split else ():
+            match = LTCC_NAME.fullmatch(path)
+            if match is None:
+                raise DataError(f"{root / path} is not named like LTCC's 001_1_c5_015833.png (person, clothes, camera, frame): remove it")
+            yield ListedImage(path, match[1], int(match[2]), split or "train")
+
+
+def list_grid(root: Path, half: int | None = None) -> Iterator[ListedImage]:
+    """List GRID: the images in probe are queries, those in gallery the gallery, of which 0000 are distractors.
+
+    Args:
+        root: the folder that holds probe and gallery.
+        half: number of the random half of the identities that is train, from 1 to `NUM_HALVES`; None keeps all identities for scoring.
+
+    Source: Loy, Xiang, Gong 2009; the halves are ours.
+
+    Raises:
+        DataError: a file is named differently.
+    """
+    records = []
+    for folder in folder_names(root):
+        for path in iter_image_paths(root, f"{folder}/") if folder.lower() in ("probe", "gallery") else ():
+            match = GRID_NAME.fullmatch(path)
+            if match is None:
+                raise DataError(f"{root / path} is not named like GRID's 0001_1_25004_107_32_106_221.jpeg (identity, camera): remove it")
+            records.append((path, int(match[1]), int(match[2]), SPLITS[folder.lower()]))
+    train = _half_of({pid for _, pid, _, _ in records if pid}, half)
+    for path, pid, camid, split in records:
+        yield ListedImage(path, pid, camid, "train" if pid in train else split)
 
 
 def list_msmt17(root: Path) -> Iterator[ListedImage]:
@@ -57,7 +117,7 @@ def list_msmt17(root: Path) -> Iterator[ListedImage]:
     """
     for name, split in MSMT17_LISTS.items():
         part = "train" if split == "train" else "test"
-        folder = next((folder for folder in (part, f"mask_{part}_v2") if (root / folder).is_dir()), None)
+        folder = next((name for name in folder_names(root) if re.fullmatch(rf"(mask_)?{part}(_v\d)?", name.lower())), None)
         if folder is None:
             raise DataError(f"{root} has MSMT17's {name}, but no folder {part} or mask_{part}_v2: put the images there")
         for path, label, origin in _list_lines(root / name, root / folder):
@@ -98,7 +158,7 @@ def list_viper(root: Path, half: int | None = None) -> Iterator[ListedImage]:
 
     Args:
         root: the folder that holds cam_a and cam_b.
-        half: number of the random half of the identities that is train, from 1 to `VIPER_HALVES`; None keeps all identities for scoring.
+        half: number of the random half of the identities that is train, from 1 to `NUM_HALVES`; None keeps all identities for scoring.
 
     Source: Gray, Brennan, Tao 2007; the halves are ours (NumPy's PCG64 seeded with the number of the half).
 
@@ -112,11 +172,16 @@ def list_viper(root: Path, half: int | None = None) -> Iterator[ListedImage]:
             if match is None:
                 raise DataError(f"{root / path} is not named like VIPeR's cam_a/000_45.bmp (identity, then angle): remove it")
             records.append((path, match[1], camid))
-    pids = sorted({pid for _, pid, _ in records})
-    order = np.random.default_rng(half).permutation(len(pids))
-    train = {pids[position] for position in order[: len(pids) // 2]} if half else set()
+    train = _half_of({pid for _, pid, _ in records}, half)
     for path, pid, camid in records:
         yield ListedImage(path, pid, camid, "train" if pid in train else ("query", "gallery")[camid - 1])
+
+
+def _half_of(pids: set[Pid], half: int | None) -> set[Pid]:
+    """Return one of the fixed random halves of some identities; an empty set for None."""
+    ordered = sorted(pids)
+    order = np.random.default_rng(half).permutation(len(ordered))
+    return {ordered[position] for position in order[: len(ordered) // 2]} if half else set()
 
 
 def list_cuhk03_np(root: Path, boxes: str) -> Iterator[ListedImage]:
@@ -211,6 +276,11 @@ READERS: dict[str, Callable[[Path], Iterator[ListedImage]]] = {
     "cuhk03-np-detected": partial(list_cuhk03_np, boxes="detected"),
     "cuhk03-np-labelled": partial(list_cuhk03_np, boxes="labeled"),
     "viper": list_viper,
-    **{f"viper-{half}": partial(list_viper, half=half) for half in range(1, VIPER_HALVES + 1)},
+    **{f"viper-{half}": partial(list_viper, half=half) for half in range(1, NUM_HALVES + 1)},
+    "veri776": partial(list_market1501, prefix=VERI_PREFIX),
+    "ltcc": list_ltcc,
+    "mars": list_mars,
+    "grid": list_grid,
+    **{f"grid-{half}": partial(list_grid, half=half) for half in range(1, NUM_HALVES + 1)},
     "lists": list_pul_lists,
 }

@@ -35,7 +35,8 @@ def file_state(path: str) -> tuple[int, int, str | None]:
     The modification time of a URL is unreliable. It is reported as the current time, so that the file is never cached.
     """
     if is_url(path):
-        return remote_size(path), time.time_ns(), None
+        size = remote_size(path)
+        return size, time.time_ns(), "too_large" if size > MAX_BYTES else None
     try:
         status = os.stat(path)  # noqa: PTH116 a million Path objects take longer than the call
     except FileNotFoundError:
@@ -54,7 +55,10 @@ def inspect_image(path: str) -> Quality:
     """
     try:
         if is_url(path):
-            data = read_image(*path.rsplit("/", 1))
+            root, name = path.rsplit("/", 1)
+            data = read_image(root, name, MAX_BYTES + 1)  # a server may not state the size
+            if len(data) > MAX_BYTES:
+                return Quality(problem="too_large")
         else:
             with open(path, "rb") as file:  # noqa: PTH123
                 if os.fstat(file.fileno()).st_size > MAX_BYTES:

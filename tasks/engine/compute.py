@@ -3,13 +3,16 @@
 import contextlib
 import ctypes
 import functools
+import os
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from joblib import cpu_count
 
+from pul_core.errors import UserError
 from pul_core.learning.precision import has_native_bfloat16
 from pul_core.settings import Machine
 from tasks.store.references import Compute, Reference
@@ -45,11 +48,15 @@ def resolve_compute(machine: Machine, recorded: Mapping[str, Any] | None = None)
     Args:
         machine: the requested resources; what is left empty is taken from ``recorded``, else from this machine.
         recorded: `Resources.record` of an earlier start of the same run, used as far as this machine allows.
+
+    Raises:
+        UserError: the machine does not have the requested device.
     """
     recorded = recorded or {}
     available = "cuda" if torch.cuda.is_available() else "cpu"
     last = recorded.get("device", available)
-    device = machine.device or (last if torch.device(last).type in ("cpu", available) else available)
+    usable = torch.device(last).type in ("cpu", available)
+    device = (last if usable else available) if machine.device is None else resolve_device(machine.device)
     threads = machine.threads or min(recorded.get("threads", available_cores()), available_cores())
     inference = "bfloat16" if has_native_bfloat16(device) else "float32"
     training = inference if torch.device(device).type == "cuda" else "float32"
@@ -58,6 +65,49 @@ def resolve_compute(machine: Machine, recorded: Mapping[str, Any] | None = None)
         inference=Compute(device=device, threads=threads, dtype=inference),
         host=Compute(device="cpu", threads=threads, dtype="float32"),
     )
+
+
+def resolve_device(name: str) -> str:
+    """Return the torch device that a name stands for, in the words of other tools as well: gpu, 0, CUDA.
+
+    Raises:
+        UserError: the machine does not have this device.
+
+    Example:
+        >>> resolve_device("CPU"), resolve_device("cpu:0")
+        ('cpu', 'cpu')
+    """
+    devices = available_devices()
+    text = name.strip().lower()
+    if text.isdecimal():
+        text = f"cuda:{text}"
+    elif text.partition(":")[0] == "gpu":
+        text = text.replace("gpu", "mps" if "mps" in devices else "cuda", 1)
+    kind, _, number = text.partition(":")
+    if text in devices or (kind in devices and number == "0") or (text == "cuda" and "cuda:0" in devices):
+        return kind if kind in devices else text
+    problem = nvidia_problem()
+    raise UserError(
+        f"there is no device {name!r}, this machine has: {', '.join(devices)}{f' ({problem})' if problem else ''}; "
+        "choose one of them, or leave the device out"
+    )
+
+
+def available_devices() -> list[str]:
+    """Return the torch devices of this machine, e.g. ``["cpu", "cuda:0", "cuda:1"]``."""
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return ["cpu", *(f"cuda:{number}" for number in cuda), *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def nvidia_problem() -> str | None:
+    """Return why torch cannot use the NVIDIA GPU that this machine has; None if it can, or if there is no such GPU."""
+    if torch.cuda.is_available() or not any(Path("/dev").glob("nvidia[0-9]*")):
+        return None
+    if torch.version.cuda is None:
+        return f"its NVIDIA GPU is not used, because torch {torch.__version__} has no CUDA: install torch's CUDA build"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return "its NVIDIA GPU is hidden by CUDA_VISIBLE_DEVICES: unset it"
+    return "torch cannot use its NVIDIA GPU: run nvidia-smi to check the driver"
 
 
 def available_cores() -> int:

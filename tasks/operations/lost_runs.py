@@ -1,5 +1,6 @@
 """Lost runs: runs whose process has died (killed, out of memory, power failure) but that MLflow and Prefect still show as running."""
 
+import os
 import socket
 from typing import Any
 from uuid import UUID
@@ -77,10 +78,22 @@ def config_to_resume(reference: str | None) -> tuple[str, dict[str, Any]]:
 def _is_gone(key: str | None) -> bool:
     if key is None or key.split(" ")[0] != socket.gethostname():
         return False
+    pid = int(key.split(" ")[1])
     try:
-        return process_key(int(key.split(" ")[1])) != key
-    except psutil.NoSuchProcess:
+        return process_key(pid) != key
+    except psutil.Error:
+        return not _exists(pid)
+
+
+def _exists(pid: int) -> bool:
+    """Return whether a process exists, even one that psutil cannot see, where /proc is mounted with hidepid."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it belongs to another user
         return True
+    return True
 
 
 def _mark_as_crashed(flow_run_id: UUID) -> None:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from pul_core.errors import UserError
 from tasks.store.home import artifact_root, home
 from tasks.store.users import register_process
 
@@ -71,6 +72,26 @@ class DamagedArtifactError(RuntimeError):
 def root_of(kind: str) -> str:
     """Return the folder or URL of a kind of artifacts: the artifact root, or a local folder for decoded images, which are memory-mapped."""
     return str(home() / "cache") if kind == "pixels" else artifact_root().rstrip("/")
+
+
+def check_artifact_root() -> None:
+    """Check that artifacts can be written below ``$PUL_ARTIFACTS``.
+
+    Raises:
+        UserError: its protocol is unknown or requires a package, or the folder cannot be written.
+    """
+    root = artifact_root()
+    try:
+        fs, path = fsspec.core.url_to_fs(root)
+        fs.makedirs(path, exist_ok=True)
+        partial = f"{path}/.partial-{uuid.uuid4().hex}"
+        fs.pipe_file(partial, b"")
+        fs.rm(partial)
+    except Exception as error:  # each kind of store has errors of its own
+        reason = (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"artifacts cannot be written to {root.rpartition('@')[2]} ({reason}): set PUL_ARTIFACTS to another place"
+        ) from error
 
 
 def locate(artifact: Artifact) -> str:
@@ -208,11 +229,11 @@ def read_table(artifact: Artifact, columns: list[str] | None = None) -> pa.Table
     return pq.read_table(path, columns=columns, filesystem=fs)
 
 
-def read_bytes(artifact: Artifact) -> bytes:
-    """Read an artifact after checking its digest."""
+def read_bytes(artifact: Artifact, length: int | None = None) -> bytes:
+    """Read an artifact, or its first bytes, after checking its digest."""
     path = verify(artifact)
     fs, _ = fsspec.core.url_to_fs(artifact_root())
-    return bytes(fs.cat_file(path))
+    return bytes(fs.cat_file(path, end=length))
 
 
 def column(table: pa.Table, name: str) -> npt.NDArray[Any]:

@@ -3,10 +3,17 @@
 import os
 from pathlib import Path
 
+WORKING_FOLDER = "PUL_WORKING_FOLDER"  # environment variable: the folder of `pul up`; its flow runs are executed in another one
+
 
 def home() -> Path:
     """Return the project's folder as an absolute path; it need not exist yet."""
-    return Path(os.environ.get("PUL_HOME", ".pul")).resolve()
+    return Path(os.environ.get("PUL_HOME") or ".pul").expanduser().resolve()
+
+
+def user_path(path: str) -> Path:
+    """Return a path that a user gave as an absolute path: relative to the folder of `pul up` if that executes the run, else to this one."""
+    return Path(os.environ.get(WORKING_FOLDER) or ".", Path(path).expanduser()).absolute()
 
 
 def artifact_root() -> str:

@@ -45,8 +45,9 @@ def read_model_bytes(data: bytes) -> tuple[nn.Module, ModelConfig]:
 
 
 def model_size(artifact: Artifact) -> dict[str, int]:
-    """Return the input size of a model: height and width in pixels."""
-    return read_model_config(read_bytes(artifact)).model_dump(include={"height", "width"})
+    """Return the input size of a model: height and width in pixels. Only the header of the file is read."""
+    length = 8 + int.from_bytes(read_bytes(artifact, 8), "little")
+    return read_model_config(read_bytes(artifact, length)).model_dump(include={"height", "width"})
 
 
 def read_model_config(data: bytes) -> ModelConfig:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.store.artifacts import Artifact
 
@@ -14,7 +14,10 @@ class Reference(BaseModel):
 
 
 class ImageSet(Reference):
-    """An indexed data set. Its root (the present location of the files) and its labels do not enter cache keys."""
+    """An indexed data set. Its root (the present location of the files), labels and notes do not enter cache keys.
+
+    ``notes`` are what was not read, or not as it is written, and what to do, each with the number of images.
+    """
 
     name: str
     root: str
@@ -22,6 +25,7 @@ class ImageSet(Reference):
     images: Artifact
     labels: Artifact | None
     splits: dict[str, int]
+    notes: dict[str, int] = Field(default_factory=dict)
 
     def cache_token(self) -> str:
         """Return what enters a cache key: the digest of images.parquet."""

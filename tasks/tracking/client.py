@@ -1,17 +1,25 @@
 """The MLflow client, and helpers for experiments, searches and names."""
 
+import contextlib
+import fcntl
 import functools
 import os
 import re
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import mlflow
-from mlflow.entities import Experiment, Run
+from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities.paged_list import PagedList
 from mlflow.tracking import MlflowClient
 
+from pul_core.errors import UserError
+from tasks.engine.progress import step_logger
 from tasks.store.home import home
 
 T = TypeVar("T")
@@ -19,16 +27,62 @@ T = TypeVar("T")
 
 @functools.cache
 def client() -> MlflowClient:
-    """Return the client of ``$MLFLOW_TRACKING_URI``, by default of the SQLite database ``$PUL_HOME/mlflow.db``."""
+    """Return the client of ``$MLFLOW_TRACKING_URI``, by default of the SQLite database ``$PUL_HOME/mlflow.db``.
+
+    Raises:
+        UserError: the server does not answer, or the database cannot be written or lacks its package.
+    """
     # MLflow's own default is a database in the working directory.
     if "MLFLOW_TRACKING_URI" not in os.environ and mlflow.get_tracking_uri().endswith("/mlflow.db"):
         mlflow.set_tracking_uri(f"sqlite:///{home()}/mlflow.db")
-    return MlflowClient()
+    if mlflow.get_tracking_uri().startswith("http"):
+        _check_server(mlflow.get_tracking_uri())
+        return MlflowClient()
+    _check_file(mlflow.get_tracking_uri())
+    with (home() / "mlflow.lock").open("a") as lock:  # two processes that create the tables at the same time fail
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            created = MlflowClient()
+            created.search_experiments(max_results=1)
+        except ModuleNotFoundError as error:
+            raise UserError(f"MLFLOW_TRACKING_URI requires the package {error.name}: install it, or unset MLFLOW_TRACKING_URI") from error
+    return created
+
+
+def _check_file(uri: str) -> None:
+    """Check that a SQLite database can be written, because MLflow itself would retry for minutes."""
+    scheme, _, path = uri.partition(":///")
+    file = Path(path.partition("?")[0])
+    writable = (
+        os.access(file, os.W_OK) if file.is_file() else file.parent.is_dir() and os.access(file.parent, os.W_OK) and not file.exists()
+    )
+    if scheme.startswith("sqlite") and not writable:
+        raise UserError(f"MLflow's database {file} cannot be written: create its folder, make both writable, or set MLFLOW_TRACKING_URI")
+
+
+def _check_server(url: str) -> None:
+    """Check that a server answers at all, because MLflow itself would retry for minutes."""
+    address = re.sub("//[^/@]*@", "//", url)  # without a password
+    try:
+        urllib.request.urlopen(address, timeout=30).close()
+    except urllib.error.HTTPError:
+        pass
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):  # MLflow has settings of its own for certificates
+            return
+        raise UserError(
+            f"MLflow's server at {address} does not answer ({reason}): start it, or correct or unset MLFLOW_TRACKING_URI"
+        ) from error
 
 
 def get_or_create_experiment(name: str, tags: dict[str, str] | None = None) -> Experiment:
-    """Return the experiment with this name, creating it with these tags if necessary."""
+    """Return the experiment with this name, creating it with these tags if necessary; one that was deleted in MLflow is restored."""
     if experiment := client().get_experiment_by_name(name):
+        if experiment.lifecycle_stage == LifecycleStage.DELETED:  # as long as it is in the trash, its name cannot be used again
+            client().restore_experiment(experiment.experiment_id)
+            step_logger().warning("experiment %r was deleted in MLflow: it is restored, because this run belongs to it", name)
         return experiment
     # A tracking server chooses the artifact location; without a server, artifacts are stored beside the database.
     is_local = mlflow.get_tracking_uri().startswith("sqlite")

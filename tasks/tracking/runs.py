@@ -14,6 +14,7 @@ from uuid import UUID
 import pandas as pd
 import psutil
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
@@ -213,8 +214,18 @@ def _create_run(plan: Plan, target: ImageSet, sources: list[ImageSet], process_t
     experiment = experiment_of(domain_pair(plan, [source.name for source in sources], target.name))
     run = client().create_run(experiment.experiment_id, run_name=name, tags=tags)
     client().log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in flatten(parameters_of(plan)).items()])
-    client().log_inputs(run.info.run_id, [*(_dataset(images, "source") for images in sources), _dataset(target, "target")])
+    _log_inputs(run.info.run_id, [*(_dataset(images, "source") for images in sources), _dataset(target, "target")])
     return run
+
+
+def _log_inputs(run_id: str, inputs: list[DatasetInput]) -> None:
+    """Record the data sets of a run; again if MLflow fails to insert one that another run inserts at the same moment."""
+    try:
+        client().log_inputs(run_id, inputs)
+    except MlflowException as error:
+        if "IntegrityError" not in str(error):
+            raise
+        client().log_inputs(run_id, inputs)
 
 
 def _with_run_id(reference: str | None) -> str | None:
