@@ -16,24 +16,19 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import typer
-from rich.console import Console, ConsoleDimensions, Group, RenderableType
-from rich.constrain import Constrain
+from rich.console import Console, ConsoleDimensions
 from rich.live import Live
-from rich.padding import Padding
-from rich.progress_bar import ProgressBar
-from rich.table import Column, Table
 from rich.text import Text
 
 from deployments.errors import escape_unprintable
 from deployments.tables import ITERATION_COLUMNS, iteration_cells
-from tasks.engine.status import Activity, Count, Status, activity, format_seconds, status
+from tasks.engine.status import Activity, Status, activity, format_seconds, status
 from tasks.store.home import home
 
-REFRESHES_PER_SECOND = 8
+REFRESHES_PER_SECOND = 5
 MAX_WIDTH = 84  # columns; a terminal that becomes narrower breaks lines that are as wide as it was
 FINISHED_SHOWN = 4  # steps
 WARNINGS_SHOWN = 20
-SPINNER = "|/-\\"
 STYLES = {"done": "dim", "cached": "dim", "failed": "red", "stopped": "yellow"}
 
 
@@ -46,7 +41,7 @@ class Screen(NamedTuple):
 
 @contextlib.contextmanager
 def display(command: str, *, verbose: bool) -> Iterator[Screen]:
-    """Show the progress of a block on stderr. It disappears at the end of the block; after an error its last state remains.
+    """Show the progress of a block on stderr. It disappears at the end of the block; if a run fails, its last state remains.
 
     Args:
         command: the name of the command; the log file is named after it.
@@ -74,9 +69,10 @@ def display(command: str, *, verbose: bool) -> Iterator[Screen]:
             logging.getLogger().addHandler(warnings)
             try:
                 yield screen
+                live.transient = True
             finally:
                 logging.getLogger().removeHandler(warnings)
-            live.transient = True
+                live.transient = live.transient or not status.run
 
 
 def can_display() -> bool:
@@ -106,8 +102,10 @@ def _output_in(path: Path) -> Iterator[IO[str]]:
         if stdout is not None:
             sys.stdout.flush()
             os.dup2(stdout, 1)
-        terminal.write("\x1b[?25h")  # shows the cursor, even if Ctrl-C was pressed twice
+        print("\x1b[?25h", end="", file=terminal, flush=True)  # shows the cursor, even if Ctrl-C was pressed twice
         sys.stderr = terminal
+        if path.stat().st_size == 0:
+            path.unlink()
 
 
 class _Warnings(logging.Handler):
@@ -127,66 +125,68 @@ class _Warnings(logging.Handler):
             self._screen.say(f"warning: there are more warnings, see {self._screen.log}")
 
 
-def _render(console: Console, status: Status, log: str | None) -> RenderableType:
+def _render(console: Console, status: Status, log: str | None) -> Text:
     """Return a display that fits the terminal: the last steps, the current one with its bar, the iterations, and where to read more."""
     columns, lines = os.get_terminal_size(console.file.fileno())
     console.size = ConsoleDimensions(columns or 80, lines or 24)  # rich would ask stdin
+    width = min(console.width - 1, MAX_WIDTH)
     activities = list(status.activities)
     current = status.current() or next(reversed(activities), None)  # between two steps: the previous one
-    finished = [step for step in activities if step.seconds is not None and step is not current]
+    is_running = current is not None and current.outcome not in ("failed", "stopped")
+    finished = [step for step in activities if step.seconds is not None and not (is_running and step is current)]
     steps = finished[-min(FINISHED_SHOWN, max(1, console.height - 15)) :]
-    footer = [f"run {status.run}"] * bool(status.run) + [f"log {log}"]
+    footer = [f"  run {status.run}"] * bool(status.run) + [f"  log {log}"]
     num_rows = console.height - len(steps) - len(footer) - 8  # the other lines, and one below the display
-    iterations = sorted(status.iterations.items())[-num_rows:] if num_rows > 0 else []
-    parts = [Text(""), _steps([*steps, *([current] if current else [])], current)]
-    if current and not _is_over(current):
-        parts += _bar(current.count)
-    if iterations:
-        parts += [Text(""), _table(iterations)]
-    parts += [Text(""), *(Text(f"  {line}", "dim", no_wrap=True, overflow="ellipsis") for line in footer)]
-    return Constrain(Group(*parts), MAX_WIDTH)
+    parts = [Text(""), *(_finished_step(step, width) for step in steps)]
+    if current and is_running:
+        parts += _current_step(current, width, "=-" if console.options.ascii_only else "━─")
+    if status.iterations and num_rows > 0:
+        parts += [Text(""), *_table(sorted(status.iterations.items())[-num_rows:])]
+    parts += [Text(""), *(Text(line, "dim") for line in footer)]
+    display = Text("\n").join(parts)
+    display.no_wrap, display.overflow = True, "crop"
+    return display
 
 
-def _is_over(step: Activity) -> bool:
-    return step.outcome in ("failed", "stopped")
+def _spread(left: str, right: str, width: int) -> str:
+    """Return a line of this width, with one text at its left end and one at its right end."""
+    space = max(0, width - len(right) - 1)
+    return f"{left[:space]:<{space}} {right}"
 
 
-def _steps(steps: list[Activity], current: Activity | None) -> Table:
-    """Return a line for each step: its name, how many units are done, and its time or outcome."""
-    now = time.monotonic()
-    left, right = Column(ratio=1, no_wrap=True, overflow="ellipsis"), functools.partial(Column, justify="right", no_wrap=True)
-    table = Table.grid(left, right(), right(min_width=7), padding=(0, 2), expand=True)
-    for step in steps:
-        is_running = step is current and not _is_over(step)
-        seconds = (now - step.started) if is_running or step.seconds is None else step.seconds
-        duration = f"{seconds:.1f} s" if seconds < 60 else format_seconds(seconds)
-        done = "" if step.count is None else f"{step.count.done:,}{f'/{step.count.total:,}' * is_running} {step.count.unit}"
-        if is_running:
-            name, outcome, style = f"{SPINNER[int(4 * now) % 4]} {step.name}", duration, "bold"
-        else:
-            name, style = f"  {step.name}", STYLES[step.outcome]
-            outcome = {"done": duration, "cached": "cached"}.get(step.outcome, f"{step.outcome} after {duration}")
-        table.add_row(Text(name), Text(done), Text(outcome), style=style)
-    return table
+def _finished_step(step: Activity, width: int) -> Text:
+    duration = _format_duration(step.seconds or 0.0)
+    outcome = {"done": duration, "cached": "cached"}.get(step.outcome, f"{step.outcome} after {duration}")
+    units = f"{step.count.done:,} {step.count.unit}" if step.count else ""
+    return Text(_spread(f"  {step.name}", f"{units}  {outcome:>7}", width), STYLES[step.outcome])
 
 
-def _bar(count: Count | None) -> list[RenderableType]:
-    """Return two lines: a bar with speed and remaining time, and a note about the last units."""
+def _current_step(step: Activity, width: int, bar: str) -> list[Text]:
+    """Return three lines: the step with its time, its bar with speed and remaining time, and a note about the last units."""
+    now, count = time.monotonic(), step.count
+    spinner, duration = "|/-\\"[int(4 * now) % 4], _format_duration(now - step.started)
+    units = f"{count.done:,}/{count.total:,} {count.unit}" if count else ""
+    title = Text(_spread(f"{spinner} {step.name}", f"{units}  {duration:>7}", width), "bold")
     if count is None or count.is_finished:
-        return [Text(""), Text("")]
-    now, share = time.monotonic(), min(1.0, count.done / max(count.total, 1))
-    right = functools.partial(Column, justify="right", no_wrap=True)
-    line = Table.grid(Column(ratio=1), right(min_width=5), right(min_width=13), right(min_width=9), padding=(0, 0, 0, 2), expand=True)
-    line.add_row(ProgressBar(total=1.0, completed=share), f"{100 * share:.0f} %", count.speed_text(now), count.time_left(now))
-    return [Padding(line, (0, 0, 0, 2)), Text(f"  {count.note.removeprefix(', ')}", "dim", no_wrap=True, overflow="ellipsis")]
+        return [title, Text(""), Text("")]
+    share = min(1.0, count.done / max(count.total, 1))
+    numbers = f"{100 * share:5.0f} %  {count.speed_text(now):>13}  {count.time_left(now):>9}"
+    space = max(0, width - len(numbers) - 2)
+    filled = int(share * space)
+    bar_line = Text.assemble("  ", (bar[0] * filled, "cyan"), (bar[1] * (space - filled), "dim"), numbers)
+    return [title, bar_line, Text(f"  {count.note.removeprefix(', ')}", "dim")]
 
 
-def _table(iterations: list[tuple[int, dict[str, float]]]) -> Table:
-    columns = [Column(Text(title), justify="right", no_wrap=True) for title in ITERATION_COLUMNS.values()]
-    table = Table(*columns, box=None, padding=(0, 0, 0, 2))
-    for number, metrics in iterations:
-        table.add_row(*map(Text, iteration_cells({"iteration": number, **metrics})))
-    return table
+def _table(iterations: list[tuple[int, dict[str, float]]]) -> list[Text]:
+    rows = [iteration_cells({"iteration": number, **metrics}) for number, metrics in iterations]
+    titles = list(ITERATION_COLUMNS.values())
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = ["".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in (titles, *rows)]
+    return [Text(lines[0], "bold"), *map(Text, lines[1:])]
+
+
+def _format_duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else format_seconds(seconds)
 
 
 def _shorten(path: Path) -> str:
