@@ -46,6 +46,8 @@ Pattern = Annotated[
 ]
 Backbone = Annotated[str | None, typer.Option(help="A timm model name; default that of the model file, or recognised by its tensors.")]
 
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the log instead of a progress display.")]
+
 
 def check_output(path: Path, option: str) -> None:
     """Check that a file or folder can be created at a path.

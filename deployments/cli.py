@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from deployments.arguments import (
     Size,
     Source,
     Threads,
+    Verbose,
     Weights,
     absolute_path,
     parse_few_labels,
@@ -27,14 +29,17 @@ from deployments.arguments import (
     set_parameters,
 )
 from deployments.data_cli import data_app, print_help
+from deployments.display import Screen, display
 from deployments.environment import configure
 from deployments.errors import debugging, log_unexpected, quieten, user_message
 from deployments.maintenance_cli import doctor, gc, purge
 from deployments.servers import PREFECT_FILE, prepare_flow_run, run_servers
 from deployments.suggest_cli import suggest_command
 from deployments.sweep_cli import sweep_command
-from deployments.tables import render_table
+from deployments.tables import ITERATION_COLUMNS, iteration_cells, render_table
 from pul_core.errors import UserError
+from pul_core.stopping import EXPLANATIONS
+from tasks.engine.status import activity, status
 
 if TYPE_CHECKING:
     from tasks.preflight import ValidatedRun
@@ -86,15 +91,14 @@ def global_options(
 
 
 @app.command("demo")
-def demo_command() -> None:
+def demo_command(verbose: Verbose = False) -> None:
     """Try the whole loop on synthetic people, in a few minutes.
 
     Draws people in two camera networks, and adapts a model from one network to the other.
     """
     from yaml import safe_load
 
-    _run(safe_load(PREFECT_FILE.read_text(encoding="utf-8"))["deployments"][0]["parameters"])
-    typer.echo("\nTo see the run in Prefect and MLflow: pul up")
+    _run("demo", lambda: safe_load(PREFECT_FILE.read_text(encoding="utf-8"))["deployments"][0]["parameters"], verbose=verbose)
 
 
 @app.command("run")
@@ -140,6 +144,7 @@ def run_command(
         typer.Option("--set", help="Set any parameter of docs/parameters.md, e.g. --set fine_tuning.epochs=4; repeatable."),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Estimate the time, disk space and memory of the run without starting it.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Adapt a model to your own cameras.
 
@@ -181,23 +186,27 @@ def run_command(
     if dry_run:
         _print_estimate(parameters)
     else:
-        _run(parameters)
+        _run("run", lambda: parameters, verbose=verbose)
 
 
 @app.command("resume")
 def resume_command(
     run: Annotated[str | None, typer.Argument(help="The id or unique name of a run; default the newest one.")] = None,
+    verbose: Verbose = False,
 ) -> None:
     """Resume a run that crashed, was killed or was stopped.
 
     Finished steps are read from the cache. A run that was started under `pul up` can also be resumed with Retry in Prefect's UI.
     """
-    from tasks.operations.lost_runs import config_to_resume
-    from tasks.tracking.runs import RESUME
 
-    name, config = config_to_resume(run)
-    os.environ[RESUME] = name
-    _run(config)
+    def read_parameters() -> dict[str, Any]:
+        from tasks.operations.lost_runs import config_to_resume
+        from tasks.tracking.runs import RESUME
+
+        os.environ[RESUME], config = config_to_resume(run)
+        return config
+
+    _run("resume", read_parameters, verbose=verbose)
 
 
 @app.command("results")
@@ -233,6 +242,7 @@ def evaluate_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: the scores as fractions, and the paths of the per-query tables.")
     ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Score a model on a labelled data set. docs/protocols.md defines every score.
 
@@ -241,9 +251,6 @@ def evaluate_command(
     pul evaluate amber-fox/iteration=0 data/market1501 --rerank
     pul evaluate models:/pul-model/3 data/cuhk03-np --protocol cuhk03_new --json
     """  # noqa: D301 \b keeps the lines of the examples
-    from flows.evaluate import evaluate_model
-    from tasks.preflight import validate_evaluation
-
     parameters: dict[str, Any] = {
         "model": model,
         "data": path,
@@ -258,9 +265,16 @@ def evaluate_command(
         "machine": {"device": device, "threads": threads},
         "seed": seed,
     }
-    validate_evaluation(parameters)
-    prepare_flow_run()
-    scores = evaluate_model(**parameters)
+    with display("evaluate", verbose=verbose):
+        with activity("check the data"):
+            from tasks.preflight import validate_evaluation
+
+            validate_evaluation(parameters)
+        with activity("start Prefect"):
+            from flows.evaluate import evaluate_model
+
+            prepare_flow_run()
+        scores = evaluate_model(**parameters)
     typer.echo(json.dumps(scores, indent=2) if as_json else _scores_text(scores))
 
 
@@ -279,24 +293,42 @@ def up_command(
     run_servers(prefect_port, mlflow_port, host)
 
 
-def _run(parameters: dict[str, Any]) -> None:
-    """Validate the parameters, run flow `pul` in this process and print its results."""
-    from tasks.preflight import validate_run
-
-    summary = _run_summary(validate_run(parameters))
-    prepare_flow_run()
-    from flows.pul import pul
-    from tasks.operations.lost_runs import close_lost_runs
-    from tasks.tracking.results import read_results
-
-    typer.echo(f"{summary}\nstarting (the first start takes longer) ...", err=True)
-    for name in close_lost_runs(prefect=True):
-        typer.echo(f"run {name} ended unexpectedly and is now marked as failed: pul resume {name} continues it", err=True)
+def _run(command: str, read_parameters: Callable[[], dict[str, Any]], *, verbose: bool) -> None:
+    """Run flow `pul` in this process, and print its results."""
     try:
-        typer.echo("\n" + _results_text(read_results(pul(**parameters))))
+        with display(command, verbose=verbose) as screen:
+            results = _run_flow(read_parameters(), screen)
     except KeyboardInterrupt:
-        typer.echo("stopped: pul resume continues the run", err=True)
+        typer.echo(f"stopped{': pul resume continues the run' if status.run else ''}", err=True)
         raise
+    typer.echo(f"\n{_results_text(results)}")
+    evaluate = f"pul evaluate {results['run']} DATA"
+    lines = [
+        *([f"log {screen.log}"] if screen.log else []),
+        "next:",
+        f"  {evaluate}  # score the model on a labelled data set",
+        f"  {'pul up':<{len(evaluate)}}  # see the run in Prefect and MLflow",
+    ]
+    typer.echo("\n".join(lines), err=True)
+
+
+def _run_flow(parameters: dict[str, Any], screen: Screen) -> dict[str, Any]:
+    """Validate the parameters, run flow `pul` and return its results."""
+    with activity("check the data"):
+        from tasks.preflight import validate_run
+
+        screen.say(_run_summary(validate_run(parameters)))
+        if screen.log is None:
+            screen.say("starting (the first start takes longer) ...")
+    with activity("start Prefect and MLflow"):
+        prepare_flow_run()
+        from flows.pul import pul
+        from tasks.operations.lost_runs import close_lost_runs
+        from tasks.tracking.results import read_results
+
+        for name in close_lost_runs(prefect=True):
+            screen.say(f"run {name} ended unexpectedly and is now marked as failed: pul resume {name} continues it")
+    return read_results(pul(**parameters))
 
 
 def _run_summary(run: "ValidatedRun") -> str:
@@ -326,17 +358,13 @@ def _print_estimate(parameters: dict[str, Any]) -> None:
 
 
 def _results_text(results: dict[str, Any]) -> str:
-    metrics = ("iteration", "reliable_set_size", "num_clusters", "rank_1", "mAP")
-    rows = [[_format_metric(metric, iteration.get(metric)) for metric in metrics] for iteration in results["iterations"]]
-    stopped = f", stopped: {results['stop_reason']}" if results["stop_reason"] else ""
-    table = render_table(["iteration", "reliable", "clusters", "rank-1", "mAP"], rows)
+    pairs = zip(results["iterations"], results["seconds"], strict=True)
+    table = render_table(
+        list(ITERATION_COLUMNS.values()), [iteration_cells(iteration | {"seconds": seconds}) for iteration, seconds in pairs]
+    )
+    reason = results["stop_reason"]
+    stopped = f", stopped: {reason}\n{EXPLANATIONS[reason]}" if reason else ""
     return f"{table}\nrun {results['run']}, {results['status']}{stopped}"
-
-
-def _format_metric(metric: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f} %" if metric in ("rank_1", "mAP") else f"{value:.0f}"
 
 
 def _scores_text(scores: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ An error that the user can fix is reported by its message. Any other error is a 
 import copy
 import errno
 import logging
+import os
 import shlex
 import sys
 import traceback
@@ -52,8 +53,7 @@ PREFECT_REMEDIES = {
     "401 Unauthorized": "it requires a password; set PREFECT_API_AUTH_STRING to the value used for pul up",
     "403 Forbidden": "the password or the API key of the environment lacks the permission; set PREFECT_API_AUTH_STRING or PREFECT_API_KEY",
     "incompatible versions": "the server and this installation need the same version of Prefect; install one of the two",
-    "to ephemeral Prefect API server": "the temporary server did not start, for the reason in the lines above; fix that, or try another "
-    "PUL_HOME",
+    "to ephemeral Prefect API server": "the temporary server did not start, for the reason in the log; fix that, or try another PUL_HOME",
     "database is locked": f"wait until the other process is done, or stop it, and keep PUL_HOME on a local disk; {RESUME}",
     "404 Not Found": "PREFECT_API_URL is not the address of a Prefect API; correct or unset it",
     "500 Internal Server Error": f"the reason is in the server's log (.pul/logs/prefect-server.log); fix that, {RESUME}",
@@ -158,8 +158,9 @@ class _WithoutTraceback(logging.Formatter):
 def quieten() -> None:
     """Hide tracebacks (unless ``--debug`` is given) and the libraries' messages for developers on the terminal."""
     warnings.filterwarnings("ignore", module="mlflow")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when MLflow is imported
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
     if debugging():
         return
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of each error that it also raises

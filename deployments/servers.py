@@ -147,6 +147,21 @@ def prepare_flow_run() -> None:
     logging.captureWarnings(True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     quieten()
+    _start_temporary_server()
+
+
+def _start_temporary_server() -> None:
+    """Start Prefect's temporary server, if no other is used, so that Ctrl-C does not reach it: it records the end of the stopped run."""
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the server
+    try:
+        SubprocessASGIServer().start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def check_prefect_database() -> None:

@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments.arguments import Backbone, Device, Layout, Model, Pattern, Size, Threads, absolute_path, parse_size
+from deployments.arguments import Backbone, Device, Layout, Model, Pattern, Size, Threads, Verbose, absolute_path, parse_size
+from deployments.display import display
 from deployments.servers import prepare_flow_run
 from deployments.tables import render_table
+from tasks.engine.status import activity
 
 
 def suggest_command(
@@ -22,6 +24,7 @@ def suggest_command(
     device: Device = None,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the suggestion, and the points of the curve.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Suggest K for k-means and the distance for DBSCAN.
 
@@ -31,9 +34,6 @@ def suggest_command(
     pul suggest amber-fox/iteration=0 crops/
     pul suggest resnet50_market.pth.tar crops/ --json
     """  # noqa: D301 \b keeps the lines of the examples
-    from flows.suggest import suggest_clusters
-    from tasks.preflight import validate_suggestion
-
     parameters: dict[str, Any] = {
         "model": model,
         "data": path,
@@ -43,9 +43,16 @@ def suggest_command(
         **parse_size(size),
         "machine": {"device": device, "threads": threads},
     }
-    validate_suggestion(parameters)
-    prepare_flow_run()
-    suggestion = suggest_clusters(**parameters)
+    with display("suggest", verbose=verbose):
+        with activity("check the data"):
+            from tasks.preflight import validate_suggestion
+
+            validate_suggestion(parameters)
+        with activity("start Prefect"):
+            from flows.suggest import suggest_clusters
+
+            prepare_flow_run()
+        suggestion = suggest_clusters(**parameters)
     typer.echo(json.dumps(suggestion, indent=2) if as_json else _suggestion_text(suggestion))
 
 

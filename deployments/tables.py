@@ -1,12 +1,38 @@
 """Console tables: titles and rows of text rendered with rich, as plain text that is the same on a terminal and in a pipe."""
 
 import io
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+
+# The columns of a table of iterations: the key of each metric, and its title.
+ITERATION_COLUMNS = {
+    "iteration": "iteration",
+    "reliable_set_size": "reliable",
+    "num_clusters": "clusters",
+    "rank_1": "rank-1",
+    "mAP": "mAP",
+    "seconds": "seconds",
+}
+
+
+def iteration_cells(metrics: Mapping[str, float | None]) -> list[str]:
+    """Return the cells of an iteration, one for each of `ITERATION_COLUMNS`; a metric that it does not have is "-".
+
+    Example:
+        >>> iteration_cells({"iteration": 0, "rank_1": 0.4561, "mAP": 0.3, "seconds": 71.8})
+        ['0', '-', '-', '45.6 %', '30.0 %', '72']
+    """
+    return [_format_metric(metric, metrics.get(metric)) for metric in ITERATION_COLUMNS]
+
+
+def _format_metric(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if metric in ("rank_1", "mAP") else f"{value:,.0f}"
 
 
 def render_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str] = ()) -> str:

@@ -41,7 +41,7 @@ def extract_features(model: Artifact, pixels: Pixels, *, batch_size: int, comput
 
     def extract(name: str, part: Images) -> Features:
         if saved := checkpoint.load(name):
-            progress_bar.advance(len(part))
+            progress_bar.restore(len(part))
             return np.frombuffer(saved, np.float32).reshape(-1, d)
         blocks = []
         features_of = partial(extraction.extract_features, batch_size=batch_size, device=compute.device, bf16=compute.bf16)

@@ -5,6 +5,7 @@ folder may have changed. Its artifacts are named by their content, so all later 
 it was moved. Memory grows with the number of identities, and by a few bytes per image for the labels.
 """
 
+import contextlib
 import itertools
 import re
 from collections import Counter
@@ -97,13 +98,15 @@ def dataset_root(path: str) -> str:
     if match is None:
         raise DataError(f"{path} is not a synthetic domain: write synthetic:SEED/source or synthetic:SEED/target, e.g. synthetic:0/target")
     seed, domain = int(match[1]), cast(Domain, match[2])
-    with progress(f"draw {path}", 1) as progress_bar:
+    root = home() / "synthetic" / f"v{GENERATOR_VERSION}-seed-{seed}"
+    with contextlib.ExitStack() as drawing:
+        progress_bar: Progress | None = None
 
-        def report(done: int, total: int) -> None:
-            progress_bar.total = total
+        def report(done: int, total: int) -> None:  # never called if the domain was drawn before
+            nonlocal progress_bar
+            progress_bar = progress_bar or drawing.enter_context(progress(f"draw {path}", total))
             progress_bar.advance(done - progress_bar.done)
 
-        root = home() / "synthetic" / f"v{GENERATOR_VERSION}-seed-{seed}"
         return str(synthesize_domain(root, domain, seed=seed, on_progress=report))
 
 

@@ -26,6 +26,7 @@ from pul_core.recipes import RECIPES
 from pul_core.settings import Model
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
+from tasks.engine.status import activity
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Plan
 from tasks.store.home import user_path
@@ -58,7 +59,8 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
     """
     if weights == "imagenet":
         try:
-            module = build_backbone(backbone, pretrained=True)
+            with activity(f"get the ImageNet weights of {backbone} from timm's hub"):
+                module = build_backbone(backbone, pretrained=True)
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"ImageNet weights of {backbone} cannot be fetched ({type(error).__name__}): give a local file with --weights FILE, "

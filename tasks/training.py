@@ -90,7 +90,7 @@ def _train(description: str, start: Artifact, examples: Examples, settings: Trai
     training = begin_training(backbone, settings, num_classes=num_classes, classes=classes, seed=seed, device=compute.device)
     with progress(description, len(rows) * settings.epochs) as progress_bar, step_checkpoint() as checkpoint:
         history = _restore(training, checkpoint.load("epoch"))
-        progress_bar.advance(sum(epoch.images for epoch in history))
+        progress_bar.restore(sum(epoch.images for epoch in history))
         for epoch in train(
             training, images, rows, classes, settings, seed=seed, device=compute.device, bf16=compute.bf16, on_batch=progress_bar.advance
         ):

@@ -77,7 +77,7 @@ def synthesize_domain(
         seed: seed of the data set, from 0.
         sizes: the sizes; None for the domain's default.
         processes: number of worker processes; None for one per available core, or fewer for a small data set.
-        on_progress: called with (images written, images in total) after each chunk.
+        on_progress: called with (images written, images in total) before the first chunk and after each; not if the folder is reused.
 
     Returns:
         `root`/`domain`, with bounding_box_train, query and bounding_box_test.
@@ -116,7 +116,7 @@ def synthesize_domain(
         with atomic_folder(domain_folder) as partial_folder:
             for name in get_args(Folder):
                 (partial_folder / name).mkdir()
-            for num_written in _write_images(partial_folder, domain, seed, plan, workers):
+            for num_written in itertools.chain([0], _write_images(partial_folder, domain, seed, plan, workers)):
                 if on_progress is not None:
                     on_progress(num_written, len(plan))
             (partial_folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,8 @@ from prefect.utilities.annotations import opaque, quote
 from prefect.utilities.engine import get_state_for_result
 from pydantic import BaseModel
 
+from tasks.engine.status import activity, status
+
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -71,6 +73,8 @@ def make_task(function: Callable[..., R], run_name: str, **options: Any) -> Task
     """
 
     def run(inputs: TaskInput) -> R:
+        if current := status.current():
+            current.outcome = "done"
         return function(**inputs[-1])
 
     def format_run_name(parameters: dict[str, Any]) -> str:
@@ -84,7 +88,9 @@ def make_task(function: Callable[..., R], run_name: str, **options: Any) -> Task
 def call_task(task: Task[[TaskInput], R], arguments: Mapping[str, Any]) -> R:
     """Call a task from `make_task`; Prefect does not inspect the arguments beyond the results of other tasks among them."""
     results = [opaque(result) for result in _task_results(list(arguments.values()))]
-    output: R = task((*results, quote(dict(arguments))))
+    with activity(task.task_run_name({"inputs": (arguments,)})) as current:  # type: ignore[operator]
+        current.outcome = "cached"  # until the function is called
+        output: R = task((*results, quote(dict(arguments))))
     return output
 
 

@@ -1,4 +1,4 @@
-"""Progress of a long step: a regular line in the log and a progress bar in Prefect's UI, with speed and remaining time."""
+"""Progress of a long step: a regular line in the log, a progress bar in Prefect's UI, and `status`, which the command displays."""
 
 import contextlib
 import logging
@@ -9,6 +9,8 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
+
+from tasks.engine.status import Count, activity, status
 
 LOG_INTERVAL_SECONDS = 15.0
 BAR_INTERVAL_SECONDS = 2.0
@@ -22,7 +24,7 @@ def step_logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
         return logging.getLogger("pul")
 
 
-class Progress:
+class Progress(Count):
     """Counts processed units and reports them every few seconds. ``note``, a text, is appended to each line of the log.
 
     Args:
@@ -32,12 +34,12 @@ class Progress:
     """
 
     def __init__(self, description: str, total: int, unit: str) -> None:
-        self.description, self.total, self.unit = description, total, unit
-        self.done = 0
-        self.note = ""
-        self.started = self.last_logged = self.last_updated = time.monotonic()
+        super().__init__(description, total, unit)
+        self.last_logged = self.last_updated = self.started
         self.logger = step_logger()
         self.progress_bar = create_progress_artifact(0.0, description=description) if TaskRunContext.get() else None
+        if current := status.current():
+            current.count = self
 
     def advance(self, count: int) -> None:
         """Add to the number of processed units."""
@@ -50,12 +52,10 @@ class Progress:
             self.last_logged = now
             self.logger.info("%s: %s", self.description, self.describe(now))
 
-    def describe(self, now: float) -> str:
-        """Return the progress at a time (of ``time.monotonic``) as text: units, speed and remaining time."""
-        speed = self.done / max(now - self.started, 1e-9)
-        remaining = max(0, round((self.total - self.done) / max(speed, 1e-9)))
-        time_left = f"{remaining // 60}:{remaining % 60:02d} left"
-        return f"{self.done:,}/{self.total:,} {self.unit}, {speed:,.0f} {self.unit}/s, {time_left}{self.note}"
+    def restore(self, count: int) -> None:
+        """Add units that an earlier process did: they count, but not for the speed."""
+        self.restored += count
+        self.advance(count)
 
 
 @contextlib.contextmanager
@@ -67,9 +67,11 @@ def progress(description: str, total: int, unit: str = "images") -> Iterator[Pro
         total: the expected number of units; need not be exact.
         unit: what is counted, in the plural.
     """
-    reporter = Progress(description, total, unit)
-    yield reporter
-    seconds = time.monotonic() - reporter.started
-    reporter.logger.info("%s: %s %s in %.1f s%s", description, f"{reporter.done:,}", unit, seconds, reporter.note)
-    if reporter.progress_bar:
-        update_progress_artifact(reporter.progress_bar, 100.0)  # type: ignore[arg-type]
+    with contextlib.nullcontext() if TaskRunContext.get() else activity(description):
+        reporter = Progress(description, total, unit)
+        yield reporter
+        reporter.is_finished = True
+        seconds = time.monotonic() - reporter.started
+        reporter.logger.info("%s: %s %s in %.1f s%s", description, f"{reporter.done:,}", unit, seconds, reporter.note)
+        if reporter.progress_bar:
+            update_progress_artifact(reporter.progress_bar, 100.0)  # type: ignore[arg-type]

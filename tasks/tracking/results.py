@@ -1,6 +1,7 @@
 """The results of a run, read from MLflow."""
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -56,8 +57,8 @@ def read_results(reference: str | None) -> dict[str, Any]:
         reference: see `find_run`.
 
     Returns:
-        ``run`` (the id), ``name``, ``status``, ``stop_reason``, ``experiment`` and ``iterations``: one dictionary of metrics per iteration,
-        with scores as fractions. A metric that an iteration does not have is None.
+        ``run`` (the id), ``name``, ``status``, ``stop_reason``, ``experiment``, ``seconds`` (the computing time of each iteration), and
+        ``iterations``: one dictionary of metrics per iteration, with scores as fractions. A metric that an iteration does not have is None.
 
     Raises:
         DataError: the run does not exist, or several runs can be meant.
@@ -72,11 +73,22 @@ def read_results(reference: str | None) -> dict[str, Any]:
         "status": run.info.status.lower(),
         "stop_reason": run.data.tags.get("pul.stop_reason"),
         "experiment": client().get_experiment(run.info.experiment_id).name,
+        "seconds": [round(sum_seconds(metrics[number]), 3) for number in sorted(metrics)],
         "iterations": [
             {"reliable_set_size": None, "iteration": number, **{key: metrics[number].get(key) for key in names}}
             for number in sorted(metrics)
         ],
     }
+
+
+def sum_seconds(metrics: Mapping[str, float]) -> float:
+    """Return the computing time of an iteration's steps, without the time for its scores.
+
+    Example:
+        >>> sum_seconds({"seconds_cluster": 2.0, "seconds_fine_tune": 60.5, "seconds_evaluate": 1.0, "mAP": 0.3})
+        62.5
+    """
+    return sum(value for name, value in metrics.items() if name.startswith("seconds_") and name != "seconds_evaluate")
 
 
 def _describe(run: Run) -> str:

@@ -24,6 +24,7 @@ from pul_core.errors import DataError
 from tasks.engine.compute import Resources, resolve_compute
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
+from tasks.engine.status import status
 from tasks.engine.steps import artifacts_in
 from tasks.models import named_run
 from tasks.store.artifacts import Artifact, locate, read_table, verify
@@ -36,7 +37,7 @@ from tasks.tracking.client import client, safe_name, search_all_runs, search_run
 from tasks.tracking.domain_pairs import domain_pair, experiment_of, registered_model_of
 from tasks.tracking.metrics import iteration_metrics
 from tasks.tracking.models import log_iteration_model, register_model
-from tasks.tracking.results import IS_RUN, RUN_ID_TAG, find_run, run_id_of
+from tasks.tracking.results import IS_RUN, RUN_ID_TAG, find_run, run_id_of, sum_seconds
 
 PROCESS_TAG = "pul.process"  # tag of a parent run: the process that executes it, as returned by `process_key`
 RESUME = "PUL_RESUME"  # environment variable: id of the run that this process resumes
@@ -102,6 +103,7 @@ def track_run(plan: Plan, target: ImageSet, sources: list[ImageSet]) -> TrackedR
     artifacts = {"images": target.images, **{f"source-{number}-images": source.images for number, source in enumerate(sources, 1)}}
     _link_artifacts(folder, artifacts | ({"labels": target.labels} if target.labels else {}))
     experiment = client().get_experiment(run.info.experiment_id).name
+    status.run = run_id
     step_logger().info("Run %s: experiment %r, config %s", run_id, experiment, folder / "config.json")
     return TrackedRun(
         id=run_id,
@@ -148,6 +150,7 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
     folder.mkdir(exist_ok=True)
     artifacts = artifacts_in(iteration.model_copy(update={"reliable_before": None}))  # that one is of the iteration before
     _link_artifacts(folder, {"model" if artifact.kind == "models" else artifact.kind: artifact for artifact in artifacts})
+    status.iterations[iteration.iteration] = metrics | {"seconds": sum_seconds(metrics)}
     return metrics
 
 
