@@ -138,7 +138,7 @@ def _render(console: Console, status: Status, log: str | None) -> RenderableType
     footer = [f"run {status.run}"] * bool(status.run) + [f"log {log}"]
     num_rows = console.height - len(steps) - len(footer) - 8  # the other lines, and one below the display
     iterations = sorted(status.iterations.items())[-num_rows:] if num_rows > 0 else []
-    parts = [Text(""), _steps([*steps, *([current] if current else [])], current)]
+    parts: list[RenderableType] = [Text(""), _steps([*steps, *([current] if current else [])], current)]
     if current and not _is_over(current):
         parts += _bar(current.count)
     if iterations:
