@@ -412,7 +412,7 @@ def _check_clustering(target: Counts, images: int, plan: Plan) -> None:
 def _images_on_other_cameras(target: Counts, images: int) -> int:
     """Return how many of the training images an image on the smallest camera can have as neighbours on other cameras."""
     num_unknown = images - sum(target.camera_sizes)
-    if len(target.camera_sizes) + num_unknown < 2 or not target.camera_sizes:
+    if len(target.camera_sizes) < 2:
         return images - 1  # cameras are not used
     return images - (1 if num_unknown else min(target.camera_sizes))
 

@@ -196,6 +196,17 @@ def test_distances_without_any_known_camera_are_those_without_cameras(seed):
 
 
 @few
+@given(seed=seeds, known=st.sets(st.integers(0, 59)))
+def test_one_known_camera_changes_no_distance(seed, known):
+    """Nothing shows which images are from different cameras, and a single unknown one must not shrink the neighbourhoods of the others."""
+    features, _ = people(seed)
+    camids = np.where(np.isin(np.arange(60), list(known)), 3, -1)
+    options = {"num_neighbours": 6, "num_averaged": 2, "max_distance": 0.7}
+    mixed, plain = (jaccard_distances_below(features, cameras, **options) for cameras in (camids, np.full(60, -1)))
+    assert all(getattr(mixed, part).tobytes() == getattr(plain, part).tobytes() for part in ("data", "indices", "indptr"))
+
+
+@few
 @given(seed=seeds)
 def test_centring_leaves_images_of_unknown_cameras_where_they_are(seed):
     features, camids = partly_unknown(seed)

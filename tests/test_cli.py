@@ -191,7 +191,7 @@ def test_a_run_without_a_server_prints_its_results(pul, tiny_pair, tiny_options,
     done = pul("run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *tiny_options)
     assert done.returncode == 0, done.stderr
     titles, rows = table_of(done.stdout)
-    assert titles == ["iteration", "reliable", "clusters", "rank-1", "mAP"]
+    assert titles == ["iteration", "reliable", "clusters", "rank-1", "mAP", "seconds"]
     assert [row[0] for row in rows] == ["0", "1", "2"]
     results = json.loads(pul("results", "--json").stdout)
     assert [row["iteration"] for row in results["iterations"]] == [0, 1, 2]

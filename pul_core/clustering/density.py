@@ -10,6 +10,7 @@ from pul_core.clustering.camera_aware import camera_aware_encoding
 from pul_core.clustering.centres import Clusters, clusters_with_centres
 from pul_core.clustering.neighbours import jaccard_distances, nearest_neighbours, reciprocal_encoding
 from pul_core.clustering.stability import cluster_jaccard_per_image, keep_stable_clusters, renumber_clusters
+from pul_core.identities import NO_CAMERA
 from pul_core.settings import Dbscan
 
 
@@ -56,12 +57,12 @@ def cluster_by_density(features: Features, camids: Ints, settings: Dbscan) -> Cl
 def jaccard_distances_below(
     features: Features, camids: Ints, *, num_neighbours: int, num_averaged: int, max_distance: float
 ) -> sparse.csr_matrix:
-    """Return the Jaccard distances of all pairs of images up to a limit; they are camera-aware if the images differ in their cameras.
+    """Return the Jaccard distances of all pairs of images up to a limit; they are camera-aware if two cameras are known.
 
     Args:
         features: (n, d), one row per image.
-        camids: (n,) camera of each image; an unknown camera (-1) differs from every camera. If all are unknown, or all are the same, the
-            distances are those without cameras.
+        camids: (n,) camera of each image; an unknown camera (-1) differs from every camera. With fewer than two known cameras the distances
+            are those without cameras: otherwise a single image of unknown camera would halve everybody else's neighbourhood.
         num_neighbours: k of the neighbourhoods.
         num_averaged: number of nearest images over which an encoding is averaged.
         max_distance: the limit; larger distances are not stored.
@@ -77,7 +78,7 @@ def jaccard_distances_below(
         >>> jaccard_distances_below(features, np.zeros(4, int), num_neighbours=1, num_averaged=1, max_distance=0.5).indices.tolist()
         [0, 1, 0, 1, 2, 3, 2, 3]
     """
-    if len(np.unique(camids)) > 1:  # neither a single camera nor only unknown ones
+    if len(np.setdiff1d(camids, NO_CAMERA)) > 1:
         encoding = camera_aware_encoding(features, camids, num_neighbours=num_neighbours, num_averaged=num_averaged)
     else:
         neighbours = nearest_neighbours(features, max(num_neighbours + 1, num_averaged))

@@ -88,7 +88,8 @@ def make_task(function: Callable[..., R], run_name: str, **options: Any) -> Task
 def call_task(task: Task[[TaskInput], R], arguments: Mapping[str, Any]) -> R:
     """Call a task from `make_task`; Prefect does not inspect the arguments beyond the results of other tasks among them."""
     results = [opaque(result) for result in _task_results(list(arguments.values()))]
-    with activity(task.task_run_name({"inputs": (arguments,)})) as current:  # type: ignore[operator]
+    format_run_name = cast(Callable[[dict[str, Any]], str], task.task_run_name)  # of `make_task`
+    with activity(format_run_name({"inputs": (arguments,)})) as current:
         current.outcome = "cached"  # until the function is called
         output: R = task((*results, quote(dict(arguments))))
     return output
