@@ -291,8 +291,8 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 def test_a_run_in_a_terminal_is_stopped_and_resumed(folder, tiny_pair, tiny_options):
     options = ["--source", tiny_pair[0], "--target", tiny_pair[1], *tiny_options]
-    started = Terminal(folder, "run", *options, "--set", "fine_tuning.epochs=60", columns=80, lines=24)
-    started.read("epoch 2/60")
+    started = Terminal(folder, "run", *options, "--set", "fine_tuning.epochs=20", columns=80, lines=24)
+    started.read("epoch 2/20")
     resize(started.master, 60, 20)
     started.press_ctrl_c()
     code, lines = started.end()
