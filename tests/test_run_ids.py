@@ -128,6 +128,14 @@ def test_a_reference_that_fits_no_run_is_refused(runs_home, reference):
     assert (runs_home / "runs" / run_id).exists()
 
 
+def test_a_short_prefix_of_an_id_of_mlflow_fits_no_run(runs_home):
+    mlflow_id = find_run(start(runs_home, "baseline")).info.run_id
+    for length in (1, 2, 3):
+        with pytest.raises(DataError, match="there is no run"):
+            read_results(mlflow_id[:length])
+    assert read_results(mlflow_id[:4])["name"] == "baseline"
+
+
 def test_a_name_is_accepted_as_prefect_shows_it_and_a_prefix_of_the_id_of_mlflow(runs_home):
     run_id = start(runs_home, safe_run_name("Köln, 2nd try (baseline)"))
     assert read_results("Köln, 2nd try (baseline)")["run"] == run_id

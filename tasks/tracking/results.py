@@ -9,7 +9,7 @@ from mlflow.entities import Run
 
 from pul_core.errors import DataError
 from tasks.store.home import home
-from tasks.store.runs import ambiguous, format_time, matching_ids, safe_run_name
+from tasks.store.runs import MIN_PREFIX, ambiguous, format_time, matching_ids, safe_run_name
 from tasks.tracking.client import client, search_all_runs, search_runs
 
 RUN_ID_TAG = "pul.run_id"  # tag of a parent run: the id of the run, see `tasks.store.runs`
@@ -40,7 +40,7 @@ def find_run(reference: str | None) -> Run:
     runs = {run.info.run_id: run for condition in filters for run in search_all_runs(f"{IS_RUN} and {condition}")}
     run_ids = matching_ids(reference, {run_id_of(run): str(run.info.run_name) for run in runs.values()})
     matches = [run for run in runs.values() if run_id_of(run) in run_ids] or [
-        run for run in runs.values() if run.info.run_id.startswith(reference)
+        run for run in runs.values() if len(reference) >= MIN_PREFIX and run.info.run_id.startswith(reference)
     ]
     if not matches:
         raise DataError(f"there is no run {reference!r}: give the id of a run, the name of its folder in {home() / 'runs'}")
