@@ -72,7 +72,7 @@ def main() -> None:
         sys.exit(app(prog_name="pul", standalone_mode=False))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader has seen enough: pul results | head -1
+    except BrokenPipeError:  # the reader closed the pipe: pul results | head -1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:

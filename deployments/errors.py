@@ -92,7 +92,9 @@ def _message(error: BaseException) -> str | None:
         remedy = "" if "pul resume" in str(error) else f": {DISK_REMEDIES[error.errno]}"
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{remedy}"
     if isinstance(error, PermissionError) and error.filename and Path(str(error.filename)).is_relative_to(home()):
-        return f"{error.filename} is not writable: make it yours (chown) if another user, such as root, ran pul here, then run pul resume"
+        return (
+            f"{error.filename} is not writable: change its owner (chown) if another user, such as root, ran pul here, then run pul resume"
+        )
     if isinstance(error, _imported("httpx", "TransportError")):
         return f"Prefect's server does not answer ({_first_line(error)}): start it again, {RESUME}"
     if isinstance(error, PrefectHTTPStatusError | RuntimeError) and (way_out := _remedy(error, PREFECT_REMEDIES)):

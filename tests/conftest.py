@@ -209,7 +209,7 @@ def module_home(tmp_path_factory):
 
 @contextlib.contextmanager
 def tracking_in(home, patch):
-    """Track runs in the MLflow database of a home, and in that of before afterwards, which MLflow keeps outside the environment, too."""
+    """Use the MLflow database of a home during the block, and the previous one after it. MLflow keeps the URI in a global, too."""
     import mlflow
 
     from tasks.tracking.client import client

@@ -323,7 +323,7 @@ def prepare(monkeypatch):
 
 
 @pytest.mark.fault("a server that is stopped or too busy to answer, while pul up runs", "everybody keeps using it")
-def test_a_busy_server_stays_the_server_of_everybody(other_up, prepare):
+def test_a_busy_server_remains_the_server_of_all_commands(other_up, prepare):
     """The server is a real process that is stopped, so that it accepts connections but never answers."""
     with subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         url = f"http://127.0.0.1:{int(server.stdout.readline())}/api"

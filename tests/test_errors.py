@@ -176,7 +176,7 @@ def test_an_error_of_a_library_is_reported_with_its_remedy(error, words):
 def test_a_file_of_another_user_below_the_home_is_named(home):
     error = PermissionError(errno.EACCES, "Permission denied", str(home / "runs" / "x"))
     assert user_message(error) == (
-        f"{home}/runs/x is not writable: make it yours (chown) if another user, such as root, ran pul here, then run pul resume"
+        f"{home}/runs/x is not writable: change its owner (chown) if another user, such as root, ran pul here, then run pul resume"
     )
 
 

@@ -100,9 +100,9 @@ def elsewhere(home, tmp_path, monkeypatch, request):
     write_record("amber-fox", [write_bytes("images", "parquet", 1, b"images")])
     write_bytes("features", "parquet", 1, b"unreferenced")
     fs.pipe_file(f"{root}/features/.partial-{uuid.uuid4().hex}", b"half")
-    fs.pipe_file(f"{root}/features/notes.txt", b"somebody's file")
+    fs.pipe_file(f"{root}/features/notes.txt", b"a file of another program")
     fs.makedirs(f"{root}/photos", exist_ok=True)
-    fs.pipe_file(f"{root}/photos/person.jpg", b"somebody's file")
+    fs.pipe_file(f"{root}/photos/person.jpg", b"a file of another program")
     (home / "runs" / "amber-fox").mkdir(parents=True)
     (home / "runs" / "amber-fox" / "config.json").touch()
     for path in tmp_path.glob("store/*/*"):

@@ -1,4 +1,4 @@
-"""Runs with equal names are told apart, and data sets with equal names have experiments and models of their own; MLflow on SQLite."""
+"""Each run has a unique id, and each pair of data sets its own experiment and registered model, whatever their names. MLflow on SQLite."""
 
 import itertools
 import re

@@ -62,7 +62,7 @@ def jaccard_distances_below(
     Args:
         features: (n, d), one row per image.
         camids: (n,) camera of each image; an unknown camera (-1) differs from every camera. With fewer than two known cameras the distances
-            are those without cameras: otherwise a single image of unknown camera would halve everybody else's neighbourhood.
+            are those without cameras: otherwise a single image of an unknown camera would shrink the neighbourhoods of all other images.
         num_neighbours: k of the neighbourhoods.
         num_averaged: number of nearest images over which an encoding is averaged.
         max_distance: the limit; larger distances are not stored.

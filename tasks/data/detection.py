@@ -1,6 +1,7 @@
 """Detection of the layout of a folder: a known data set in it or below it, and names that look like splits, cameras or sets.
 
-Only names are read. Names that look like something but have no reader are returned, so that nobody takes query and gallery for crops.
+Only names are read. Names that look like splits or sets but have no reader are reported, so that queries and gallery images are not
+silently used as crops.
 """
 
 import os
@@ -45,14 +46,14 @@ def find_layout(root: Path) -> tuple[str, str]:
     """
     if layout := layout_of(root):
         return "", layout
-    found = sets_below(root)
-    if not found:
+    sets = sets_below(root)
+    if not sets:
         _check_no_splits(root)
         return "", "folder"
-    if len(found) > 1:
-        names = "; ".join(f"{root / folder} ({layout if isinstance(layout, str) else 'incomplete'})" for folder, layout in found)
-        raise DataError(f"{root} holds {len(found)} data sets: give one of {names}")
-    folder, layout_or_error = found[0]
+    if len(sets) > 1:
+        names = "; ".join(f"{root / folder} ({layout if isinstance(layout, str) else 'incomplete'})" for folder, layout in sets)
+        raise DataError(f"{root} holds {len(sets)} data sets: give one of {names}")
+    folder, layout_or_error = sets[0]
     if isinstance(layout_or_error, DataError):
         raise layout_or_error
     if other := _first_image_outside(root, folder):
@@ -98,7 +99,7 @@ def layout_of(root: Path) -> str | None:
 
 def sets_below(root: Path) -> list[tuple[str, str | DataError]]:
     """Return the known data sets below a folder, each with its folder relative to the root and its layout, or why it has none."""
-    found: list[tuple[str, str | DataError]] = []
+    sets: list[tuple[str, str | DataError]] = []
 
     def is_set(folder: str) -> bool:
         try:
@@ -106,11 +107,11 @@ def sets_below(root: Path) -> list[tuple[str, str | DataError]]:
         except DataError as error:
             layout = error
         if layout:
-            found.append((folder, layout))
+            sets.append((folder, layout))
         return layout is not None
 
     _visit_folders(root, is_set)
-    return found
+    return sets
 
 
 def split_of_name(name: str) -> str | None:
@@ -148,7 +149,7 @@ def unused_name_notes(root: Path) -> tuple[str, ...]:
     """Return notes on files that look like lists of splits, and on a known set without a reader, for layout folder."""
     lists, sets = list[str](), list[str]()
 
-    def look_at(folder: str) -> bool:
+    def inspect_folder(folder: str) -> bool:
         with os.scandir(root / folder) as entries:
             names = sorted(entry.name for entry in entries if entry.name.lower().endswith(LIST_FILE_SUFFIXES))
         lists.extend(folder + name for name in names if not is_hidden(name) and split_of_name(Path(name).stem))
@@ -156,8 +157,8 @@ def unused_name_notes(root: Path) -> tuple[str, ...]:
         sets.extend(f"{root / folder} looks like {name}" for name, markers in UNREAD_SETS.items() if markers <= folders)
         return False
 
-    look_at("")
-    _visit_folders(root, look_at)
+    inspect_folder("")
+    _visit_folders(root, inspect_folder)
     notes = [f"{name}, which has no layout here: give a pattern or a manifest to use its labels" for name in sets[:1]]
     if lists:
         names = ", ".join(lists[:3]) + (", ..." if len(lists) > 3 else "")

@@ -115,8 +115,8 @@ def _needed_artifacts(*, keep_iterations: bool) -> set[str]:
     for config in home().glob("runs/*/config.json"):
         if "://" in artifact_root() and config.parent.name not in linked | set(folders):
             raise DataError(
-                f"{artifact_root()} has no record of run {config.parent.name}, so its files cannot be told from garbage: if the run is no "
-                f"longer needed, delete {config.parent}"
+                f"{artifact_root()} has no record of run {config.parent.name}, so its files cannot be distinguished from garbage: if the "
+                f"run is no longer needed, delete {config.parent}"
             )
     for link in links:
         folders.setdefault(str(link.parent.relative_to(home() / "runs")), []).append("/".join(link.resolve().parts[-2:]))

@@ -127,7 +127,7 @@ def verify(artifact: Artifact) -> str:
 
 def _mark_as_used(path: Path) -> None:
     """Set the time of the last access of a file, which many file systems do not keep."""
-    with contextlib.suppress(OSError):  # the file is missing, or belongs to somebody else
+    with contextlib.suppress(OSError):  # the file is missing, or another user owns it
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 

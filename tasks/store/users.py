@@ -72,7 +72,7 @@ _open_files: list[IO[str]] = []  # a lock ends when its file is closed
 
 @contextlib.contextmanager
 def _gate(folder: Path) -> Iterator[None]:
-    """Let one process at a time register or keep house."""
+    """Let one process at a time register or run housekeeping."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "gate").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -80,7 +80,7 @@ def _gate(folder: Path) -> Iterator[None]:
 
 
 def _users(folder: Path, own: Path | None) -> list[StoreUser]:
-    """Return the processes that hold their files, without this one, and delete the files that nobody holds."""
+    """Return the processes that hold their files, without this one, and delete the files that no process holds."""
     users = []
     for path in sorted(folder.glob("*-*")):
         if path == own:
