@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from pul_core.learning.backbone import build_backbone
 from pul_core.learning.extraction import extract_features
+from pul_core.learning.precision import Dtype, autocast
 from pul_core.learning.training import begin_training, train
 from pul_core.settings import Machine, Optimisation, Training
 from tasks.engine.compute import prepare, resolve_compute
@@ -60,21 +61,21 @@ def pul_training(name: str, images: np.ndarray) -> Callable[[], None]:
     return run
 
 
-def bare_extraction(name: str, h: int, w: int, batches: int, bf16: bool) -> Callable[[], None]:
+def bare_extraction(name: str, h: int, w: int, batches: int, dtype: Dtype) -> Callable[[], None]:
     model = build_backbone(name).eval()
     images = torch.randn(BATCH, 3, h, w).contiguous(memory_format=torch.channels_last)
 
     def run() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), autocast("cpu", dtype):
             for _ in range(batches):
                 model(images)
 
     return run
 
 
-def pul_extraction(name: str, images: np.ndarray, bf16: bool) -> Callable[[], None]:
+def pul_extraction(name: str, images: np.ndarray, dtype: Dtype) -> Callable[[], None]:
     model = build_backbone(name)
-    return lambda: [None for _ in extract_features(model, images, batch_size=BATCH, bf16=bf16)].clear()
+    return lambda: [None for _ in extract_features(model, images, batch_size=BATCH, dtype=dtype)].clear()
 
 
 def seconds(run: Callable[[], None]) -> float:
@@ -94,7 +95,7 @@ def compare(pul: Callable[[], None], bare: Callable[[], None], images: int) -> t
 
 def main() -> None:
     compute = resolve_compute(Machine(device="cpu"))
-    threads, bf16 = compute.host.threads, compute.inference.bf16
+    threads, dtype = compute.host.threads, compute.inference.dtype
     prepare(compute.host)
     results: dict[str, float | int] = {"threads": threads}
     print(f"{'':34}{'pul':>9}{'bare':>9}{'ratio':>8}   images/s, batch {BATCH}, {threads} threads")
@@ -104,7 +105,7 @@ def main() -> None:
             images[:] = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
             cases = {
                 "training": (pul_training(name, images), bare_training(name, h, w, batches)),
-                "extraction": (pul_extraction(name, images, bf16), bare_extraction(name, h, w, batches, bf16)),
+                "extraction": (pul_extraction(name, images, dtype), bare_extraction(name, h, w, batches, dtype)),
             }
             for case, (pul, bare) in cases.items():
                 pul_speed, bare_speed, ratio = compare(pul, bare, len(images))
