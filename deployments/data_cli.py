@@ -48,6 +48,7 @@ def check_command(
     logger = logging.getLogger("pul")  # reports the progress of the scan
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # Prefect's handler of the root logger would print each line again
     report, images = check_path(path, layout, pattern)
     typer.echo(json.dumps(report.model_dump(), indent=2) if as_json else _report_text(report))
     if sheet and images:

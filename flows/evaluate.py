@@ -26,10 +26,10 @@ from tasks.store.scores import read_metrics_and_cmc
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 
 
-def features_of(model: Artifact, images: ImageSet, split: str, machine: Machine, compute: Compute) -> Artifact:
+def features_of(model: Artifact, images: ImageSet, split: str, compute: Compute) -> Artifact:
     """Decode a split at the input size of the model and extract its features."""
     pixels = decode(images, split=split, **model_size(model))
-    return extract_features(model, pixels, batch_size=machine.extraction_batch_size, compute=compute, iteration=0, split=split)
+    return extract_features(model, pixels, compute=compute, iteration=0, split=split)
 
 
 @flow(name="evaluate", validate_parameters=True)
@@ -64,19 +64,18 @@ def evaluate_model(
         width: Input size in pixels. Empty: that of the model file, or 128 if it states none.
         seed: The seed of the random splits of cuhk03_old and viper.
     """
-    hardware = override(Machine(), machine)
-    compute = resolve_compute(hardware)
+    compute = resolve_compute(override(Machine(), machine))
     images = index(data, "target", layout, pattern)
     labels = check_evaluation(images, data)
     imported = import_model(model, backbone=backbone, height=height, width=width)
-    query, gallery = (features_of(imported, images, split, hardware, compute.inference) for split in ("query", "gallery"))
+    query, gallery = (features_of(imported, images, split, compute.inference) for split in ("query", "gallery"))
     scores = {
         ranking: evaluate(
             query,
             gallery,
             images,
             labels,
-            compute=compute.host,
+            compute=compute.analysis,
             iteration=0,
             rerank=ranking == "reranked",
             protocol=protocol,

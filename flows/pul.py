@@ -86,7 +86,6 @@ def pul(
         features = extract_features(
             current.model,
             pixels["train"],
-            batch_size=plan.machine.extraction_batch_size,
             compute=compute.inference,
             iteration=t - 1,
             split="train",
@@ -99,7 +98,7 @@ def pul(
             algorithm=plan.algorithm,
             centre_cameras=plan.model.centre_cameras,
             seed=derive_seed(plan.seed, t, "cluster"),
-            compute=compute.host,
+            compute=compute.analysis,
             iteration=t,
         )
         reliable = select(clusters, labelled, settings=plan.selection, iteration=t)
@@ -137,7 +136,6 @@ def score(model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Pl
         extract_features(
             model,
             pixels[split],
-            batch_size=plan.machine.extraction_batch_size,
             compute=compute.inference,
             iteration=iteration,
             split=split,
@@ -145,5 +143,5 @@ def score(model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Pl
         for split in ("query", "gallery")
     )
     return evaluate(
-        query, gallery, images, images.labels, compute=compute.host, iteration=iteration, centre_cameras=plan.model.centre_cameras
+        query, gallery, images, images.labels, compute=compute.analysis, iteration=iteration, centre_cameras=plan.model.centre_cameras
     )

@@ -36,11 +36,10 @@ def suggest_clusters(
         height: Input size in pixels. Empty: that of the model file, or 256 if it states none.
         width: Input size in pixels. Empty: that of the model file, or 128 if it states none.
     """
-    hardware = override(Machine(), machine)
-    compute = resolve_compute(hardware)
+    compute = resolve_compute(override(Machine(), machine))
     images = index(data, "target", layout, pattern)
     imported = import_model(model, backbone=backbone, height=height, width=width)
-    features = features_of(imported, images, "train", hardware, compute.inference)
+    features = features_of(imported, images, "train", compute.inference)
     curve = suggest(
         features,
         images.images,
@@ -48,6 +47,6 @@ def suggest_clusters(
         num_averaged=MODERN.dbscan.num_averaged,
         min_samples=MODERN.dbscan.min_samples,
         centre_cameras=MODERN.model.centre_cameras,
-        compute=compute.host,
+        compute=compute.analysis,
     )
     return {"model": model, "data": data, **read_suggestion(curve)}

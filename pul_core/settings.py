@@ -249,7 +249,12 @@ class Machine:
 
     device: Annotated[str | None, doc("A torch device. Empty: the first GPU, or the CPU if there is none.")] = None
     threads: Annotated[int | None, Interval(ge=1, le=1024), doc("CPU threads. Empty: one per core.")] = None
-    extraction_batch_size: Annotated[int, Interval(ge=1, le=4096), Unit("images"), doc("Batch size of feature extraction.")] = 32
+    extraction_batch_size: Annotated[
+        int | None, Interval(ge=1, le=4096), Unit("images"), doc("Batch size of feature extraction. Empty: 32 on a CPU, 256 on a GPU.")
+    ] = None
+    deterministic: Annotated[
+        bool, doc("On a GPU, use algorithms that give the same bytes in every run, which are slower. A CPU always does.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

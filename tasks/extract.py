@@ -21,13 +21,12 @@ ROW_GROUP = 4096  # images
 
 
 @step("extract-features-{iteration}-{split}")
-def extract_features(model: Artifact, pixels: Pixels, *, batch_size: int, compute: Compute, iteration: int, split: str) -> Artifact:
+def extract_features(model: Artifact, pixels: Pixels, *, compute: Compute, iteration: int, split: str) -> Artifact:
     """Write the features of a split: features.parquet (row, feature). Memory holds one row group.
 
     Args:
         model: the model that computes the features.
         pixels: the images.
-        batch_size: images per forward pass.
         compute: device, threads and precision.
         iteration: of the model; names the task run.
         split: names the task run.
@@ -44,7 +43,7 @@ def extract_features(model: Artifact, pixels: Pixels, *, batch_size: int, comput
             progress_bar.restore(len(part))
             return np.frombuffer(saved, np.float32).reshape(-1, d)
         blocks = []
-        features_of = partial(extraction.extract_features, batch_size=batch_size, device=compute.device, dtype=compute.dtype)
+        features_of = partial(extraction.extract_features, batch_size=compute.batch_size, device=compute.device, dtype=compute.dtype)
         for block in features_of(backbone, part, on_float32_fallback=repeated.append):
             blocks.append(block)
             progress_bar.advance(len(block))

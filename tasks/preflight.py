@@ -421,7 +421,7 @@ def estimate_run(run: ValidatedRun) -> Estimate:
     """Estimate the time, disk space and memory of a run: a few batches of noise are timed, and extrapolated to the run."""
     plan, source, target, _ = run
     compute = resolve_compute(plan.machine)
-    prepare(compute.host)
+    prepare(compute.analysis)
     n = target.splits["train"]
     k = plan.kmeans.num_clusters or default_num_clusters(n)
     train_speed, extract_speed, d, num_weights = _probe(plan, max(k, 2), compute)

@@ -4,11 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from pul_core.errors import UserError
+from pul_core.learning import precision
 from pul_core.settings import Machine
 from tasks.engine import compute
-from tasks.engine.compute import available_cores, nvidia_problem, resolve_compute, resolve_device
+from tasks.engine.compute import available_cores, nvidia_problem, prepare, resolve_compute, resolve_device
+from tasks.store.references import Compute
 
 
 @pytest.mark.parametrize(
@@ -25,7 +28,7 @@ def test_threads_are_those_requested_else_those_recorded_as_far_as_there_are_cor
     monkeypatch.setattr(compute, "available_cores", lambda: cores)
     record = {"device": "cpu", "threads": recorded} if recorded else None
     resources = resolve_compute(Machine(threads=requested), record)
-    assert {resources.training.threads, resources.inference.threads, resources.host.threads} == {threads}
+    assert {resources.training.threads, resources.inference.threads, resources.analysis.threads} == {threads}
 
 
 def test_a_recorded_device_that_this_machine_lacks_is_not_used(monkeypatch):
@@ -35,16 +38,17 @@ def test_a_recorded_device_that_this_machine_lacks_is_not_used(monkeypatch):
 
 def test_a_run_that_began_on_the_cpu_stays_there(monkeypatch):
     monkeypatch.setattr(compute.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(compute, "has_native_bfloat16", lambda device: device == "cuda")
+    monkeypatch.setattr(precision, "has_native_bfloat16", lambda device: device == "cuda")
     assert resolve_compute(Machine(), {"device": "cpu", "threads": 1}).training.device == "cpu"
     fresh = resolve_compute(Machine())
-    assert (fresh.training.device, fresh.training.dtype, fresh.host.device) == ("cuda", "bfloat16", "cpu")
+    assert (fresh.training.device, fresh.training.dtype) == ("cuda", "bfloat16")
+    assert (fresh.analysis.device, fresh.analysis.dtype) == ("cuda", "float32")
 
 
 def test_a_cpu_trains_in_float32_and_extracts_in_bfloat16_where_it_is_native(monkeypatch):
-    monkeypatch.setattr(compute, "has_native_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "has_native_bfloat16", lambda device: True)
     resources = resolve_compute(Machine(device="cpu"))
-    assert (resources.training.dtype, resources.inference.dtype, resources.host.dtype) == ("float32", "bfloat16", "float32")
+    assert (resources.training.dtype, resources.inference.dtype, resources.analysis.dtype) == ("float32", "bfloat16", "float32")
 
 
 def test_the_number_of_cores_is_what_the_process_may_use(monkeypatch):
@@ -152,3 +156,27 @@ def test_a_gpu_that_torch_cannot_use_is_explained(machine, monkeypatch, built_fo
     assert words in str(nvidia_problem())
     with pytest.raises(UserError, match="NVIDIA GPU"):
         resolve_device("cuda")
+
+
+def test_only_training_and_extraction_use_apples_gpu(machine):
+    machine(0, mps=True)
+    resources = resolve_compute(Machine(device="mps"))
+    assert [part.device for part in (resources.training, resources.inference, resources.analysis)] == ["mps", "mps", "cpu"]
+
+
+def test_determinism_is_part_of_a_key_on_a_gpu_only():
+    def token(device, deterministic):
+        return Compute(device=device, threads=1, deterministic=deterministic).cache_token()
+
+    assert token("cpu", True) == token("cpu", False)
+    assert token("cuda:0", True) != token("cuda:1", False) == token("cuda:0", False)
+
+
+def test_a_step_sets_what_it_computes_with():
+    try:
+        prepare(Compute(device="cpu", threads=1, deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.tensor([1e-40]).mul(1.0).view(torch.int32).any(), "denormal numbers are zero"
+    finally:
+        prepare(Compute(device="cpu", threads=1))
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,6 +1,7 @@
 """Precision by device: the number format of training and of inference, TF32, and deterministic algorithms."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -93,30 +94,20 @@ def fast_products() -> Iterator[None]:
         matmul.fp32_precision, convolutions.fp32_precision, cudnn.benchmark = before
 
 
-@contextlib.contextmanager
-def deterministic_algorithms(enabled: bool = True) -> Iterator[None]:
-    """Inside the block, let torch use only algorithms that give the same bytes on the same GPU, run after run.
-
-    The environment variable ``CUBLAS_WORKSPACE_CONFIG`` has to be ``:4096:8`` before CUDA starts: without it, products raise an error. CPUs
-    give the same bytes in any case.
+def use_deterministic_algorithms(enabled: bool) -> None:
+    """Let torch use only algorithms that give the same bytes on the same GPU, run after run, or any algorithm. CPUs always give the same.
 
     Args:
-        enabled: False changes nothing.
+        enabled: True has to be set before CUDA starts: cuBLAS reads the size of its workspace then.
 
     Example:
-        >>> with deterministic_algorithms():
-        ...     torch.are_deterministic_algorithms_enabled()
+        >>> use_deterministic_algorithms(True)
+        >>> torch.are_deterministic_algorithms_enabled()
         True
+        >>> use_deterministic_algorithms(False)
     """
-    if not enabled:
-        yield
-        return
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(enabled)
     memory: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False  # with NaN: a debugging aid that costs time
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        memory.fill_uninitialized_memory = before[1]
+    memory.fill_uninitialized_memory = False  # filling it with NaN is a debugging aid that costs time

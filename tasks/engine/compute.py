@@ -13,7 +13,7 @@ import torch
 from joblib import cpu_count
 
 from pul_core.errors import UserError
-from pul_core.learning.precision import has_native_bfloat16
+from pul_core.learning.precision import inference_dtype, training_dtype, use_deterministic_algorithms
 from pul_core.settings import Machine
 from tasks.store.references import Compute, Reference
 
@@ -22,28 +22,26 @@ LIBRARIES = ("numpy", "pillow", "pyarrow", "scikit-learn", "scipy", "timm", "tor
 
 
 class Resources(Reference):
-    """The compute resources of a run: of steps that train, of feature extraction, and of all other steps."""
+    """The compute resources of a run: of steps that train, of feature extraction, and of clustering and scoring, which are exact."""
 
     training: Compute
     inference: Compute
-    host: Compute
+    analysis: Compute
 
     def record(self) -> dict[str, Any]:
         """Return the resources and the versions of the libraries as plain values, for config.json."""
         return {
             "device": self.training.device,
-            "threads": self.host.threads,
+            "threads": self.training.threads,
             "training_dtype": self.training.dtype,
             "inference_dtype": self.inference.dtype,
+            "deterministic": self.training.deterministic,
             "versions": library_versions(),
         }
 
 
 def resolve_compute(machine: Machine, recorded: Mapping[str, Any] | None = None) -> Resources:
     """Choose device, number of threads and precision.
-
-    A GPU with native bfloat16 uses it throughout. A CPU uses it for inference only, and only with instructions for it: without them it was
-    measured 26 times slower than float32.
 
     Args:
         machine: the requested resources; what is left empty is taken from ``recorded``, else from this machine.
@@ -58,12 +56,11 @@ def resolve_compute(machine: Machine, recorded: Mapping[str, Any] | None = None)
     usable = torch.device(last).type in ("cpu", available)
     device = (last if usable else available) if machine.device is None else resolve_device(machine.device)
     threads = machine.threads or min(recorded.get("threads", available_cores()), available_cores())
-    inference = "bfloat16" if has_native_bfloat16(device) else "float32"
-    training = inference if torch.device(device).type == "cuda" else "float32"
+    common = {"threads": threads, "deterministic": machine.deterministic}
     return Resources(
-        training=Compute(device=device, threads=threads, dtype=training),
-        inference=Compute(device=device, threads=threads, dtype=inference),
-        host=Compute(device="cpu", threads=threads, dtype="float32"),
+        training=Compute(device=device, dtype=training_dtype(device), **common),
+        inference=Compute(device=device, dtype=inference_dtype(device), batch_size=machine.extraction_batch_size, **common),
+        analysis=Compute(device="cpu" if device.startswith("mps") else device, **common),  # Apple's GPUs have no float64
     )
 
 
@@ -122,11 +119,13 @@ def library_versions() -> dict[str, str]:
 
 
 def prepare(compute: Compute) -> None:
-    """Set the number of threads of this process, and make its allocator keep freed memory.
+    """Set the threads of this process, the arithmetic of this thread and the algorithms of torch; make the allocator keep freed memory.
 
     glibc returns large blocks to the system at once; training then spends a quarter of its time on page faults.
     """
     torch.set_num_threads(compute.threads)
+    torch.set_flush_denormal(True)  # again, because Prefect may have started this thread before `pul_core.learning` was imported
+    use_deterministic_algorithms(compute.deterministic)
     with contextlib.suppress(OSError, AttributeError):  # another C library: only slower
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(M_MMAP_THRESHOLD, 1 << 30)

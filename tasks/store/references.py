@@ -1,9 +1,8 @@
 """References: the small frozen values that tasks pass to each other instead of data, which stay in files."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
+from pul_core.learning.precision import Dtype
 from tasks.store.artifacts import Artifact
 
 
@@ -87,20 +86,21 @@ class TrainedModel(Reference):
 
 
 class Compute(Reference):
-    """What a step computes on."""
+    """What a step computes on, and how."""
 
     device: str
     threads: int
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Dtype = "float32"
+    deterministic: bool = False
+    batch_size: int | None = None  # images per batch of feature extraction; None: it follows the device
 
-    @property
-    def bf16(self) -> bool:
-        """Return whether forward passes run in bfloat16."""
-        return self.dtype == "bfloat16"
+    def cache_token(self) -> dict[str, str | bool]:
+        """Return what enters a cache key: the kind of device, the precision and, on a GPU, whether its algorithms are deterministic.
 
-    def cache_token(self) -> dict[str, str]:
-        """Return what enters a cache key: the kind of device and the precision. The number of threads is recorded, but not part of keys."""
-        return {"device": self.device.partition(":")[0], "dtype": self.dtype}
+        The number of threads and the batch size, which change rounding only, are recorded but not part of keys.
+        """
+        kind = self.device.partition(":")[0]
+        return {"device": kind, "dtype": self.dtype} | ({"deterministic": self.deterministic} if kind != "cpu" else {})
 
 
 class Iteration(Reference):

@@ -1,0 +1,46 @@
+"""Defaults of the process: denormal numbers are zero in all threads, and waiting threads sleep."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COUNT_DENORMALS = """
+import sys
+from pul_core.learning.training import train
+import torch
+
+torch.set_num_threads(int(sys.argv[1]))
+denormal = torch.full((64, 3, 3, 3), 1e-41)
+images = torch.full((32, 3, 64, 32), 1e-39).contiguous(memory_format=torch.channels_last)
+weights = torch.nn.Parameter(denormal)
+products = torch.nn.functional.conv2d(images + 1, weights, padding=1)
+(products * 1e-40).sum().backward()
+moments = torch.full((1 << 20,), 1e-38)
+results = [products.detach(), weights.grad, moments * 1e-3, moments.mul_(0.5) * 0.1]
+bits = torch.cat([tensor.flatten().view(torch.int32) for tensor in results])
+print(torch.get_num_threads(), int((((bits & 0x7F800000) == 0) & ((bits & 0x7FFFFF) != 0)).sum()))
+"""
+PRINT_POLICY = "import pul_core, os; print(os.environ['OMP_WAIT_POLICY'])"
+
+
+def run(program: str, *arguments: str, **environment: str) -> str:
+    command = [sys.executable, "-P", "-c", program, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment).stdout.strip()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_no_thread_computes_denormal_numbers(threads):
+    assert run(COUNT_DENORMALS, str(threads)) == f"{threads} 0"
+
+
+def test_the_count_of_denormals_can_fail():
+    program = COUNT_DENORMALS.replace("import torch\n", "import torch\ntorch.set_flush_denormal(False)\n")
+    assert int(run(program, "2").split()[1]) > 0
+
+
+def test_waiting_threads_sleep_unless_the_user_chose_otherwise():
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    assert subprocess.run([sys.executable, "-P", "-c", PRINT_POLICY], check=True, capture_output=True, text=True, env=environment).stdout == "passive\n"
+    assert run(PRINT_POLICY, OMP_WAIT_POLICY="active") == "active"
