@@ -14,6 +14,7 @@ from pul_core.errors import UserError
 
 Schedule = Literal["constant", "one_cycle"]
 CentreFrom = Literal["members", "all"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Share = Interval(ge=0, le=1)
 OneToThousand = Interval(ge=1, le=1000)
 

@@ -269,7 +269,7 @@ EDITS = {
     "pul_core.learning.batches": TRAINING,
     "pul_core.seeds": TRAINING,
     "pul_core.learning.backbone": TRAINING | {"extract_features"},
-    "pul_core.learning.precision": set(),
+    "pul_core.learning.precision": TRAINING | {"extract_features"},
     "pul_core.learning.extraction": TRAINING | {"extract_features"},
     "pul_core.clustering.kmeans": {"cluster"},
     "pul_core.clustering.whitening": {"cluster"},

@@ -3,11 +3,12 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+from pul_core.settings import Dtype
+
 TENSOR_CORES = (7, 0)  # the first compute capability (Volta) on which float16 is faster than float32
 
 

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pul_core.learning.precision import Dtype
+from pul_core.settings import Dtype
 from tasks.store.artifacts import Artifact
 
 
