@@ -24,7 +24,8 @@ from tasks.store.config import Overrides, Plan, describe, flatten, parameter_nam
 
 ROOT = Path(__file__).parent.parent
 OPTIONAL = {f"{data}.{name}" for data in ("source_data", "target_data") for name in ("layout", "pattern")}
-OPTIONAL |= {"original_model", "few_labels.identities", "few_labels.share", "few_labels.file", "machine.device", "machine.threads"}
+OPTIONAL |= {"original_model", "few_labels.identities", "few_labels.share", "few_labels.file"}
+OPTIONAL |= {"machine.device", "machine.threads", "machine.extraction_batch_size"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
