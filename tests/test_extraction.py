@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pul_core.errors import NotFiniteError
+from pul_core.learning import extraction
 from pul_core.learning.backbone import build_backbone, normalise
 from pul_core.learning.extraction import extract_features
 
@@ -52,6 +53,13 @@ def test_the_batch_size_affects_rounding_only(backbone, images, batch_size):
     batches = list(extract_features(backbone, images, batch_size=batch_size))
     assert [len(features) for features in batches] == [len(images[i : i + batch_size]) for i in range(0, 11, batch_size)]
     np.testing.assert_allclose(np.concatenate(batches), extract(backbone, images, batch_size=5), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [({}, [32, 8]), ({"cpu": 256}, [40])])
+def test_the_default_batch_size_follows_the_kind_of_device(images, monkeypatch, sizes, expected):
+    monkeypatch.setattr(extraction, "BATCH_SIZES", extraction.BATCH_SIZES | sizes)
+    assert [len(features) for features in extract_features(MeanColour(), np.tile(images, (4, 1, 1, 1))[:40])] == expected
+    assert extraction.BATCH_SIZES["cuda"] == 256
 
 
 def test_extraction_changes_neither_weights_nor_statistics(backbone, images):

@@ -13,7 +13,7 @@ from torch import nn
 from pul_core.learning.backbone import normalise
 from pul_core.learning.batches import epoch_batches
 from pul_core.learning.extraction import extract_features
-from pul_core.learning.memory import ClusterMemory, ImageMemory, class_means, update_memory
+from pul_core.learning.memory import ClusterMemory, ImageMemory, class_means, count_passes, update_memory
 from pul_core.learning.training import begin_training, train
 from pul_core.seeds import derive_seed
 from pul_core.settings import Augmentation, Memory, Optimisation, Training
@@ -131,6 +131,19 @@ def test_update_memory_equals_numpy_image_by_image(seed, n, k, momentum):
     updated = torch.from_numpy(memory).float()
     update_memory(updated, *tensors(features, classes), momentum=momentum)
     np.testing.assert_allclose(updated.numpy(), slow_update(memory, features, classes, momentum), atol=2e-5)
+
+
+@given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 12))
+@settings(max_examples=40, deadline=None)
+def test_the_number_of_passes_is_the_largest_number_of_images_of_an_entry(seed, n, k):
+    features, classes = drawn(seed, n, k)
+    passes = count_passes(classes)
+    assert passes == max(classes.tolist().count(number) for number in classes.tolist())
+    memories = torch.from_numpy(slow_means(*drawn(seed + 1, 50, k), k) + 1e-9).float().repeat(3, 1, 1)
+    for memory, number in zip(memories, (None, passes, passes + 2), strict=True):
+        update_memory(memory, *tensors(features, classes), momentum=0.3, passes=number)
+    assert torch.equal(memories[0], memories[1])
+    assert torch.equal(memories[0], memories[2])
 
 
 @given(st.integers(0, 999), st.floats(0, 1))

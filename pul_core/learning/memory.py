@@ -165,7 +165,8 @@ class ImageMemory(ClusterMemory):
         super().__init__(len(classes), num_features, momentum=momentum, temperature=temperature)
         self.num_classes = num_classes
         self.register_buffer("classes", classes)
-        self.register_buffer("class_sizes", torch.bincount(classes, minlength=num_classes).clamp(min=1)[:, None], persistent=False)
+        sizes = classes.new_zeros(num_classes).index_add_(0, classes, torch.ones_like(classes))
+        self.register_buffer("class_sizes", sizes.clamp(min=1)[:, None], persistent=False)
 
     def class_vectors(self) -> Tensor:
         """Return the mean vector of each class (k, d)."""
