@@ -9,7 +9,7 @@ from torch import Tensor
 from pul_core.arrays import Features, Ints, unit_rows
 from pul_core.settings import CentreFrom
 
-CHUNK = 4096  # rows per block of distances: memory grows with CHUNK x K, not with N x K
+CHUNK = 1024  # rows per block of distances: memory grows with CHUNK x K, not with N x K
 
 
 class Clusters(NamedTuple):
@@ -23,12 +23,13 @@ class Clusters(NamedTuple):
     passes: int = 0  # k-means: number of Lloyd passes of the best run
 
 
-def clusters_with_centres(features: Features, assignments: Ints) -> Clusters:
+def clusters_with_centres(features: Features, assignments: Ints, *, device: str = "cpu") -> Clusters:
     """Complete assignments to `Clusters`: choose a centre among the members of each cluster, and compute the cosines.
 
     Args:
         features: (n, d), one row per image.
         assignments: (n,) cluster of each image, from 0 without gaps; -1 for an image in no cluster, whose cosines are set to -1.
+        device: where the features are compared.
 
     Raises:
         UserError: a feature is not finite or a zero vector.
@@ -38,23 +39,25 @@ def clusters_with_centres(features: Features, assignments: Ints) -> Clusters:
         >>> clusters.centre.tolist(), clusters.similarity.round(2).tolist()
         ([1], [1.0, 1.0, -1.0])
     """
-    unit = unit_rows(features, np.arange(len(features)), "target")
+    unit = unit_rows(features, np.arange(len(features)), "target", device)
     members = np.flatnonzero(assignments >= 0)
     centre = np.empty(0, np.int64)
     similarity, similarity_any = (np.full(len(assignments), -1, np.float32) for _ in range(2))
     if len(members):
-        points = unit[members]
-        centre, similarity[members], similarity_any[members] = find_centres(
-            points, points, torch.from_numpy(assignments[members]), "members"
-        )
+        points = unit[torch.from_numpy(members).to(device)]
+        cluster = torch.from_numpy(assignments[members]).to(device)
+        centre, similarity[members], similarity_any[members] = find_centres(points, points, cluster, "members")
         centre = members[centre]
     return Clusters(assignments, centre, similarity, similarity_any)
 
 
 def mean_points(points: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the centroid (k, d) and the size (k,) of each cluster. The centroid of an empty cluster is 0."""
+    """Return the centroid (k, d) and the size (k,) of each cluster. The centroid of an empty cluster is 0.
+
+    On a GPU the order of the additions, and the last bit of a sum, is fixed only under ``torch.use_deterministic_algorithms``.
+    """
     sizes = torch.bincount(assignments, minlength=k)
-    sums = torch.zeros(k, points.shape[1], dtype=points.dtype).index_add_(0, assignments, points)
+    sums = points.new_zeros(k, points.shape[1]).index_add_(0, assignments, points)
     return sums / sizes.clamp(min=1)[:, None], sizes
 
 
@@ -76,12 +79,12 @@ def find_centres(points: Tensor, unit: Tensor, assignments: Tensor, centre_from:
         centre = torch.cat([(offsets - 2 * (block @ points.T)).min(1).indices for block in torch.split(centroids, 64)])
     else:
         distances = (points - centroids[assignments]).square().sum(1)
-        order = torch.from_numpy(np.lexsort((distances.numpy(), assignments.numpy())))  # stable: the first of equally near images
-        centre = order[sizes.cumsum(0) - sizes]
+        order = distances.argsort(stable=True)  # both sorts are stable: the first of equally near images
+        centre = order[assignments[order].argsort(stable=True)][sizes.cumsum(0) - sizes]
     centre_features = unit[centre]
     similarity, similarity_any = [], []
     for block, cluster in zip(torch.split(unit, CHUNK), torch.split(assignments, CHUNK), strict=True):
         cosines = block @ centre_features.T
         similarity.append(cosines.gather(1, cluster[:, None]).squeeze(1))
         similarity_any.append(cosines.max(1).values)
-    return centre.numpy(), torch.cat(similarity).numpy(), torch.cat(similarity_any).numpy()
+    return centre.cpu().numpy(), torch.cat(similarity).cpu().numpy(), torch.cat(similarity_any).cpu().numpy()

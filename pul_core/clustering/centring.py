@@ -1,12 +1,14 @@
 """Centring of features by camera: every known camera gets the same mean feature."""
 
 import numpy as np
+import torch
 
 from pul_core.arrays import Features, Ints
+from pul_core.clustering.centres import mean_points
 from pul_core.identities import NO_CAMERA
 
 
-def centre_by_camera(features: Features, camids: Ints) -> Features:
+def centre_by_camera(features: Features, camids: Ints, *, device: str = "cpu") -> Features:
     """L2-normalise the features, then shift those of each known camera so that all known cameras have the same mean.
 
     ``f_i / |f_i| - (mean over the images of i's camera) + (mean over all images)``
@@ -18,6 +20,7 @@ def centre_by_camera(features: Features, camids: Ints) -> Features:
     Args:
         features: (n, d), without zero vectors.
         camids: (n,) camera of each image; -1 is unknown.
+        device: where the means are computed.
 
     Returns:
         (n, d) float32.
@@ -30,9 +33,11 @@ def centre_by_camera(features: Features, camids: Ints) -> Features:
         >>> bool(np.allclose(centred[:2].mean(0), centred[2:].mean(0)))
         True
     """
-    centred: Features = features / np.linalg.norm(features, axis=1, keepdims=True).astype(np.float32)
-    overall_mean = centred.mean(0)
-    for camid in np.setdiff1d(camids, NO_CAMERA):
-        on_camera = camids == camid
-        centred[on_camera] += overall_mean - centred[on_camera].mean(0)
-    return centred
+    centred = torch.from_numpy(np.array(features, np.float32)).to(device)  # a copy
+    centred /= torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    cameras, camera = np.unique(camids, return_inverse=True)
+    means, _ = mean_points(centred, torch.from_numpy(camera).to(device), len(cameras))
+    shifts = centred.mean(0) - means
+    shifts[torch.from_numpy(cameras == NO_CAMERA).to(device)] = 0
+    centred += shifts[torch.from_numpy(camera).to(device)]
+    return centred.cpu().numpy()

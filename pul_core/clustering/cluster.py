@@ -10,7 +10,14 @@ from pul_core.settings import Clustering, Dbscan, KMeans
 
 
 def cluster_features(
-    features: Features, camids: Ints, *, clustering: Clustering, algorithm: KMeans | Dbscan, centre_cameras: bool, seed: int
+    features: Features,
+    camids: Ints,
+    *,
+    clustering: Clustering,
+    algorithm: KMeans | Dbscan,
+    centre_cameras: bool,
+    seed: int,
+    device: str = "cpu",
 ) -> tuple[Clusters, Features]:
     """Preprocess features and cluster them.
 
@@ -21,6 +28,7 @@ def cluster_features(
         algorithm: the settings of k-means or of DBSCAN; their type chooses the algorithm.
         centre_cameras: whether features are centred by camera before they are whitened.
         seed: of k-means.
+        device: where every step runs.
 
     Returns:
         The clusters, and the (n, d) preprocessed features: the cosines of the clusters are those of these features.
@@ -37,9 +45,9 @@ def cluster_features(
         [0, 0, 1, 1]
     """
     if centre_cameras:
-        features = centre_by_camera(features, camids)
+        features = centre_by_camera(features, camids, device=device)
     if clustering.whitening:
-        features = whiten(features, power=clustering.whitening, shrinkage=clustering.shrinkage)
+        features = whiten(features, power=clustering.whitening, shrinkage=clustering.shrinkage, device=device)
     if isinstance(algorithm, KMeans):
-        return cluster_by_kmeans(features, algorithm, seed=seed), features
+        return cluster_by_kmeans(features, algorithm, seed=seed, device=device), features
     return cluster_by_density(features, camids, algorithm), features

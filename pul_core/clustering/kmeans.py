@@ -4,6 +4,8 @@ scikit-learn's k-means is not reproducible: it adds the partial sums of its thre
 the measurements.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Generator, Tensor
@@ -12,6 +14,8 @@ from pul_core.arrays import Features, unit_rows
 from pul_core.clustering.centres import CHUNK, Clusters, find_centres, mean_points
 from pul_core.errors import UserError
 from pul_core.settings import KMeans
+
+COARSE_DIMS, SEED_DIMS = 128, 64  # principal dimensions in which k-means first runs to its end, and in which its seeds are chosen
 
 
 def default_num_clusters(num_images: int) -> int:
@@ -27,13 +31,14 @@ def default_num_clusters(num_images: int) -> int:
     return max(1, min(num_images, max(2, round(num_images / 16))))
 
 
-def cluster_by_kmeans(features: Features, settings: KMeans, *, seed: int) -> Clusters:
+def cluster_by_kmeans(features: Features, settings: KMeans, *, seed: int, device: str = "cpu") -> Clusters:
     """Cluster features by k-means and find the centre of each cluster.
 
     Args:
         features: (n, d), one row per image.
         settings: K and the options of k-means; K = 0 stands for ``default_num_clusters(n)``.
         seed: of the initial centroids of all restarts.
+        device: where it runs.
 
     Returns:
         Clusters numbered from 0 without gaps; fewer than K if fewer points are distinct.
@@ -41,7 +46,8 @@ def cluster_by_kmeans(features: Features, settings: KMeans, *, seed: int) -> Clu
     Raises:
         UserError: K is out of range, or a feature is not finite or a zero vector.
 
-    Source: Fan et al. 2018, equations 1 and 2; greedy k-means++ initialisation (Arthur and Vassilvitskii 2007).
+    Source: Fan et al. 2018, equations 1 and 2; greedy k-means++ initialisation (Arthur and Vassilvitskii 2007). The start in the principal
+    dimensions and the skipped distances are ours; the result is a fixed point of Lloyd's passes in all dimensions.
 
     Example:
         >>> points = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], np.float32)
@@ -53,64 +59,121 @@ def cluster_by_kmeans(features: Features, settings: KMeans, *, seed: int) -> Clu
     k = settings.num_clusters or default_num_clusters(n)
     if not 1 <= k <= n:
         raise UserError(f"num_clusters must be between 1 and the number of images ({n}), got {k}")
-    unit = unit_rows(features, np.arange(n), "target")
-    points = unit if settings.normalise else torch.from_numpy(np.array(features, order="C"))  # a copy: Arrow's buffers are read-only
-    generator = Generator().manual_seed(seed)
+    unit = unit_rows(features, np.arange(n), "target", device)
+    points = unit if settings.normalise else torch.from_numpy(np.array(features, order="C")).to(device)  # a copy: Arrow's are read-only
+    generator = Generator(device="cpu").manual_seed(seed)
     runs = [_run(points, k, settings.max_passes, generator) for _ in range(settings.num_restarts)]
     assignments, inertia, passes = min(runs, key=lambda run: run[1])
     assignments = assignments[_first_equal_point(points)]  # rounding may put equal points into different clusters
     _, assignments = torch.unique(assignments, return_inverse=True)  # closes the gaps of clusters that stayed empty
-    return Clusters(assignments.numpy(), *find_centres(points, unit, assignments, settings.centre_from), inertia, passes)
+    return Clusters(assignments.cpu().numpy(), *find_centres(points, unit, assignments, settings.centre_from), inertia, passes)
 
 
 def _run(points: Tensor, k: int, max_passes: int, generator: Generator) -> tuple[Tensor, float, int]:
-    """Run k-means once; return the assignments, the inertia and the number of passes."""
-    centroids = points[_plus_plus(points, k, generator)]
-    assignments = torch.full((len(points),), -1)
-    passes = 0
-    while passes < max_passes:
-        passes += 1
-        previous, (assignments, distances) = assignments, _assign(points, centroids)
-        if torch.equal(previous, assignments):
-            break
-        centroids, sizes = mean_points(points, assignments, k)
-        empty = torch.nonzero(sizes == 0).flatten()
-        if len(empty):  # an empty cluster restarts at one of the points farthest from their centroids
-            centroids[empty] = points[distances.topk(len(empty)).indices]
+    """Run k-means once; return the assignments, the inertia and the number of passes in all dimensions.
+
+    In many dimensions it first runs in the principal ones, which is fast and ends with less inertia than seeds alone (docs/adr/0003).
+    """
+    if points.shape[1] > COARSE_DIMS:
+        coarse = _principal_coordinates(points, generator)
+        seeds = _plus_plus(coarse[:, :SEED_DIMS].contiguous(), k, generator)
+        assignments, _ = _lloyd(coarse, coarse[seeds], max_passes)
+        centroids, _ = mean_points(points, assignments, k)
+    else:
+        centroids = points[_plus_plus(points, k, generator)]
+    assignments, passes = _lloyd(points, centroids, max_passes)
     centroids, _ = mean_points(points, assignments, k)  # the last pass may have moved points
-    blocks = zip(torch.split(points, CHUNK), torch.split(assignments, CHUNK), strict=True)
-    inertia = sum(float((block - centroids[cluster]).square().sum(dtype=torch.float64)) for block, cluster in blocks)
-    return assignments, inertia, passes
+    inertia = torch.zeros((), dtype=torch.float64, device=points.device)
+    for block, cluster in zip(torch.split(points, CHUNK), torch.split(assignments, CHUNK), strict=True):
+        inertia += (block - centroids[cluster]).square().sum(dtype=torch.float64)
+    return assignments, float(inertia), passes
+
+
+def _principal_coordinates(points: Tensor, generator: Generator) -> Tensor:
+    """Return the (n, COARSE_DIMS) coordinates of the points along approximate singular vectors, those with the largest values first.
+
+    Source: the randomised range finder with one power iteration (Halko, Martinsson and Tropp 2011, algorithm 4.3); Ding and He 2004 relate
+    the principal directions to the clusters of k-means.
+    """
+    directions = torch.randn(points.shape[1], COARSE_DIMS, generator=generator, device="cpu").to(points.device)
+    directions, _ = torch.linalg.qr(points.T @ (points @ directions))
+    coordinates = points @ directions
+    _, rotation = torch.linalg.eigh(coordinates.T @ coordinates)
+    return coordinates @ rotation.flip(1)
 
 
 def _plus_plus(points: Tensor, k: int, generator: Generator) -> Tensor:
-    """Choose k initial centroids; each is the best of 2 + ln k points drawn in proportion to their squared distance to the chosen ones."""
-    n, num_draws = len(points), 2 + int(np.log(k))
+    """Choose k initial centroids; each is the best of 2 + ln k points drawn in proportion to their squared distance to the chosen ones.
+
+    All random numbers are drawn at once, on the CPU: they are the same on every device, and no step waits for a transfer.
+    """
+    n, device = len(points), points.device
+    draws = torch.rand(k, 2 + int(np.log(k)), generator=generator, dtype=torch.float64, device="cpu").to(device)
     squares = points.square().sum(1)
-    chosen = torch.empty(k, dtype=torch.int64)
-    chosen[0] = torch.randint(n, (1,), generator=generator)
-    closest = (squares + squares[chosen[0]] - 2 * (points @ points[chosen[0]])).clamp_(min=0)
-    for position in range(1, k):
-        cumulated = closest.double().cumsum(0)
-        draws = torch.rand(num_draws, generator=generator, dtype=torch.float64) * cumulated[-1]
-        candidates = torch.searchsorted(cumulated, draws).clamp_(max=n - 1)
-        distances = (squares[:, None] + squares[candidates] - 2 * (points @ points[candidates].T)).clamp_(min=0)  # (n, num_draws)
-        distances = torch.minimum(distances, closest[:, None])
-        best = int(distances.sum(0).argmin())
-        closest, chosen[position] = distances[:, best].clone(), candidates[best]
+    chosen = torch.empty(k, dtype=torch.int64, device=device)
+    closest = torch.ones(n, device=device)  # the first one is drawn uniformly
+    for position in range(k):
+        cumulated = closest.cumsum(0, dtype=torch.float64)
+        candidates = torch.searchsorted(cumulated, draws[position] * cumulated[-1]).clamp_(max=n - 1)
+        offsets = squares[candidates][:, None] + squares
+        distances = torch.addmm(offsets, points[candidates], points.T, alpha=-2).clamp_(min=0)  # (num_draws, n)
+        if position:
+            distances = torch.minimum(distances, closest)
+        best = distances.sum(1).argmin(0, keepdim=True)  # a tensor: the host does not wait for it
+        closest, chosen[position : position + 1] = distances[best][0], candidates[best]
     return chosen
 
 
-def _assign(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the nearest centroid of each point and the squared distance to it."""
+def _lloyd(points: Tensor, centroids: Tensor, max_passes: int) -> tuple[Tensor, int]:
+    """Assign points and move centroids in turn until no assignment changes; return the assignments and the number of passes.
+
+    The result is that of computing all distances in every pass. Centroids that did not move are at the same distance as before, and none
+    of them was nearer than the point's own one: they matter only if that one moved and no centroid that moved is as near as it was.
+    """
+    n, k, device = len(points), len(centroids), points.device
+    assignments = torch.full((n,), k, device=device)  # k: no cluster yet
+    distances = torch.full((n,), torch.inf, device=device)  # squared, less the square of the point
+    moved = torch.ones(k + 1, dtype=torch.bool, device=device)
+    passes = 0
+    while passes < max_passes and moved[:k].any():
+        stale = moved[assignments]
+        if passes:
+            means, sizes = mean_points(points, assignments, k)
+            centroids = torch.where(moved[:k, None], means, centroids)
+            empty = torch.nonzero(sizes == 0).flatten()
+            if len(empty):  # an empty cluster restarts at one of the points farthest from their centroids
+                centroids[empty] = points[(distances + points.square().sum(1)).topk(len(empty)).indices]
+                moved[empty] = True
+        passes += 1
+        previous, before = assignments, distances
+        assignments, distances = assignments.clone(), distances.masked_fill(stale, torch.inf)
+        everything = (slice(start, start + CHUNK) for start in range(0, n, CHUNK))
+        _assign(points, everything, centroids, moved[:k], assignments, distances)
+        farther = torch.nonzero(stale & (distances > before)).flatten()
+        _assign(points, torch.split(farther, CHUNK), centroids, ~moved[:k], assignments, distances)
+        changed = assignments != previous
+        moved = torch.zeros_like(moved)
+        for clusters in (previous, assignments):
+            moved[torch.where(changed, clusters, k)] = True
+    return assignments, passes
+
+
+def _assign(
+    points: Tensor, blocks: Iterable[slice | Tensor], centroids: Tensor, among: Tensor, assignments: Tensor, distances: Tensor
+) -> None:
+    """Assign the points of the blocks to the nearest of the marked centroids, if it is nearer than ``distances``; both are updated."""
+    numbers = torch.nonzero(among).flatten()
+    centroids = centroids[numbers]
     offsets = centroids.square().sum(1)
-    nearest = [(offsets - 2 * (block @ centroids.T)).min(1) for block in torch.split(points, CHUNK)]
-    distances = torch.cat([block.values for block in nearest]) + points.square().sum(1)
-    return torch.cat([block.indices for block in nearest]), distances.clamp_(min=0)
+    for block in blocks if len(numbers) else ():
+        nearest = torch.addmm(offsets, points[block], centroids.T, alpha=-2).min(1)
+        nearer = nearest.values < distances[block]
+        distances[block] = torch.where(nearer, nearest.values, distances[block])
+        assignments[block] = torch.where(nearer, numbers[nearest.indices], assignments[block])
 
 
 def _first_equal_point(points: Tensor) -> Tensor:
     """Return, for each point, the index of the first point that is equal to it."""
-    rows = np.ascontiguousarray(points).view(np.dtype((np.void, points.shape[1] * points.element_size()))).ravel()
-    _, index, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    return torch.from_numpy(index[inverse])
+    _, inverse = torch.unique(points, dim=0, return_inverse=True)
+    index = torch.arange(len(points), device=points.device)
+    return torch.full_like(index, len(points)).scatter_reduce_(0, inverse, index, "amin")[inverse]

@@ -45,6 +45,7 @@ def clusters_by_distance(
     num_averaged: int,
     min_samples: int,
     max_distances: tuple[float, ...] = MAX_DISTANCES,
+    device: str = "cpu",
 ) -> Curve:
     """Cluster features by DBSCAN at several values of epsilon. The distances are computed once; memory grows with n x k.
 
@@ -55,6 +56,7 @@ def clusters_by_distance(
         num_averaged: as in ``settings.Dbscan``.
         min_samples: as in ``settings.Dbscan``.
         max_distances: (m,) values of epsilon, ascending, each in (0, 1).
+        device: where the distances are computed.
 
     Returns:
         The curve.

@@ -9,7 +9,7 @@ from pul_core.errors import UserError
 ROWS = 4096  # features per block
 
 
-def whiten(features: Features, *, power: float, shrinkage: float) -> Features:
+def whiten(features: Features, *, power: float, shrinkage: float, device: str = "cpu") -> Features:
     """L2-normalise features, subtract their mean, and divide each principal direction by a power of its standard deviation.
 
     A direction with variance v is divided by ``(v + shrinkage * m) ** (power / 2)``, with m the mean variance of all directions. What all
@@ -20,6 +20,7 @@ def whiten(features: Features, *, power: float, shrinkage: float) -> Features:
         power: 0 subtracts the mean only; 1 gives all directions the same variance.
         shrinkage: regularisation as a share of m, which limits the amplification of directions with little variance. With 0, and fewer
             images than dimensions, the result is mostly noise.
+        device: where it is computed, in blocks: memory on it grows with d^2, not with n.
 
     Returns:
         (n, d) float32, in the coordinates of the features; not normalised.
@@ -37,18 +38,22 @@ def whiten(features: Features, *, power: float, shrinkage: float) -> Features:
     """
     n, d = features.shape
     blocks = [np.arange(start, min(start + ROWS, n)) for start in range(0, n, ROWS)]
-    shares = (unit_rows(features, rows, "target").double().sum(0) / n for rows in blocks)
-    mean = sum(shares, torch.zeros(d, dtype=torch.float64))
-    centred = (unit_rows(features, rows, "target").double() - mean for rows in blocks)
-    covariance = sum((block.T @ block / n for block in centred), torch.zeros((d, d), dtype=torch.float64))
+    mean = torch.zeros(d, dtype=torch.float64, device=device)
+    covariance = torch.zeros((d, d), dtype=torch.float64, device=device)  # float32 would lose the directions with little variance
+    for rows in blocks:
+        unit = unit_rows(features, rows, "target", device).double()
+        mean += unit.sum(0) / n
+        covariance.addmm_(unit.T, unit, alpha=1 / n)
+    covariance -= torch.outer(mean, mean)
     variance, directions = torch.linalg.eigh(covariance)
     variance = variance.clamp(min=0)
     if float(variance.sum()) < 1e-12:  # rounding errors of unit vectors
         raise UserError("the features of all images are identical: the model does not distinguish people, use another model")
     variance += shrinkage * variance.mean()
     scale = torch.where(variance > 0, variance, 1) ** (-power / 2)
-    transform = (directions * scale) @ directions.T
+    transform = ((directions * scale) @ directions.T).float()
     whitened = np.empty((n, d), np.float32)
     for rows in blocks:
-        whitened[rows[0] : rows[-1] + 1] = ((unit_rows(features, rows, "target").double() - mean) @ transform).float().numpy()
+        centred = unit_rows(features, rows, "target", device).double() - mean
+        whitened[rows[0] : rows[-1] + 1] = (centred.float() @ transform).cpu().numpy()
     return whitened
