@@ -13,16 +13,17 @@ Features = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]
 
 
-def unit_rows(features: Features, rows: Ints, name: str) -> torch.Tensor:
+def unit_rows(features: Features, rows: Ints, name: str, device: str = "cpu") -> torch.Tensor:
     """Return L2-normalised copies of the features at the given positions.
 
     Args:
         features: (n, d), may be memory-mapped.
         rows: (m,) positions, ascending.
         name: what the features are, for the error message, e.g. "query".
+        device: where the copies are normalised and stay.
 
     Returns:
-        (m, d) tensor of unit vectors.
+        (m, d) tensor of unit vectors on the device.
 
     Raises:
         UserError: a feature is a zero vector or is not finite.
@@ -31,9 +32,10 @@ def unit_rows(features: Features, rows: Ints, name: str) -> torch.Tensor:
         >>> unit_rows(np.array([[0, 2], [9, 9], [3, 4]], np.float32), np.array([0, 2]), "query").tolist()
         [[0.0, 1.0], [0.6000000238418579, 0.800000011920929]]
     """
-    tensor = torch.from_numpy(np.array(take_rows(features, rows), np.float32, order="C"))  # a copy, because Arrow's buffers are read-only
+    copies = np.array(take_rows(features, rows), np.float32, order="C")  # because Arrow's buffers are read-only
+    tensor = torch.from_numpy(copies).to(device)
     lengths = tensor.norm(dim=1, keepdim=True)
-    invalid = ~(torch.isfinite(lengths) & (lengths > 0)).numpy().ravel()
+    invalid = ~(torch.isfinite(lengths) & (lengths > 0)).cpu().numpy().ravel()
     if invalid.any():
         raise UserError(
             f"the feature of {name} image {rows[invalid][0]} is a zero vector or not finite: the weights are damaged, use another model"
