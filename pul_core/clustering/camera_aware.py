@@ -4,7 +4,8 @@ import numpy as np
 from scipy import sparse
 
 from pul_core.arrays import Features, Ints
-from pul_core.clustering.neighbours import encode_neighbourhoods, neighbours_by_camera, reciprocal_neighbours
+from pul_core.clustering.jaccard import encode_neighbourhoods, reciprocal_neighbours
+from pul_core.clustering.neighbours import neighbours_by_camera
 
 
 def camera_aware_encoding(
@@ -24,7 +25,7 @@ def camera_aware_encoding(
         device: where cosines are computed.
 
     Returns:
-        (n, n) sparse float32 whose rows sum to 1, like that of ``neighbours.reciprocal_encoding``.
+        (n, n) sparse float32 whose rows sum to 1, like that of ``jaccard.reciprocal_encoding``.
 
     Source: Chen et al. 2024, CA-Jaccard (camera-aware Jaccard distance), with fewer neighbours.
 

@@ -11,7 +11,8 @@ from sklearn.cluster import DBSCAN
 from pul_core.arrays import Features, Ints
 from pul_core.clustering.camera_aware import camera_aware_encoding
 from pul_core.clustering.centres import Clusters, clusters_with_centres
-from pul_core.clustering.neighbours import jaccard_distances, nearest_neighbours, reciprocal_encoding
+from pul_core.clustering.jaccard import near_jaccard_distances, reciprocal_encoding
+from pul_core.clustering.neighbours import nearest_neighbours
 from pul_core.clustering.stability import cluster_jaccard_per_image, keep_stable_clusters, renumber_clusters
 from pul_core.identities import NO_CAMERA
 from pul_core.settings import Dbscan
@@ -89,8 +90,7 @@ def jaccard_distances_below(
     else:
         neighbours = nearest_neighbours(features, max(num_neighbours + 1, num_averaged), device=device)
         encoding = reciprocal_encoding(features, neighbours, k1=num_neighbours, k2=num_averaged, device=device)
-    blocks = jaccard_distances(encoding, np.arange(len(features)), max_distance=max_distance, device=device)
-    return sparse.vstack(list(blocks), format="csr")
+    return near_jaccard_distances(encoding, max_distance, device=device)
 
 
 def dbscan(distances: sparse.csr_matrix, *, max_distance: float, min_samples: int) -> Ints:
