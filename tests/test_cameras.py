@@ -12,7 +12,8 @@ from sklearn.cluster import DBSCAN
 from pul_core.clustering.camera_aware import camera_aware_encoding
 from pul_core.clustering.centring import centre_by_camera
 from pul_core.clustering.density import cluster_by_density, jaccard_distances_below
-from pul_core.clustering.neighbours import jaccard_distances, nearest_neighbours, reciprocal_encoding
+from pul_core.clustering.jaccard import jaccard_distances, reciprocal_encoding
+from pul_core.clustering.neighbours import nearest_neighbours, neighbours_by_camera
 from pul_core.settings import Dbscan
 
 few = settings(max_examples=25, deadline=None)
@@ -88,11 +89,10 @@ def test_a_camera_with_few_images_has_few_neighbours():
     features, camids = people(1, n=12)
     camids[:] = 0
     camids[3] = 1
-    same = nearest_neighbours(features, 4, camids=camids)
-    assert same.nearest[3].tolist() == [3, -1, -1, -1]
-    others = nearest_neighbours(features, 4, camids=camids, same_camera=False)
-    assert (others.nearest[camids == 0][:, 0] == 3).all()
-    assert (others.nearest[camids == 0][:, 1:] == -1).all()
+    same, others = neighbours_by_camera(features, camids, 4, 4)
+    assert same[3].tolist() == [3, -1, -1, -1]
+    assert (others[camids == 0][:, 0] == 3).all()
+    assert (others[camids == 0][:, 1:] == -1).all()
     encoding = camera_aware_encoding(features, camids, num_neighbours=5, num_averaged=4)
     np.testing.assert_allclose(np.asarray(encoding.sum(1)).ravel(), 1, atol=1e-5)
 
@@ -171,10 +171,9 @@ def test_an_unknown_camera_differs_from_every_camera(seed, k):
     """The same result as if each image of an unknown camera were on a camera of its own; the searches never mix the two kinds."""
     features, camids = partly_unknown(seed)
     unknown = np.flatnonzero(camids == -1)
-    same = nearest_neighbours(features, k, camids=camids).nearest
+    same, others = neighbours_by_camera(features, camids, k, len(features))
     assert same[unknown].tolist() == [[image, *[-1] * (k - 1)] for image in unknown]
     assert not np.isin(same[camids != -1], unknown).any()
-    others = nearest_neighbours(features, len(features), camids=camids, same_camera=False).nearest
     assert all(sorted(others[image][others[image] >= 0]) == [i for i in range(len(features)) if i != image] for image in unknown)
     separate = camids.copy()
     separate[unknown] = 100 + np.random.default_rng(seed).permutation(len(unknown))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from pul_core.clustering import neighbours
-from pul_core.clustering.neighbours import jaccard_distances, nearest_neighbours, reciprocal_encoding
+from pul_core.clustering import jaccard, neighbours
+from pul_core.clustering.jaccard import jaccard_distances, near_jaccard_distances, reciprocal_encoding
+from pul_core.clustering.neighbours import nearest_neighbours
 from pul_core.scoring.reranking import Reranking, reranked_distances
 
 
@@ -62,8 +63,10 @@ def filled(blocks, width):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    for name, value in {"ROWS": 17, "COLUMNS": 23, "PAIRS": 100, "OVERLAPS": 3000}.items():
+    for name, value in {"ROWS": 17, "COLUMNS": 23, "GROUPS": (4, 5), "RESIDENT": 0}.items():
         monkeypatch.setattr(neighbours, name, value)
+    for name, value in {"PAIRS": 100, "OVERLAPS": 3000, "CELLS": 1000}.items():
+        monkeypatch.setattr(jaccard, name, value)
 
 
 @pytest.mark.parametrize("k", [1, 7, 40, 200])

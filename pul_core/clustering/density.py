@@ -1,4 +1,7 @@
-"""DBSCAN on the Jaccard distance of k-reciprocal neighbours: it finds the number of clusters, and leaves some images in no cluster."""
+"""DBSCAN on the Jaccard distance of k-reciprocal neighbours: it finds the number of clusters, and leaves some images in no cluster.
+
+DBSCAN itself stays on the CPU, in SciPy or scikit-learn: it is linear in the number of near pairs, and follows them one by one.
+"""
 
 import numpy as np
 from scipy import sparse
@@ -8,13 +11,14 @@ from sklearn.cluster import DBSCAN
 from pul_core.arrays import Features, Ints
 from pul_core.clustering.camera_aware import camera_aware_encoding
 from pul_core.clustering.centres import Clusters, clusters_with_centres
-from pul_core.clustering.neighbours import jaccard_distances, nearest_neighbours, reciprocal_encoding
+from pul_core.clustering.jaccard import near_jaccard_distances, reciprocal_encoding
+from pul_core.clustering.neighbours import nearest_neighbours
 from pul_core.clustering.stability import cluster_jaccard_per_image, keep_stable_clusters, renumber_clusters
 from pul_core.identities import NO_CAMERA
 from pul_core.settings import Dbscan
 
 
-def cluster_by_density(features: Features, camids: Ints, settings: Dbscan) -> Clusters:
+def cluster_by_density(features: Features, camids: Ints, settings: Dbscan, *, device: str = "cpu") -> Clusters:
     """Cluster features by DBSCAN on the Jaccard distance of their k-reciprocal neighbours.
 
     With a margin, the clusters are compared with those at epsilon plus and minus the margin, and only the stable ones are kept. Memory
@@ -24,6 +28,7 @@ def cluster_by_density(features: Features, camids: Ints, settings: Dbscan) -> Cl
         features: (n, d), one row per image.
         camids: (n,) camera of each image, used only if ``camera_aware``; -1 is unknown and differs from every camera.
         settings: the neighbourhoods, epsilon (``max_distance``) and the other options.
+        device: where the distances are computed.
 
     Returns:
         Clusters numbered from 0 without gaps; there may be none. An image in no cluster has -1 as its cluster and its cosines.
@@ -45,6 +50,7 @@ def cluster_by_density(features: Features, camids: Ints, settings: Dbscan) -> Cl
         num_neighbours=settings.num_neighbours,
         num_averaged=settings.num_averaged,
         max_distance=epsilon + margin,
+        device=device,
     )
     assignments = dbscan(distances, max_distance=epsilon, min_samples=min_samples)
     if margin:
@@ -55,7 +61,7 @@ def cluster_by_density(features: Features, camids: Ints, settings: Dbscan) -> Cl
 
 
 def jaccard_distances_below(
-    features: Features, camids: Ints, *, num_neighbours: int, num_averaged: int, max_distance: float
+    features: Features, camids: Ints, *, num_neighbours: int, num_averaged: int, max_distance: float, device: str = "cpu"
 ) -> sparse.csr_matrix:
     """Return the Jaccard distances of all pairs of images up to a limit; they are camera-aware if two cameras are known.
 
@@ -66,9 +72,10 @@ def jaccard_distances_below(
         num_neighbours: k of the neighbourhoods.
         num_averaged: number of nearest images over which an encoding is averaged.
         max_distance: the limit; larger distances are not stored.
+        device: where cosines and distances are computed.
 
     Returns:
-        (n, n) sparse float32 with the diagonal, symmetric up to rounding. A stored distance may be 0.
+        (n, n) sparse float32 with the diagonal, symmetric. A stored distance may be 0.
 
     Raises:
         UserError: a feature is not finite or a zero vector.
@@ -79,11 +86,11 @@ def jaccard_distances_below(
         [0, 1, 0, 1, 2, 3, 2, 3]
     """
     if len(np.setdiff1d(camids, NO_CAMERA)) > 1:
-        encoding = camera_aware_encoding(features, camids, num_neighbours=num_neighbours, num_averaged=num_averaged)
+        encoding = camera_aware_encoding(features, camids, num_neighbours=num_neighbours, num_averaged=num_averaged, device=device)
     else:
-        neighbours = nearest_neighbours(features, max(num_neighbours + 1, num_averaged))
-        encoding = reciprocal_encoding(features, neighbours, k1=num_neighbours, k2=num_averaged)
-    return sparse.vstack([_up_to(block, max_distance) for block in jaccard_distances(encoding, np.arange(len(features)))], format="csr")
+        neighbours = nearest_neighbours(features, max(num_neighbours + 1, num_averaged), device=device)
+        encoding = reciprocal_encoding(features, neighbours, k1=num_neighbours, k2=num_averaged, device=device)
+    return near_jaccard_distances(encoding, max_distance, device=device)
 
 
 def dbscan(distances: sparse.csr_matrix, *, max_distance: float, min_samples: int) -> Ints:

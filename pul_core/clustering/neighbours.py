@@ -1,21 +1,19 @@
-"""Exact k-nearest neighbours and the k-reciprocal Jaccard distance, for clustering and for re-ranking.
+"""Exact k-nearest neighbours by cosine, of all images or by camera, in blocks of fixed shape: memory grows with n x k."""
 
-Everything is computed in blocks and stored as sparse rows: memory grows with n x k.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import sparse
+from torch import Tensor
+from torch.nn.functional import pad
 
 from pul_core.arrays import Features, Ints, unit_rows
 from pul_core.identities import separate_unknown_cameras
 
-ROWS, COLUMNS = 1024, 8192  # shape of a block of cosines: 32 MB
-PAIRS = 1 << 13  # pairs of features per block
-OVERLAPS = 1 << 21  # pairs of entries of two encodings per block
+ROWS, COLUMNS = 2048, 3072  # shape of a block of cosines: 24 MB (the C library returns freed memory of 32 MB or more to the system at once)
+GROUPS = 16, 32  # numbers of rows and of columns of which only the largest cosine is compared at first
+RESIDENT = 1 << 29  # features with at most so many numbers (2 GB) are normalised once and stay on the device
 
 
 class Neighbours(NamedTuple):
@@ -25,15 +23,15 @@ class Neighbours(NamedTuple):
     farthest: Features  # (n,) squared Euclidean distance after L2-normalisation, 2 - 2 cosine
 
 
-def nearest_neighbours(features: Features, k: int, *, camids: Ints | None = None, same_camera: bool = True) -> Neighbours:
+def nearest_neighbours(features: Features, k: int, *, device: str = "cpu") -> Neighbours:
     """Find the k nearest neighbours of every image, itself included, without an n x n matrix.
+
+    Of images that are equally near, the one with the smaller index comes first, after the image itself.
 
     Args:
         features: (n, d), may be memory-mapped.
         k: number of neighbours; at most n are returned.
-        camids: (n,) camera of each image, to search each image's own camera only; None to search all images. An unknown camera (-1)
-            differs from every camera, so that an image from one is alone on it.
-        same_camera: False searches all other cameras instead, and the image itself is not among the neighbours.
+        device: where the cosines are computed.
 
     Returns:
         Neighbours with min(k, n) columns.
@@ -46,178 +44,123 @@ def nearest_neighbours(features: Features, k: int, *, camids: Ints | None = None
         >>> neighbours.nearest.tolist(), neighbours.farthest[:2].tolist()
         ([[0, 2], [1, 2], [2, 0]], [2.0, 2.0])
     """
-    n, k = len(features), min(k, len(features))
-    camids = None if camids is None else separate_unknown_cameras(camids)
-    nearest, cosine = torch.empty((n, k), dtype=torch.int64), torch.full((n, k), -torch.inf)
-    smallest_cosine = torch.full((n,), torch.inf)
-    for first_column in range(0, n, COLUMNS):
-        columns = np.arange(first_column, min(first_column + COLUMNS, n))
-        candidates = unit_rows(features, columns, "target").T
-        for first_row in range(0, n, ROWS):
-            rows = np.arange(first_row, min(first_row + ROWS, n))
-            block_rows = slice(first_row, rows[-1] + 1)
-            block = unit_rows(features, rows, "target") @ candidates
-            smallest_cosine[block_rows] = torch.minimum(smallest_cosine[block_rows], block.min(1).values)
-            diagonal = np.intersect1d(rows, columns)
-            block[diagonal - first_row, diagonal - first_column] = torch.inf  # the image itself comes before its duplicates
-            if camids is not None:
-                block[torch.from_numpy((camids[rows][:, None] == camids[columns]) != same_camera)] = -torch.inf
-            top = block.topk(min(k, block.shape[1]), dim=1)
-            merged = torch.cat((cosine[block_rows], top.values), 1).topk(k, dim=1)
-            nearest[block_rows] = torch.cat((nearest[block_rows], top.indices + first_column), 1).gather(1, merged.indices)
-            cosine[block_rows] = merged.values
-    nearest[cosine == -torch.inf] = -1
-    return Neighbours(nearest.numpy(), (2 - 2 * smallest_cosine).clamp_(min=0).numpy())
+    n = len(features)
+    nearest, smallest = _no_neighbours(n, k, device), torch.full((n,), torch.inf, device=device)
+    for rows, columns, cosines in _cosine_blocks(features, device):
+        _keep_nearest(nearest, cosines, rows, columns)
+        smallest[rows] = torch.minimum(smallest[rows], cosines.amin(1))
+        smallest[columns] = torch.minimum(smallest[columns], cosines.amin(0))
+    return Neighbours(_found(nearest), (2 - 2 * smallest).clamp_(min=0).cpu().numpy())
 
 
-def reciprocal_encoding(
-    features: Features, neighbours: Neighbours, *, k1: int, k2: int, scale: Features | None = None
-) -> sparse.csr_matrix:
-    """Encode each image by its k-reciprocal neighbours, weighted by exp(-distance) and averaged over its nearest images.
-
-    R(i, k) are the images j with j among the k + 1 nearest of i (itself included) and i among those of j. R(i, k1) is extended by
-    R(j, k1 / 2) for each j in it if more than two thirds of R(j, k1 / 2) are in R(i, k1). The weights of a row sum to 1; then the rows of
-    the k2 nearest images are averaged.
+def neighbours_by_camera(features: Features, camids: Ints, num_same: int, num_others: int, *, device: str = "cpu") -> tuple[Ints, Ints]:
+    """Find the nearest neighbours of every image on its own camera and, separately, on all other cameras, in one pass over the cosines.
 
     Args:
         features: (n, d), may be memory-mapped.
-        neighbours: at least max(k1 + 1, k2) of each image, unless there are fewer images.
-        k1: size of the neighbourhoods.
-        k2: number of nearest images, the image itself included, over which an encoding is averaged; 1: no averaging.
-        scale: (n,) divisor of each image's distances; None for 1.
+        camids: (n,) camera of each image. An unknown camera (-1) differs from every camera, so that an image from one is alone on it.
+        num_same: number of neighbours on the same camera, the image itself included, which is first.
+        num_others: number of neighbours on other cameras.
+        device: where the cosines are computed.
 
     Returns:
-        (n, n) sparse float32 whose rows sum to 1.
+        (n, min(num_same, n)) and (n, min(num_others, n)) indices, nearest first as in ``nearest_neighbours``, padded with -1.
 
     Raises:
-        ValueError: there are too few neighbours.
-
-    Source: Zhong et al. 2017, sections 3.2 to 3.4.
+        UserError: a feature is not finite or a zero vector.
 
     Example:
-        >>> features = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], np.float32)
-        >>> reciprocal_encoding(features, nearest_neighbours(features, 2), k1=1, k2=1).toarray().round(2)[0].tolist()
-        [0.5, 0.5, 0.0, 0.0]
-    """
-    n, num_neighbours = neighbours.nearest.shape
-    if num_neighbours < min(max(k1 + 1, k2), n):
-        raise ValueError(f"k1 = {k1} and k2 = {k2} require {max(k1 + 1, k2)} neighbours of each image, got {num_neighbours}")
-    wide = reciprocal_neighbours(neighbours.nearest[:, : k1 + 1])
-    narrow = reciprocal_neighbours(neighbours.nearest[:, : round(k1 / 2) + 1])
-    return encode_neighbourhoods(features, wide, narrow, neighbours.nearest[:, :k2], scale=scale)
-
-
-def encode_neighbourhoods(
-    features: Features,
-    wide: sparse.csr_matrix,
-    narrow: sparse.csr_matrix,
-    averaged: Ints,
-    *,
-    scale: Features | None = None,
-) -> sparse.csr_matrix:
-    """Extend each image's neighbourhood, weight it by exp(-distance) so that rows sum to 1, and average the rows of its nearest images.
-
-    Args:
-        features: (n, d), may be memory-mapped.
-        wide: (n, n), 1 where two images are neighbours; symmetric and with the diagonal.
-        narrow: (n, n), the same with smaller neighbourhoods. That of j extends the wide one of i if j is in the wide one of i and more than
-            two thirds of the narrow one of j are, too.
-        averaged: (n, k2) images whose rows are averaged, the image itself included; padded with -1.
-        scale: (n,) divisor of each image's distances; None for 1.
-
-    Returns:
-        (n, n) sparse float32 whose rows sum to 1.
+        >>> features = np.array([[1, 0], [0, 1], [1, 0.1]], np.float32)
+        >>> same, others = neighbours_by_camera(features, np.array([1, 1, 2]), 2, 2)
+        >>> same.tolist(), others.tolist()
+        ([[0, 1], [1, 0], [2, -1]], [[2, -1], [2, -1], [0, 1]])
     """
     n = len(features)
-    # shared[i, j]: size of the intersection of j's narrow neighbourhood and i's wide one, for the j in the latter
-    shared = (wide @ narrow.T).multiply(wide).tocoo()
-    extends = shared.data > 2 / 3 * np.diff(narrow.indptr)[shared.col]
-    extensions = sparse.csr_matrix((np.ones(extends.sum(), np.float32), (shared.row[extends], shared.col[extends])), shape=(n, n))
-    members = (wide + extensions @ narrow).tocsr()
-    members.sort_indices()
-    row = np.repeat(np.arange(n), np.diff(members.indptr))
-    weight = np.exp(-_pair_distances(features, row, members.indices) / (1 if scale is None else scale[row]))
-    encoding = sparse.csr_matrix(
-        ((weight / np.bincount(row, weight, n)[row]).astype(np.float32), members.indices, members.indptr), shape=(n, n)
-    )
-    if averaged.shape[1] > 1:
-        mean = _indicator_rows(averaged)
-        mean.data /= np.repeat(np.diff(mean.indptr), np.diff(mean.indptr))
-        encoding = (mean @ encoding).tocsr()
-    encoding.sort_indices()
-    return encoding
+    camera = torch.from_numpy(np.unique(separate_unknown_cameras(camids), return_inverse=True)[1].astype(np.int32)).to(device)
+    same, others = _no_neighbours(n, num_same, device), _no_neighbours(n, num_others, device)
+    for rows, columns, cosines in _cosine_blocks(features, device):
+        on_same_camera = camera[rows, None] == camera[columns]
+        _keep_nearest(same, torch.where(on_same_camera, cosines, -torch.inf), rows, columns)
+        _keep_nearest(others, cosines.masked_fill_(on_same_camera, -torch.inf), rows, columns)
+    return _found(same), _found(others)
 
 
-def reciprocal_neighbours(nearest: Ints) -> sparse.csr_matrix:
-    """Return an (n, n) matrix that is 1 where two images are among each other's nearest, which are (n, k) and padded with -1."""
-    forward = _indicator_rows(nearest)
-    return forward.multiply(forward.T).tocsr()
+def _cosine_blocks(features: Features, device: str) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield (rows, columns, cosines) of every pair of images once, the first index being the smaller one; an image's own cosine is infinite.
 
-
-def _indicator_rows(indices: Ints) -> sparse.csr_matrix:
-    """Return an (n, n) matrix whose row i is 1 at the columns ``indices[i]``; -1 is padding."""
-    valid = indices >= 0
-    indptr = np.concatenate(([0], np.cumsum(valid.sum(1))))
-    return sparse.csr_matrix((np.ones(indptr[-1], np.float32), indices[valid], indptr), shape=(len(indices), len(indices)))
-
-
-def _pair_distances(features: Features, left: Ints, right: Ints) -> Features:
-    """Return the squared distances of pairs of images, given by ascending left and any right indices."""
-    distance = np.empty(len(left), np.float32)
-    for start in range(0, len(left), PAIRS):
-        pairs = slice(start, start + PAIRS)
-        left_images, left_position = np.unique(left[pairs], return_inverse=True)
-        right_images, right_position = np.unique(right[pairs], return_inverse=True)
-        a, b = unit_rows(features, left_images, "target"), unit_rows(features, right_images, "target")
-        parts = zip(np.array_split(left_position, 8), np.array_split(right_position, 8), strict=True)
-        cosine = torch.cat([(a[i] * b[j]).sum(1) for i, j in parts])
-        distance[pairs] = (2 - 2 * cosine).clamp_(min=0).numpy()
-    distance[left == right] = 0
-    return distance
-
-
-def jaccard_distances(encoding: sparse.csr_matrix, rows: Ints, *, to: Ints | None = None) -> Iterator[sparse.csr_matrix]:
-    """Yield the Jaccard distances below 1 of the images at ``rows`` to all images, a few rows at a time.
-
-    ``1 - s / (2 - s)``, with s the sum over all columns of the smaller of the two weights. A distance that is not stored is 1, and a stored
-    one may be 0: read ``indices`` and ``data``, not a dense copy.
-
-    Args:
-        encoding: (n, n) from ``reciprocal_encoding``.
-        rows: (m,) indices of images, in the order in which they are yielded.
-        to: (t,) indices of the images to measure the distances to, which are the columns that are yielded; None for all images.
-
-    Yields:
-        Blocks of sparse float32 rows with t columns, m rows in all.
-
-    Source: Zhong et al. 2017, equation 10.
-
-    Example:
-        >>> features = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], np.float32)
-        >>> encoding = reciprocal_encoding(features, nearest_neighbours(features, 2), k1=1, k2=1)
-        >>> (block,) = jaccard_distances(encoding, np.arange(4))
-        >>> block.indices.tolist(), bool((block.data < 0.01).all())
-        ([0, 1, 0, 1, 2, 3, 2, 3], True)
+    A block on the diagonal is square and holds its pairs in both orders.
     """
-    targets = (encoding if to is None else encoding[to]).tocsc()
-    column_sizes = np.diff(targets.indptr)  # number of target images with an entry in each column
-    overlaps = np.concatenate(([0], np.cumsum(column_sizes[encoding.indices])))[encoding.indptr]  # pairs of entries before each row
-    start = 0
-    while start < len(rows):
-        work = np.cumsum(overlaps[rows[start:] + 1] - overlaps[rows[start:]])
-        stop = start + max(1, int(np.searchsorted(work, OVERLAPS, side="right")))
-        yield _jaccard_block(encoding[rows[start:stop]], targets, column_sizes)
-        start = stop
+    unit, n = unit_vectors(features, device), len(features)
+    for first_row in range(0, n, ROWS):
+        rows = slice(first_row, min(first_row + ROWS, n))
+        block, first_column = unit(np.arange(n)[rows]), first_row
+        while first_column < n:
+            columns = rows if first_column == first_row else slice(first_column, min(first_column + COLUMNS, n))
+            cosines = block @ unit(np.arange(n)[columns]).T
+            if columns == rows:
+                cosines.diagonal().fill_(torch.inf)
+            yield rows, columns, cosines
+            first_column = columns.stop
 
 
-def _jaccard_block(block: sparse.csr_matrix, targets: sparse.csc_matrix, column_sizes: Ints) -> sparse.csr_matrix:
-    """Pair each entry of the block with all target entries in its column, and sum the smaller weights for each pair of images."""
-    counts = column_sizes[block.indices]
-    ends = np.cumsum(counts)
-    entries = np.arange(ends[-1] if len(ends) else 0) + np.repeat(targets.indptr[block.indices] - ends + counts, counts)
-    smaller = np.minimum(np.repeat(block.data, counts), targets.data[entries])
-    rows = np.repeat(np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)), counts)
-    shared = sparse.coo_matrix((smaller, (rows, targets.indices[entries])), shape=(block.shape[0], targets.shape[0])).tocsr()
-    shared.sort_indices()
-    shared.data = 1 - shared.data / (2 - shared.data)
-    return shared
+def unit_vectors(features: Features, device: str) -> Callable[[Ints], Tensor]:
+    """Return a function that maps ascending positions to unit vectors on the device.
+
+    Features of up to 2 GB are normalised once, in a copy on the device; larger ones are read and normalised in each call.
+    """
+    if features.size > RESIDENT:
+        return lambda rows: unit_rows(features, rows, "target", device)
+    resident = unit_rows(features, np.arange(len(features)), "target", device)
+
+    def select(rows: Ints) -> Tensor:
+        if rows[-1] - rows[0] == len(rows) - 1:
+            return resident[rows[0] : rows[-1] + 1]
+        return resident[torch.from_numpy(rows).to(device)]
+
+    return select
+
+
+def _no_neighbours(n: int, k: int, device: str) -> Tensor:
+    """Return the (n, min(k, n)) keys of neighbours before any is found. A larger key is nearer: cosine first, then the smaller index."""
+    return torch.full((n, min(k, n)), torch.iinfo(torch.int64).min, device=device)
+
+
+def _keys(cosines: Tensor, indices: Tensor) -> Tensor:
+    """Return int64 keys in whose order the larger cosine comes first and, of equal ones, the smaller index."""
+    bits = (cosines + 0.0).view(torch.int32)  # adding zero turns -0 into 0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # as integers, floats below 0 are in the wrong order
+    return (ordered.to(torch.int64) << 32) - indices
+
+
+def _indices(keys: Tensor) -> Tensor:
+    return -keys & 0xFFFFFFFF
+
+
+def _found(keys: Tensor) -> Ints:
+    """Return the indices of the neighbours, and -1 where the cosine is minus infinity."""
+    nothing = _keys(torch.tensor(-torch.inf, device=keys.device), torch.zeros((), dtype=torch.int64, device=keys.device))
+    return torch.where(keys > nothing, _indices(keys), -1).cpu().numpy()
+
+
+def _keep_nearest(nearest: Tensor, cosines: Tensor, rows: slice, columns: slice) -> None:
+    """Merge a block of cosines into the keys of the nearest neighbours: of the rows among the columns, and the other way around."""
+    _merge(nearest[rows], cosines, columns.start, 1)
+    if columns != rows:
+        _merge(nearest[columns], cosines, rows.start, 0)
+
+
+def _merge(nearest: Tensor, cosines: Tensor, first: int, dim: int) -> None:
+    """Merge the cosines along one dimension of a block, of the images from ``first`` on, into the keys (m, k) of the nearest neighbours.
+
+    The k nearest are in the k groups with the largest maxima (of equal ones, the first groups): only these are sorted.
+    """
+    size, device = GROUPS[dim], cosines.device
+    if excess := cosines.shape[dim] % size:
+        padding = (0, size - excess) if dim else (0, 0, 0, size - excess)
+        cosines = pad(cosines, padding, value=-torch.inf)
+    maxima = cosines.unflatten(dim, (-1, size)).amax(dim + 1).movedim(dim, 1)
+    order = torch.arange(maxima.shape[1], device=device)
+    best = _indices(_keys(maxima, order).topk(min(nearest.shape[1], len(order)), sorted=False).values)
+    members = (best[:, :, None] * size + torch.arange(size, device=device)).flatten(1)
+    candidates = _keys(cosines.movedim(dim, 1).gather(1, members), members + first)
+    nearest.copy_(torch.cat((nearest, candidates), 1).topk(nearest.shape[1]).values)

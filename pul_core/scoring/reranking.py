@@ -11,7 +11,8 @@ import torch
 from scipy import sparse
 
 from pul_core.arrays import Features, Ints
-from pul_core.clustering.neighbours import jaccard_distances, nearest_neighbours, reciprocal_encoding
+from pul_core.clustering.jaccard import jaccard_distances, reciprocal_encoding
+from pul_core.clustering.neighbours import nearest_neighbours
 from pul_core.scoring.ranks import DistanceFunction, cosine_distances
 
 
