@@ -49,7 +49,8 @@ def extract_features(model: Artifact, pixels: Pixels, *, batch_size: int, comput
             blocks.append(block)
             progress_bar.advance(len(block))
         features = np.concatenate(blocks)
-        checkpoint.save(name, features.tobytes())
+        if checkpoint.is_due(name):
+            checkpoint.save(name, lambda: memoryview(features))
         return features
 
     def batches() -> Iterator[pa.RecordBatch]:
