@@ -12,7 +12,7 @@ from tasks.engine.checkpoints import step_checkpoint
 from tasks.engine.compute import prepare
 from tasks.engine.progress import progress, step_logger
 from tasks.engine.steps import step
-from tasks.store.artifacts import Artifact, vectors, write_batches
+from tasks.store.artifacts import Artifact, vector_type, vectors, write_batches
 from tasks.store.model_file import read_model
 from tasks.store.readers import open_pixels
 from tasks.store.references import Compute, Pixels
@@ -35,7 +35,7 @@ def extract_features(model: Artifact, pixels: Pixels, *, compute: Compute, itera
     backbone, _ = read_model(model)
     rows, images = open_pixels(pixels)
     d = int(backbone.num_features)  # type: ignore[arg-type]
-    schema = pa.schema([("row", pa.int64()), ("feature", pa.list_(pa.float32(), d))])
+    schema = pa.schema([pa.field("row", pa.int64()), pa.field("feature", vector_type(d), nullable=False)])
     repeated: list[int] = []
 
     def extract(name: str, part: Images) -> Features:
@@ -48,7 +48,8 @@ def extract_features(model: Artifact, pixels: Pixels, *, compute: Compute, itera
             blocks.append(block)
             progress_bar.advance(len(block))
         features = np.concatenate(blocks)
-        checkpoint.save(name, features.tobytes())
+        if checkpoint.is_due(name):
+            checkpoint.save(name, lambda: memoryview(features))
         return features
 
     def batches() -> Iterator[pa.RecordBatch]:

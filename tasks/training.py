@@ -1,7 +1,8 @@
 """Steps *pretrain* and *fine_tune*: the same training, on true identities of the source or on pseudo-labels of the target."""
 
 import io
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,7 @@ def fine_tune(
 
 
 def _train(description: str, start: Artifact, examples: Examples, settings: Training, seed: int, compute: Compute) -> TrainedModel:
-    """Train a model on examples, with a checkpoint after each epoch; ``description`` is shown with the progress."""
+    """Train a model on examples, with checkpoints after epochs; ``description`` is shown with the progress."""
     prepare(compute)
     backbone, config = read_model(start)
     pixels, rows, classes, num_classes = examples
@@ -95,18 +96,18 @@ def _train(description: str, start: Artifact, examples: Examples, settings: Trai
         progress_bar.restore(sum(epoch.images for epoch in history))
         for epoch in train(training, images, rows, classes, settings, seed=seed, on_batch=progress_bar.advance):
             history.append(epoch)
-            if epoch.epoch < settings.epochs:
-                checkpoint.save("epoch", _pack(training, history))
+            if epoch.epoch < settings.epochs and checkpoint.is_due("epoch"):
+                checkpoint.save("epoch", partial(_pack, training.state_dict(), list(history)))
             progress_bar.note = f", epoch {epoch.epoch}/{settings.epochs}, loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}"
         table = pa.Table.from_pylist([epoch._asdict() for epoch in history])
         return TrainedModel(model=write_model(training.backbone, config), training=write_table("training", table))
 
 
-def _pack(training: TrainingState, history: list[EpochStatistics]) -> bytes:
-    """Return a checkpoint: the state of a training and the statistics of its epochs."""
+def _pack(state: dict[str, Any], history: list[EpochStatistics]) -> memoryview:
+    """Return a checkpoint: a copy of the state of a training, and the statistics of its epochs."""
     file = io.BytesIO()
-    torch.save({"training": training.state_dict(), "history": [list(epoch) for epoch in history]}, file)
-    return file.getvalue()
+    torch.save({"training": state, "history": [list(epoch) for epoch in history]}, file)
+    return file.getbuffer()
 
 
 def _restore(training: TrainingState, data: bytes | None) -> list[EpochStatistics]:

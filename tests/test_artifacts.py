@@ -81,6 +81,19 @@ def test_a_digest_is_checked_once_a_process_and_state(home, monkeypatch):
     verify(artifact)
 
 
+def test_what_this_process_wrote_is_not_read_again_unless_it_has_changed(home, monkeypatch):
+    artifact = write_table("features", TABLE)
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts.hashlib, "file_digest", lambda *args: pytest.fail("read again"))
+        path = Path(verify(artifact))
+    os.utime(path, ns=(1, 1))
+    verify(artifact)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    os.utime(path, ns=(2, 2))
+    with pytest.raises(DamagedArtifactError, match="damaged"):
+        verify(artifact)
+
+
 def test_artifacts_may_lie_at_any_url(home, monkeypatch):
     monkeypatch.setenv("PUL_ARTIFACTS", f"memory://{uuid.uuid4().hex}")
     artifact = write_table("features", TABLE)

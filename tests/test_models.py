@@ -211,8 +211,12 @@ def test_a_model_is_found_in_mlflow(home, tmp_path, monkeypatch, backbone):
     run = mlflow.MlflowClient().create_run(mlflow.create_experiment("models", (home / "mlartifacts").as_uri()))
     mlflow.MlflowClient().log_text(run.info.run_id, "no model", "notes.txt")
     client.cache_clear()
-    log_iteration_model(run.info.run_id, written)
-    model_id = client().get_run(run.info.run_id).data.tags["pul.model_id"]
+    model_id = log_iteration_model(run, written)
+    assert log_iteration_model(client().get_run(run.info.run_id), written) == model_id, "a retry does not log it again"
+    logged = client().get_logged_model(model_id)
+    assert (logged.experiment_id, logged.source_run_id, str(logged.status)) == (run.info.experiment_id, run.info.run_id, "READY")
+    assert [output.model_id for output in client().get_run(run.info.run_id).outputs.model_outputs] == [model_id]
+    assert not list(tmp_path.glob("mlruns*"))
     assert import_model.fn(f"models:/{model_id}", backbone="resnet10t").sha256 == written.sha256
     assert import_model.fn(f"runs:/{run.info.run_id}/model", backbone="resnet10t").sha256 == written.sha256
     for uri, message in {"models:/nobody/1": "MLflow has no model", f"runs:/{run.info.run_id}/notes.txt": "is no"}.items():

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,9 @@ def test_a_pickle_in_the_place_of_an_artifact_is_refused(home, payload, kind, su
 def test_a_pickle_in_the_place_of_a_checkpoint_is_refused(home, payload):
     from tasks.training import _restore
 
-    checkpoint = StepCheckpoint(home / "checkpoints" / "pretrain-1")
-    checkpoint.save("epoch", payload)
+    with ThreadPoolExecutor(1) as writer:
+        checkpoint = StepCheckpoint(home / "checkpoints" / "pretrain-1", writer)
+        checkpoint.save("epoch", lambda: payload)
     with pytest.raises(pickle.UnpicklingError, match="weights_only"):
         _restore(None, checkpoint.load("epoch"))
 

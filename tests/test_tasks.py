@@ -16,7 +16,7 @@ from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import initial_model
-from tasks.store.artifacts import column, read_table, vectors, write_table
+from tasks.store.artifacts import column, read_table, vector_type, vectors, write_table
 from tasks.store.readers import open_pixels, read_selected
 from tasks.store.references import Reliable
 from tasks.store.scores import read_metrics_and_cmc, read_summary
@@ -195,7 +195,7 @@ def test_features_of_a_split_are_keyed_to_its_rows(data, original, compute):
     features = read_table(extract_features.fn(original, pixels["query"], batch_size=4, compute=compute, iteration=0, split="query"))
     splits = column(read_table(target.images), "split")
     assert column(features, "row").tolist() == np.flatnonzero(splits == "query").tolist()
-    assert features.schema.field("feature").type == pa.list_(pa.float32(), 512)
+    assert features.schema.field("feature").type == vector_type(512)
 
 
 def test_training_repeats_to_the_byte_and_follows_the_seed(data, original, plan, compute):

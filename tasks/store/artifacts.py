@@ -102,7 +102,7 @@ def locate(artifact: Artifact) -> str:
 def verify(artifact: Artifact) -> str:
     """Check that an artifact exists and is unchanged, once per process and state of the file, and return its path.
 
-    Housekeeping keeps the file while this process lives.
+    A local file that this process wrote was checked by writing it. Housekeeping keeps the file while this process lives.
 
     Raises:
         DamagedArtifactError: it is missing, or its digest differs.
@@ -115,7 +115,7 @@ def verify(artifact: Artifact) -> str:
         info = fs.info(path)
     except FileNotFoundError as error:
         raise DamagedArtifactError(f"artifact {artifact.uri} is missing below {root_of(artifact.kind)}") from error
-    state = (artifact.sha256, info["size"], info.get("mtime"), info.get("ETag"))
+    state = _state(artifact.sha256, info)
     if _verified.get(path) != state:
         with fs.open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, hashlib.sha256).hexdigest()
@@ -123,6 +123,11 @@ def verify(artifact: Artifact) -> str:
             raise DamagedArtifactError(f"artifact {artifact.uri} is damaged (expected digest {artifact.sha256[:12]}, got {sha256[:12]})")
         _verified[path] = state
     return str(path)
+
+
+def _state(sha256: str, info: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what is different if a file with this digest has changed since."""
+    return sha256, info["size"], info.get("mtime"), info.get("ETag")
 
 
 def _mark_as_used(path: Path) -> None:
@@ -176,7 +181,10 @@ def writing(kind: str, suffix: str, rows: int) -> Iterator[ArtifactWriter]:
             yield writer
         sha256 = writer.digest.hexdigest()
         uri = f"{kind}/{sha256[:32]}.{suffix}"
+        state = _state(sha256, fs.info(partial))  # of the file as it was written: any later change is noticed
         fs.mv(partial, f"{root}/{uri}")
+        if "://" not in root_of(kind):  # renamed, not copied
+            _verified[f"{root}/{uri}"] = state
         writer.artifact = Artifact(kind=kind, uri=uri, sha256=sha256, rows=writer.rows)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -247,4 +255,9 @@ def column(table: pa.Table, name: str) -> npt.NDArray[Any]:
 
 def vectors(values: npt.NDArray[np.float32]) -> pa.FixedSizeListArray:
     """Return (n, d) values as an Arrow column of vectors, without a copy."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), type=vector_type(values.shape[1]))
+
+
+def vector_type(d: int) -> pa.DataType:
+    """Return the type of a column of vectors. Its numbers are declared as not null, which halves the time to read them."""
+    return pa.list_(pa.field("element", pa.float32(), nullable=False), d)

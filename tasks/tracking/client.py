@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import mlflow
-from mlflow.entities import Experiment, LifecycleStage, Run
+from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities.paged_list import PagedList
 from mlflow.tracking import MlflowClient
@@ -102,9 +102,15 @@ def search_all_runs(filter_string: str, order_by: list[str] | None = None, limit
     return search_runs(experiment_ids, filter_string, order_by, limit)
 
 
-def search_runs(experiment_ids: list[str], filter_string: str, order_by: list[str] | None = None, limit: int | None = None) -> list[Run]:
+def search_runs(
+    experiment_ids: list[str],
+    filter_string: str,
+    order_by: list[str] | None = None,
+    limit: int | None = None,
+    view: int = ViewType.ACTIVE_ONLY,
+) -> list[Run]:
     """Return the runs of some experiments that match an MLflow filter; MLflow itself returns one page, of 1,000 runs at most."""
-    search = functools.partial(client().search_runs, experiment_ids, filter_string, order_by=order_by)
+    search = functools.partial(client().search_runs, experiment_ids, filter_string, view, order_by=order_by)
     return list(search(max_results=limit)) if limit else _all_pages(search)
 
 

@@ -1,5 +1,6 @@
 """Models in MLflow: the model of each iteration is logged, and that of the last iteration is registered."""
 
+import shutil
 import tempfile
 import warnings
 from importlib.metadata import version
@@ -7,40 +8,61 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-from mlflow.models import ModelSignature
+from mlflow.entities import Run
+from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from tasks.store.artifacts import Artifact, read_bytes
-from tasks.store.model_file import read_model_config
+from tasks.store.artifacts import Artifact, locate, read_bytes, verify
+from tasks.store.model_file import model_size
 from tasks.tracking import reid_model
 from tasks.tracking.client import client
 
+MODEL_ID_TAG = "pul.model_id"  # tag of a nested run: the id of the iteration's model in MLflow
 
-def log_iteration_model(run_id: str, model: Artifact) -> None:
+
+def log_iteration_model(run: Run, model: Artifact) -> str:
     """Log a model to the MLflow run of its iteration, unless the run already has one.
 
     Args:
-        run_id: the MLflow run.
+        run: the MLflow run.
         model: a model file of this project.
+
+    Returns:
+        The id of the model in MLflow.
     """
-    if "pul.model_id" in client().get_run(run_id).data.tags:
-        return
-    data = read_bytes(model)
-    config = read_model_config(data)
-    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, config.height, config.width, 3))])
+    if model_id := run.data.tags.get(MODEL_ID_TAG):
+        return str(model_id)
+    size = model_size(model)
+    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, size["height"], size["width"], 3))])
     features = Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow recommends an input example
-        path = Path(folder, "model.safetensors")
-        path.write_bytes(data)
-        logged = mlflow.pyfunc.log_model(
-            name="model",
+        pending = mlflow.initialize_logged_model("model", run.info.run_id, params=run.data.params, experiment_id=run.info.experiment_id)
+        # Model.log, because pyfunc.log_model would need an active run, which takes several more requests.
+        logged = Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            model_id=pending.model_id,
+            run_id=run.info.run_id,
             python_model=reid_model.__file__,
-            artifacts={"weights": str(path)},
+            artifacts={"weights": str(_named_file(model, Path(folder, "model.safetensors")))},
             signature=ModelSignature(images, features),
             pip_requirements=[f"{package}=={version(package)}" for package in ("pul-reid", "safetensors", "timm", "torch")],
         )
-    client().set_tag(run_id, "pul.model_id", logged.model_id)
+    client().set_tag(run.info.run_id, MODEL_ID_TAG, logged.model_id)
+    return str(logged.model_id)
+
+
+def _named_file(model: Artifact, path: Path) -> Path:
+    """Make a model available under a path: a hard link to its file, or a copy if the file is on another disk or in a remote store."""
+    if "://" in locate(model):
+        path.write_bytes(read_bytes(model))
+        return path
+    try:
+        path.hardlink_to(verify(model))
+    except OSError:
+        shutil.copyfile(verify(model), path)
+    return path
 
 
 def register_model(run_id: str, name: str, run_name: str) -> None:
@@ -52,5 +74,5 @@ def register_model(run_id: str, name: str, run_name: str) -> None:
         run_name: name of the parent run, recorded as a tag of the model version.
     """
     if not any(version.run_id == run_id for version in client().search_model_versions(f"name = '{name}'")):
-        model_version = mlflow.register_model(f"models:/{client().get_run(run_id).data.tags['pul.model_id']}", name)
+        model_version = mlflow.register_model(f"models:/{client().get_run(run_id).data.tags[MODEL_ID_TAG]}", name)
         client().set_model_version_tag(name, model_version.version, "pul.run", run_name)

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pandas as pd
 import psutil
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 from prefect.artifacts import create_table_artifact
@@ -131,21 +131,16 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
         The metrics by their MLflow names.
     """
     metrics = iteration_metrics(iteration, labels)
-    experiment_id = client().get_run(run.mlflow_run_id).info.experiment_id
+    parent = client().get_run(run.mlflow_run_id)
     fingerprint = " ".join(artifact.sha256[:16] for artifact in (iteration.model, iteration.scores) if artifact)
-    nested_id, is_replaced = _iteration_run(experiment_id, run, iteration.iteration, fingerprint)
-    logged = client().get_run(nested_id).data.metrics
-    client().log_batch(nested_id, metrics=[Metric(key, value, 0, 0) for key, value in metrics.items() if key not in logged])
-    new_metrics = {
-        key: value
-        for key, value in metrics.items()
-        if is_replaced or iteration.iteration not in [metric.step for metric in client().get_metric_history(run.mlflow_run_id, key)]
-    }
-    client().log_batch(run.mlflow_run_id, metrics=[Metric(key, value, 0, iteration.iteration) for key, value in new_metrics.items()])
-    if iteration.trained:
-        _log_training_curves(nested_id, iteration.trained)
-    log_iteration_model(nested_id, iteration.model)
-    client().set_terminated(nested_id, "FINISHED")
+    nested, is_repeated = _iteration_run(run, parent, iteration.iteration, fingerprint)
+    # The model comes first: MLflow would look up the history of each metric that the run has already, to link it to the model.
+    model_id = log_iteration_model(nested, iteration.model)
+    nested_metrics = [Metric(key, value, 0, 0, model_id=model_id) for key, value in metrics.items()] + _training_curves(iteration.trained)
+    client().log_batch(nested.info.run_id, [metric for metric in nested_metrics if metric.key not in nested.data.metrics])
+    parent_metrics = [Metric(key, value, 0, iteration.iteration) for key, value in metrics.items()]
+    client().log_batch(run.mlflow_run_id, [metric for metric in parent_metrics if not (is_repeated and _is_logged(run, metric))])
+    client().set_terminated(nested.info.run_id, "FINISHED")
     folder = Path(run.folder, f"iteration={iteration.iteration}")
     folder.mkdir(exist_ok=True)
     artifacts = artifacts_in(iteration.model_copy(update={"reliable_before": None}))  # that one is of the iteration before
@@ -169,9 +164,9 @@ def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str,
     pd.DataFrame(rows).to_parquet(Path(run.folder, "iterations.parquet"), index=False)
     summary = [{name: round(row[name], 4) if name in row else None for name in ("iteration", *SUMMARY_METRICS)} for row in rows]
     create_table_artifact(summary, key="pul-iterations", description=f"Run **{run.id}** stopped: {reason}. {explanation}.")
-    experiment = client().get_experiment(client().get_run(run.mlflow_run_id).info.experiment_id)
-    last_run_id, _ = _iteration_run(experiment.experiment_id, run, len(iterations) - 1)
-    register_model(last_run_id, registered_model_of(experiment), run.id)
+    parent = client().get_run(run.mlflow_run_id)
+    last_run, _ = _iteration_run(run, parent, len(iterations) - 1)
+    register_model(last_run.info.run_id, registered_model_of(client().get_experiment(parent.info.experiment_id)), run.id)
     client().set_terminated(run.mlflow_run_id, "FINISHED")
     step_logger().info("Stopped after iteration %d: %s (%s)", len(iterations) - 1, reason, explanation)
 
@@ -272,44 +267,49 @@ def _record_config(run_id: str, file: Path, plan: Plan, *, is_resumed: bool) -> 
     return resources
 
 
-def _iteration_run(experiment_id: str, run: TrackedRun, iteration: int, fingerprint: str | None = None) -> tuple[str, bool]:
+def _iteration_run(run: TrackedRun, parent: Run, iteration: int, fingerprint: str | None = None) -> tuple[Run, bool]:
     """Find or create the nested run of an iteration; one with other results (the code was edited before a retry) is replaced.
 
     Args:
-        experiment_id: the experiment of the parent run.
-        run: the parent run.
+        run: the tracked run.
+        parent: its MLflow run.
         iteration: number of the iteration.
         fingerprint: fingerprint of the iteration's results; None accepts any results.
 
     Returns:
-        The id of the nested run, and whether it replaces another one.
+        The nested run, and whether these results may have been logged before.
     """
-    condition = f"tags.`mlflow.parentRunId` = '{run.mlflow_run_id}' and tags.`pul.iteration` = '{iteration}'"
-    existing = search_runs([experiment_id], condition)
-    flow_run_id = client().get_run(run.mlflow_run_id).data.tags["pul.flow_run_id"]
+    condition = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.`pul.iteration` = '{iteration}'"
+    known = search_runs([parent.info.experiment_id], condition, view=ViewType.ALL)
+    existing = [nested for nested in known if nested.info.lifecycle_stage == LifecycleStage.ACTIVE]
+    flow_run_id = parent.data.tags["pul.flow_run_id"]
     if existing and fingerprint in (None, existing[0].data.tags.get("pul.results")):
         client().set_tag(existing[0].info.run_id, "pul.flow_run_id", flow_run_id)
-        return str(existing[0].info.run_id), False
+        return existing[0], True
     for stale in existing:
         client().delete_run(stale.info.run_id)
     tags = {
-        "mlflow.parentRunId": run.mlflow_run_id,
+        "mlflow.parentRunId": parent.info.run_id,
         "pul.iteration": str(iteration),
         "pul.kind": "iteration",
         "pul.flow_run_id": flow_run_id,
         "pul.results": fingerprint or "",
     }
-    nested = client().create_run(experiment_id, run_name=f"{run.name} iteration {iteration}", tags=tags)
+    nested = client().create_run(parent.info.experiment_id, run_name=f"{run.name} iteration {iteration}", tags=tags)
     client().log_param(nested.info.run_id, "iteration", iteration)
-    return str(nested.info.run_id), bool(existing)
+    return client().get_run(nested.info.run_id), bool(known) and not existing
 
 
-def _log_training_curves(run_id: str, trained: TrainedModel) -> None:
-    if client().get_metric_history(run_id, "training_loss"):
-        return
-    epochs = read_table(trained.training).to_pylist()
+def _is_logged(run: TrackedRun, metric: Metric) -> bool:
+    """Return whether the parent run has a metric of this name and iteration."""
+    return metric.step in [logged.step for logged in client().get_metric_history(run.mlflow_run_id, metric.key)]
+
+
+def _training_curves(trained: TrainedModel | None) -> list[Metric]:
+    """Return loss and accuracy of each epoch."""
+    epochs = read_table(trained.training).to_pylist() if trained else []
     curves = (("training_loss", "loss"), ("training_accuracy", "accuracy"))
-    client().log_batch(run_id, metrics=[Metric(name, epoch[key], 0, epoch["epoch"]) for name, key in curves for epoch in epochs])
+    return [Metric(name, epoch[key], 0, epoch["epoch"]) for name, key in curves for epoch in epochs]
 
 
 def _link_artifacts(folder: Path, artifacts: dict[str, Artifact]) -> None:

@@ -134,7 +134,7 @@ class Driver:
             shutil.copy(self.folder / "mlflow.db", home)
         (folder / "run.log").touch()
         order = {"cwd": str(folder), "argv": list(map(str, argv)), "die": die}
-        environment = clean(HOME=folder, PREFECT_API_URL=self.api, **environment)
+        environment = clean(HOME=folder, PREFECT_API_URL=self.api, PUL_CHECKPOINT_SECONDS=0, **environment)
         self.pids.append(self.request(order | {"env": environment}))
         return Command(self, self.pids[-1], folder)
 
@@ -152,7 +152,7 @@ def driver(tmp_path_factory, prefect_api):
 
 @pytest.fixture(scope="session")
 def arguments(tiny, tiny_pair):
-    """Arguments of a run that saves an epoch checkpoint in every training."""
+    """Arguments of a run that saves an epoch checkpoint in every training, because the interval is 0."""
     sections = tiny | {"fine_tuning": tiny["fine_tuning"] | {"epochs": 2}}
     options = [f"--set={section}.{name}={value}" for section, values in sections.items() for name, value in values.items()]
     return ["run", "--source", str(tiny_pair[0]), "--target", str(tiny_pair[1]), *options]

@@ -61,7 +61,7 @@ def arm(moment, number, ending=signal.SIGKILL):
     elif moment == "file written":  # under its temporary name, not renamed yet
         on_call(LocalFileSystem, "mv", die)
     elif moment == "checkpoint":
-        on_call(tasks.engine.checkpoints.StepCheckpoint, "save", die, after=True)
+        on_call(tasks.engine.checkpoints.StepCheckpoint, "_write", die, after=True)
     elif moment == "tracking":
         for name in WRITES:
             on_call(MlflowClient, name, die)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tasks.engine.checkpoints import INTERVAL
 from tasks.extract import extract_features
 from tasks.store.artifacts import DamagedArtifactError, locate, read_table, write_bytes, write_table
 from tasks.store.readers import open_pixels
@@ -58,7 +59,8 @@ def train(model, pixels, plan, compute):
     "disk full while features or weights are written",
     "`no space left below ...: free some (pul gc), then Retry or pul resume`; then it continues",
 )
-def test_disk_full(home, mount, request, kind, step):
+def test_disk_full(home, mount, request, kind, step, monkeypatch):
+    monkeypatch.setenv(INTERVAL, "0")
     work = request.getfixturevalue(step)
     expected = work()
     folder = home / "artifacts" / kind
