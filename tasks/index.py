@@ -8,6 +8,7 @@ it was moved. Memory grows with the number of identities, and by a few bytes per
 import contextlib
 import itertools
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 from pul_core.errors import DataError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID, identity_in_split
 from pul_core.synthetic.people import GENERATOR_VERSION, Domain
+from tasks.data.cells import compact
 from tasks.data.layouts import read_layout
 from tasks.data.listing import ListedImage, missing_advice
 from tasks.data.locations import dataset_name, image_root, is_url, validate_location
@@ -45,6 +47,10 @@ IMAGES = pa.schema(
 LABELS = pa.schema([("row", pa.int64()), ("pid", pa.int64()), ("identity", pa.string())])
 SPLITS = ("train", "query", "gallery")
 NOT_THERE = {False: ["missing"], True: ["unreadable"]}  # problems of a listed file that does not exist, on disk and at a URL
+# Names that people write for all unknown identities or cameras, as `compact` returns them.
+UNKNOWN_NAME = re.compile(
+    "unknown|unk|unlabell?ed|notlabell?ed|nolabel|noid|noname|undefined|unidentified|unassigned|missing|distractors?|junk|background|ignored?|others?"
+)
 SYNTHETIC = re.compile(r"synthetic:(\d+)/(source|target)")
 
 
@@ -138,7 +144,7 @@ def _summarise(listing: Iterable[ListedImage]) -> ListingSummary:
     if DISTRACTOR_PID in pids["gallery"] and zero_of_split["train"] and not zero_of_split["query"]:
         notes["identity 0 is a person in train and a distractor in the gallery: number people from 1, or write 0 only for distractors"] = 1
     for kind, names in (("identities", all_pids), ("cameras", camids)):
-        notes.update(_similar_name_notes(kind, names))
+        notes.update(_name_notes(kind, [name for name in names if isinstance(name, str)]))
     number_of_pid |= {DISTRACTOR_PID: distractor, JUNK_PID: JUNK_PID, None: JUNK_PID}  # images without an identity are not scored
     return ListingSummary(splits, all_pids != {None}, number_of_pid, _number(camids) | {None: None}, notes)
 
@@ -147,14 +153,17 @@ def _is_zero(identity: str) -> bool:
     return re.fullmatch("0+", identity) is not None
 
 
-def _similar_name_notes(kind: str, names: Iterable[int | str | None]) -> Iterator[str]:
-    """Yield a note if names differ only in their case or in leading zeros, with the first two such names."""
+def _name_notes(kind: str, names: list[str]) -> Iterator[str]:
+    """Yield notes on names that differ only in their case, in leading zeros or in the width of digits, and on names that mean unknown."""
     first: dict[str, str] = {}
-    for name in sorted(name for name in names if isinstance(name, str)):
-        other = first.setdefault(name.casefold().lstrip("0") or "0", name)
+    for name in sorted(names):
+        other = first.setdefault(unicodedata.normalize("NFKC", name).casefold().lstrip("0") or "0", name)
         if other != name:
             yield f"{kind} {other!r} and {name!r} are read as different ones: write them in the same way if they are the same"
-            return
+            break
+    if unknown := min((name for name in names if UNKNOWN_NAME.fullmatch(compact(name)) or re.fullmatch(r"-\d+", name)), default=None):
+        advice = f"leave out the name, or write -1, if it is unknown{', and 0 for a distractor' if kind == 'identities' else ''}"
+        yield f"{kind} such as {unknown!r} are read like all others: {advice}"
 
 
 def _unread_table_notes(root: str, layout: str) -> dict[str, int]:

@@ -339,7 +339,7 @@ def test_identities_of_a_target_do_not_affect_the_check(shots, caplog):
     assert levels == {"INFO"}
 
 
-def images_table(sizes, paths=None, camids=None):
+def images_table(sizes, paths=None, camids=None, cameras=None):
     """Return the columns of images.parquet that the findings about crops and cameras read, for images of these (width, height)."""
     width, height = np.array(sizes, np.int64).reshape(-1, 2).T
     n = len(width)
@@ -349,6 +349,7 @@ def images_table(sizes, paths=None, camids=None):
             "width": width,
             "height": height,
             "camid": pa.array(camids or [None] * n, pa.int64()),
+            "camera": pa.array(cameras or [None] * n, pa.string()),
             "problem": pa.nulls(n, pa.string()),
         }
     )
@@ -408,6 +409,28 @@ def test_the_folder_of_a_class_itself_is_named():
 
 
 @pytest.mark.parametrize(
+    ("folders", "cameras", "count"),
+    [
+        (["Ana", "Bear", "Bo"], [], 0),
+        (["bus", "gate", "hall"], [], 0),
+        (["bus", "tram", "hall"], ["bus", "tram", "hall"], 0),
+        (["Buses", "Trams"], ["Buses", "Trams"], 0),
+        (["bus/person", "hall/person"], [], 0),
+        (["person", "car", "dog"], [], 2),
+        (["person", "car", "dog"], ["person", "car", "dog"], 2),
+        (["Pedestrian", "Head"], [], 1),
+        (["cam1/person", "cam1/bus", "cam2/car"], ["cam1", "cam1", "cam2"], 2),
+        (["truck", "van"], [], 2),
+        (["a/Cat", "a/Bo", "b/Bo"], [], 0),
+    ],
+)
+def test_a_camera_or_a_person_with_the_name_of_a_class(folders, cameras, count):
+    table = images_table([(64, 128)] * len(folders), [f"{folder}/1.jpg" for folder in folders], cameras=cameras)
+    findings = list(crop_findings(table, "/data/bench"))
+    assert [finding.count for finding in findings if finding.code == "other_classes"] == [count] * bool(count)
+
+
+@pytest.mark.parametrize(
     ("camids", "code"),
     [
         ([1, 2] * 100, None),
@@ -417,7 +440,9 @@ def test_the_folder_of_a_class_itself_is_named():
         ([1, 2, 3, 4], None),
         (list(range(32)), "lone_images"),
         ([*range(32), None], "lone_images"),
+        (list(range(1, 16)) * 12, None),
         (sorted([*range(300)] * 30), "cameras_like_tracks"),
+        (sorted([*range(12)] * 6), "cameras_like_tracks"),
         ([*range(32), 0, 1], "cameras_like_tracks"),
     ],
 )

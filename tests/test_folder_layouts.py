@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pul_core.errors import DataError
-from tasks.data.cells import clean_cell
+from tasks.data.cells import SPLIT_NAMES, clean_cell
 from tasks.data.check import check_set
 from tasks.data.layouts import LAYOUTS, read_layout
-from tasks.data.listing import SPLIT_NAMES, is_hidden, iter_image_paths
+from tasks.data.listing import is_hidden, iter_image_paths
 from tasks.index import index
 
 
@@ -103,6 +103,8 @@ def test_the_prepared_folder_of_a_baseline_counts_each_image_once(stub, tmp_path
         (["test_2026/1.jpg", "Ana/1.jpg"], {"test_2026", "Ana"}, "look like splits"),
         (["rgb/train/A/1.jpg", "sketch/train/B/1.jpg"], {"A", "B"}, "above the splits are not used"),
         (["rgb/test/A/002/1.jpg", "rgb/test/A/003/1.jpg"], {"A"}, "their images are in several folders"),
+        (["north-cam/1.jpg", "Ana/1.jpg"], {"north-cam", "Ana"}, "look like cameras"),
+        (["train/Ana/1.jpg", "train/Val/2.jpg"], {"Ana", "Val"}, "look like splits"),
         (["Ana/1.jpg", "Ana/evening/2.jpg", "Bo/night/1.jpg", "Cy/cam1/1.jpg", "Cy/cam2/1.jpg"], {"Ana", "Bo", "Cy"}, None),
     ],
 )
@@ -110,6 +112,33 @@ def test_folders_that_may_not_be_identities_are_noted(stub, tmp_path, names, pid
     found, notes = read(stub(tmp_path, *names), "folder-per-identity")
     assert {pid for pid, _, _ in found.values()} == pids
     assert (list(notes) == []) if note is None else (len(notes) == 1 and note in next(iter(notes)))
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "split"),
+    [
+        ("test", "query", "query"),
+        ("Testing", "probe", "query"),
+        ("test", "gallery", "gallery"),
+        ("gallery", "test", "gallery"),
+        ("val", "query", None),
+        ("train", "test", None),
+        ("test", "train", None),
+        ("query", "gallery", None),
+    ],
+)
+def test_a_split_in_a_split(stub, tmp_path, outer, inner, split):
+    stub(tmp_path, "train/Ana/1.jpg", f"{outer}/{inner}/Bo/2.jpg")
+    found, notes = read(tmp_path, "folder-per-identity")
+    assert found.get(f"{outer}/{inner}/Bo/2.jpg") == (("Bo", None, split) if split else None)
+    assert list(notes) == [] if split else any(f"in the folders of two splits, {outer} and {inner}" in note for note in notes)
+
+
+def test_a_person_with_the_name_of_a_split(stub, tmp_path):
+    stub(tmp_path, "Ana/1.jpg", "Dev/2.jpg", "Val/3.jpg")
+    assert not read(tmp_path, pattern="^(?P<identity>[^/]+)/")[1]
+    with pytest.raises(DataError, match=r"Dev/2\.jpg is not in the folder of an identity \(Dev is read as a split\)"):
+        read(tmp_path, "folder-per-identity")
 
 
 @pytest.mark.parametrize("names", [["train/1.jpg", "val/2.jpg"], ["train/Ana/1.jpg", "query/1.jpg"], ["train/Ana/1.jpg", "loose.jpg"]])
@@ -139,6 +168,13 @@ def test_no_name_of_a_split_is_taken_for_crops_without_a_word(stub, tmp_path, na
         (["probe_3/1.jpg"], "look like query images"),
         (["cam1/1.jpg", "cam2/1.jpg"], "look like cameras"),
         (["a/c2/1.jpg"], "look like cameras"),
+        (["frames_cam1/1.jpg"], "look like cameras"),
+        (["north-cam/1.jpg"], "look like cameras"),
+        (["NVR_ch01_main/1.jpg"], "look like cameras"),
+        (["192.168.1.10/1.jpg"], "look like cameras"),
+        (["a/b/c/d/query_images/1.jpg"], "look like query images"),
+        (["eval_2026/1.jpg"], "look like gallery images"),
+        (["DCIM/Camera/1.jpg", "scampi/2.jpg"], None),
         (["0002_c1s1_000451_03.jpg"], "names look like a published set's"),
         (["a/0001C1T0001F001.jpg"], "names look like a published set's"),
         (["subset/0000000_s00_c00_f00002.jpg"], "names look like a published set's"),

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pul_core.errors import DataError
-from tasks.data.cells import MISSING
+from tasks.data.cells import HELD_OUT_NAMES, MISSING, SPLIT_NAMES, clean_cell
 from tasks.data.layouts import read_layout
-from tasks.data.listing import HELD_OUT_NAMES, SPLIT_NAMES, ListedImage, iter_image_paths
+from tasks.data.listing import ListedImage, iter_image_paths
 from tasks.data.locations import dataset_name
+from tasks.data.manifests import unread_tables
 from tasks.data.times import parse_timestamp
 from tasks.decode import decode
 from tasks.index import index
@@ -584,3 +585,110 @@ def test_identity_0_and_minus_1_mean_the_same_in_every_layout(home, stub, tmp_pa
     assert check_path(str(root), **options)[0].identities == 3  # 0, 1 and 3
     notes = [note for note in images.notes if note.startswith("identity 0")]
     assert len(notes) == (not numbered_from_zero)
+
+
+@pytest.mark.parametrize(
+    ("heading", "cell", "column"),
+    [
+        ("name", "Ana", "identity"),
+        ("global_id", "7", "identity"),
+        ("human", "7", "identity"),
+        ("uid", "7", "identity"),
+        ("cid", "1", "camera"),
+        ("sensor_id", "1", "camera"),
+        ("Location", "gate", "camera"),
+        ("Kamera", "gate", "camera"),
+        ("ts_ms", "1769860805000", "timestamp"),
+        ("created", "2026-01-31", "timestamp"),
+        ("fold", "test", "split"),
+        ("type", "Query", "split"),
+        ("usage", "bounding_box_train", "split"),
+        ("image_id", "7", None),
+        ("frame", "7", None),
+        ("width", "64", None),
+        ("type", "jpg", None),
+        ("name of nobody", "", None),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_column_that_looks_known_is_named(tmp_path, heading, cell, column, suffix):
+    write_csv(tmp_path / "m.csv", [["path", heading], ["a.jpg", cell]])
+    if suffix == "parquet":
+        pd.read_csv(tmp_path / "m.csv", dtype=str).to_parquet(tmp_path / "m.parquet")
+    (image,) = listed(tmp_path / f"m.{suffix}")
+    note = f"column {heading!r} is not read: rename it to {column} if it holds that, or ignore this"
+    assert image.notes == ((note,) if column else ())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("\u200bAna", "Ana"),
+        ("Ana\ufeff", "Ana"),
+        ("\u202aAna\u202c", "Ana"),
+        ("Ana\u00a0", "Ana"),
+        ("\u22121", "-1"),
+        (" \u20131.0", "-1"),
+        ("A\u2013B", "A\u2013B"),
+    ],
+)
+def test_invisible_characters_and_other_minus_signs_make_no_other_name(text, value):
+    assert clean_cell(text) == value
+
+
+@pytest.mark.parametrize("text", ["12_0005", "1_0"])
+def test_a_time_with_an_underscore_is_no_number(text):
+    assert parse_timestamp("20260131_120005", "m.csv") == parse_timestamp("2026-01-31 12:00:05", "m.csv")
+    with pytest.raises(DataError, match="is not a time"):
+        parse_timestamp(text, "m.csv")
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (["unknown", "Ana"], "identities such as 'unknown' are read like all others"),
+        (["Not labelled", "Ana"], "identities such as 'Not labelled'"),
+        (["-2", "3"], "identities such as '-2'"),
+        (["\uff11", "1"], "are read as different ones"),
+        (["Ana", "Bo", "-1", ""], None),
+        (["Unknowles", "Bo"], None),
+    ],
+)
+def test_names_that_mean_unknown_are_noted(home, stub, tmp_path, names, note):
+    stub(tmp_path, *(f"{number}.jpg" for number in range(len(names))))
+    write_csv(tmp_path / "manifest.csv", [["path", "identity"], *([f"{number}.jpg", name] for number, name in enumerate(names))])
+    notes = list(index.fn(str(tmp_path), "target").notes)
+    assert (notes == []) if note is None else (len(notes) == 1 and note in notes[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "noted"),
+    [
+        ("readings.csv", b"a,b\n1,2\n", False),
+        ("log.tsv", b"time\tmessage\n1\tx\n", False),
+        ("crops.csv", b"nr,who\n1,a.JPG\n", True),
+        ("crops.csv", b"Image Name;Person\na;Ana\n", True),
+        ("crops.csv", "nr,who\n1,a.jpg\n".encode("utf-16"), True),
+        ("crops.jsonl", b'{"img": "a.jpg"}\n', True),
+        ("events.jsonl", b'{"id": 1}\n', False),
+        ("crops.xlsx", b"PK\x03\x04", True),
+        ("damaged.parquet", b"x", True),
+    ],
+)
+def test_a_table_beside_the_images_is_named_if_it_may_list_them(tmp_path, name, content, noted):
+    (tmp_path / name).write_bytes(content)
+    assert unread_tables(tmp_path) == [name] * noted
+
+
+@pytest.mark.parametrize(("column", "noted"), [("path", True), ("Image", True), ("reading", False)])
+def test_a_parquet_table_beside_the_images_is_named_if_it_may_list_them(tmp_path, column, noted):
+    pq.write_table(pa.table({column: ["a"]}), tmp_path / "t.parquet")
+    assert unread_tables(tmp_path) == ["t.parquet"] * noted
+
+
+def test_text_that_a_program_wrote_as_bytes_is_read(tmp_path):
+    pq.write_table(pa.table({"path": [b"a.jpg"], "identity": [b"Ana"]}), tmp_path / "m.parquet")
+    assert listed(tmp_path / "m.parquet") == [ListedImage("a.jpg", "Ana", None, "train")]
+    pq.write_table(pa.table({"path": [b"\xff.jpg"]}), tmp_path / "m.parquet")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        listed(tmp_path / "m.parquet")

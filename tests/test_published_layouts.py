@@ -408,3 +408,23 @@ def test_an_archive_beside_nothing_is_named(stub, tmp_path):
         read_layout(tmp_path)
     with pytest.raises(DataError, match="unpack it, and give the folder"):
         read_layout(tmp_path / "bbox_train.zip")
+
+
+@pytest.mark.parametrize(
+    ("folder", "split", "noted"),
+    [
+        ("query", "query", False),
+        ("probe", "query", False),
+        ("Queries", "query", False),
+        ("val", None, True),
+        ("test_query_2", None, True),
+        ("multi_query", None, False),
+        ("gt_bbox", None, False),
+        ("pytorch", None, False),
+    ],
+)
+def test_folders_beside_those_of_market1501(stub, tmp_path, folder, split, noted):
+    stub(tmp_path, "bounding_box_train/0002_c1s1_000451_03.jpg", f"{folder}/0001_c1s1_001051_00.jpg")
+    images = list(read_layout(tmp_path)[1])
+    assert [image.split for image in images if image.path.startswith(folder)] == [split] * bool(split)
+    assert [folder in note for image in images for note in image.notes] == [True] * noted

@@ -1,5 +1,6 @@
-"""Headings and cells of tables as people and programs write them: one normal form, whatever format the table has."""
+"""Headings, cells and names of splits as people and programs write them: one normal form, whatever format a table has."""
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -20,16 +21,38 @@ HEADINGS = {
 COLUMN_OF_HEADING = {heading: column for column, headings in HEADINGS.items() for heading in headings.split()}
 # Parts of headings that may mean a column. Such a column is not read, but named if nothing else is read for it.
 RESEMBLES = {
-    "identity": re.compile(r"ident|person|pid|label|subject|people|vehicle|track|^id$|^ids$|target|^class"),
-    "camera": re.compile(r"cam|sensor|device|view"),
-    "timestamp": re.compile(r"time|date|second|epoch"),
+    "camera": re.compile(r"cam|kamera|cámara|sensor|device|view|^cids?$|^channel|^location|^site|^zone|^station"),
+    "timestamp": re.compile(r"time|date|second|epoch|^ts|^created|^captured"),
     "split": re.compile(r"split|subset|partition|train|valid|test|query|probe|gallery"),
+    "identity": re.compile(
+        r"ident|person|pid|label|subject|people|human|pedestrian|employee|vehicle|track|^ids?$|^name$|target|^class"
+        r"|^(?!image|img|frame|file|crop|b?box|row|scene|video|clip|annotation|detection).*id$"
+    ),
 }
 # What pandas reads as missing, and a few more signs.
 MISSING = {
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN"),
     *("None", "n/a", "nan", "null", "none", "NaT", "NAN", "-", "--", "?"),
 }
+# Names of splits in lists and of folders, compared without case, blanks and punctuation. Validation images are people of the training part
+# that were held out (as in MSMT17), so they are train.
+HELD_OUT_NAMES = ("val", "valid", "validation", "dev")
+SPLIT_NAMES = {
+    "train": (
+        *("train", "training", "trainval", "train_all", "train_set", "bounding_box_train", "bbox_train", "image_train"),
+        *HELD_OUT_NAMES,
+    ),
+    "query": ("query", "queries", "probe", "probes", "query_set", "bounding_box_query", "bbox_query", "image_query"),
+    "gallery": ("gallery", "galleries", "test", "testing", "test_set", "gallery_set", "bounding_box_test", "bbox_test", "image_test"),
+}
+OTHER_SPLIT_WORDS = {  # never read as a split, but named where they look like one
+    "trn": "train",
+    "tst": "gallery",
+    "eval": "gallery",
+    "evaluation": "gallery",
+    "holdout": "gallery",
+}
+INVISIBLE = dict.fromkeys([*range(0x200B, 0x2010), *range(0x202A, 0x202F), 0x2060, 0xFEFF])  # of no width: joiners, directions, marks
 WHOLE_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)\.0*|-?\d(?:\.\d+)?[eE]\+\d{1,3}|-0")
 TRUTH = {"true": True, "t": True, "yes": True, "y": True, "1": True, "false": False, "f": False, "no": False, "n": False, "0": False}
 
@@ -44,17 +67,43 @@ def compact(text: str) -> str:
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 
+SPLITS = {compact(name): split for split, names in SPLIT_NAMES.items() for name in names}
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a folder's or file's name, without numbers.
+
+    Example:
+        >>> words_of("maskTrain_v2"), words_of("frames-cam1")
+        (['mask', 'train', 'v'], ['frames', 'cam'])
+    """
+    return [compact(word) for word in re.split(r"[\W_\d]+|(?<=[a-z])(?=[A-Z])", name) if word]
+
+
+def split_of_name(name: str) -> str | None:
+    """Return the split that a name looks like; None if it looks like none. A name may have other words beside that of the split.
+
+    Example:
+        >>> [split_of_name(name) for name in ("bbox_test", "test_probe", "mask_train_v2", "Val", "cam1_gallery", "contest", "monday")]
+        ['gallery', 'query', 'train', 'train', 'gallery', None, None]
+    """
+    known = SPLITS | OTHER_SPLIT_WORDS
+    splits = {known[word] for word in (compact(name), *words_of(name)) if word in known}
+    return next((split for split in ("query", "gallery", "train") if split in splits), None)
+
+
 def clean_cell(text: str | None) -> str:
     """Return a cell without surrounding blanks; empty if it means that the value is missing, and whole numbers without decimals.
 
     Example:
-        >>> [clean_cell(text) for text in (" Ana", "7.0", "-1.0", "1e+3", "007", "7.5", "NaN", None)]
-        ['Ana', '7', '-1', '1000', '007', '7.5', '', '']
+        >>> [clean_cell(text) for text in (" Ana", "7.0", "-1.0", "\N{MINUS SIGN}1", "1e+3", "007", "7.5", "NaN", None)]
+        ['Ana', '7', '-1', '-1', '1000', '007', '7.5', '', '']
     """
+    if text and not text.isascii():
+        text = unicodedata.normalize("NFC", text.translate(INVISIBLE))
+        text = re.sub(r"^\s*[\N{MINUS SIGN}\N{EN DASH}](?=\d)", "-", text)
     if not text or (text := text.strip()) in MISSING:
         return ""
-    if not text.isascii():
-        return unicodedata.normalize("NFC", text)
     if not text.isalnum() and WHOLE_NUMBER.fullmatch(text) and (number := Decimal(text)) == number.to_integral_value():
         return str(int(number))
     return text
@@ -72,7 +121,7 @@ def parse_truth(text: str | None, column: str, origin: str) -> bool:
     return TRUTH.get(value.casefold(), False)
 
 
-def match_headings(names: Sequence[str], location: str) -> tuple[dict[str, int], tuple[str, ...]]:
+def match_headings(names: Sequence[str], location: str, first_row: Sequence[str | None] = ()) -> tuple[dict[str, int], tuple[str, ...]]:
     """Find the columns of a manifest by their headings.
 
     A heading that is exactly the name of a column is preferred over other headings that mean it.
@@ -80,6 +129,7 @@ def match_headings(names: Sequence[str], location: str) -> tuple[dict[str, int],
     Args:
         names: the headings.
         location: of the table, for messages.
+        first_row: the first cell of each column, which may be the name of a split below another heading.
 
     Returns:
         The position of each column of `HEADINGS` that the table has, and notes on columns that are not read although they look like one.
@@ -100,7 +150,7 @@ def match_headings(names: Sequence[str], location: str) -> tuple[dict[str, int],
         chosen = exact or candidates
         if len(chosen) > 1:
             listed = " and ".join(repr(names[position].strip()) for position in chosen)
-            raise DataError(f"{location} has columns {listed}, which all mean {column}: rename the one to read to {column}")
+            raise DataError(f"{location} has columns {listed}, which all mean {column}: keep one of them, and call it {column}")
         if chosen:
             positions[column] = chosen[0]
             notes += [
@@ -108,9 +158,10 @@ def match_headings(names: Sequence[str], location: str) -> tuple[dict[str, int],
                 for position in candidates
                 if position not in chosen and column != "path"
             ]
-    for name, heading in zip(names, headings, strict=True):
+    for name, heading, cell in itertools.zip_longest(names, headings, first_row[: len(names)]):
         if heading not in COLUMN_OF_HEADING:
             resembled = next((column for column, pattern in RESEMBLES.items() if pattern.search(heading)), None)
+            resembled = "split" if cell and compact(cell) in SPLITS else resembled
             if resembled and resembled not in positions:
                 notes.append(f"column {name.strip()!r} is not read: rename it to {resembled} if it holds that, or ignore this")
     return positions, tuple(notes)

@@ -274,7 +274,7 @@ def crop_findings(table: pa.Table, root: str) -> Iterator[Finding]:
 
     Args:
         table: images.parquet.
-        root: of the data set; its last folder may name a class, too.
+        root: of the data set; its last folders may name a class, too.
     """
     rows, paths = np.flatnonzero(usable_mask(table)), table["path"]
     width, height = (table[name].take(pa.array(rows)).to_numpy() for name in ("width", "height"))
@@ -284,7 +284,8 @@ def crop_findings(table: pa.Table, root: str) -> Iterator[Finding]:
     yield from _image_finding(
         "odd_shapes", rows[is_odd], paths, "warning" if is_odd.sum() >= plausibility.ODD_SHARE * len(rows) else "info"
     )
-    has_other_class = plausibility.find_other_classes(pc.binary_join_element_wise(root.rsplit("/", 1)[-1], paths, "/"))
+    full_paths = pc.binary_join_element_wise("/".join(root.rsplit("/", 2)[-2:]), paths, "/")
+    has_other_class = plausibility.find_other_classes(full_paths, pc.unique(table["camera"]).drop_null().to_pylist())
     yield from _image_finding("other_classes", np.flatnonzero(has_other_class), paths)
 
 

@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pul_core.errors import DataError
-from tasks.data.cells import compact
-from tasks.data.listing import HELD_OUT_NAMES, SPLITS, folder_names, is_hidden, is_image_name, iter_image_paths
+from tasks.data.cells import HELD_OUT_NAMES, compact, split_of_name, words_of
+from tasks.data.listing import folder_names, is_hidden, is_image_name, iter_image_paths
 from tasks.data.manifests import manifests_in
 from tasks.data.mars import MARS_NAME
 from tasks.data.published_layouts import CUHK01_NAME, GRID_NAME, LTCC_NAME, MARKET_PREFIX, VERI_NAME, VERI_PREFIX, VIPER_NAME
 
-SEARCH_DEPTH = 3  # folders below the given one
+SEARCH_DEPTH = 6  # folders below the given one
 MAX_FOLDERS = 300  # inspected at each depth: the folders above a data set are few, the folders of identities are many
 LIST_FILE_SUFFIXES = (".txt", ".mat", ".json", ".xml", ".npy", ".pkl", ".list")
-CAMERA_FOLDER = re.compile(r"(?:cam|camera|kamera|cctv|channel|ch|view|sensor)[-_. ]?(?:\d{1,4}|[a-z])|c\d{1,3}", re.IGNORECASE)
+CAMERA_FOLDER = re.compile(
+    r"(?:cam|camera|kamera|cctv|channel|ch|view|sensor)[-_. ]?(?:\d{1,4}|[a-z])|c\d{1,3}|\d{1,3}(?:\.\d{1,3}){3}", re.IGNORECASE
+)
+CAMERA_WORDS = {"cam", "camera", "kamera", "webcam", "cctv", "ch"}
 SET_NAME = re.compile(r"-?\d+_(?:s\d+_|\d+_)?c\d+|(?:\d{4}|00-1)C\d+T\d", re.IGNORECASE)  # identity and camera in a file's name
 UNREAD_SETS = {  # sets without a reader and without names of splits: some of their folders
     "PRID2011": {"single_shot", "multi_shot"},
@@ -114,16 +117,15 @@ def sets_below(root: Path) -> list[tuple[str, str | DataError]]:
     return sets
 
 
-def split_of_name(name: str) -> str | None:
-    """Return the split that a name looks like; None if it looks like none. A name may have other words beside that of the split.
+def looks_like_camera(name: str) -> bool:
+    """Return whether a folder's name looks like that of a camera: cam1, or one of several words is.
 
     Example:
-        >>> [split_of_name(name) for name in ("bbox_test", "test_probe", "mask_train_v2", "Val", "cam1_gallery", "contest", "monday")]
-        ['gallery', 'query', 'train', 'train', 'gallery', None, None]
+        >>> [looks_like_camera(name) for name in ("cam1", "frames_cam1", "north-cam", "192.168.1.10", "Camera", "scamper")]
+        [True, True, True, True, False, False]
     """
-    words = [compact(name), *map(compact, re.split(r"[\W_\d]+|(?<=[a-z])(?=[A-Z])", name))]
-    splits = {SPLITS[word] for word in words if word in SPLITS}
-    return next((split for split in ("query", "gallery", "train") if split in splits), None)
+    words = words_of(name)
+    return CAMERA_FOLDER.fullmatch(name) is not None or (len(words) > 1 and not CAMERA_WORDS.isdisjoint(words))
 
 
 def unused_folder_notes(folder: str, cameras: bool = True) -> Iterator[tuple[str, str]]:
@@ -141,7 +143,7 @@ def unused_folder_notes(folder: str, cameras: bool = True) -> Iterator[tuple[str
                 f"folders such as {name!r} look like {split} images, but are read as training images: give the folder of the training "
                 "images, a pattern with a group split, or a layout such as folder-per-identity",
             )
-        elif cameras and CAMERA_FOLDER.fullmatch(name):
+        elif cameras and looks_like_camera(name):
             yield "camera", f"folders such as {name!r} look like cameras, but are not used: give a pattern such as '(?P<camera>[^/]+)/'"
 
 

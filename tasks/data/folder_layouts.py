@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pul_core.errors import DataError
-from tasks.data.cells import COLUMN_OF_HEADING, compact
-from tasks.data.detection import CAMERA_FOLDER, SET_NAME, split_of_name, unused_folder_notes, unused_name_notes
-from tasks.data.listing import SPLITS, ListedImage, folder_names, is_image_name, iter_image_paths, parse_image, parse_pid
+from tasks.data.cells import COLUMN_OF_HEADING, SPLITS, compact, split_of_name
+from tasks.data.detection import CAMERA_FOLDER, SET_NAME, looks_like_camera, unused_folder_notes, unused_name_notes
+from tasks.data.listing import ListedImage, folder_names, is_image_name, iter_image_paths, parse_image, parse_pid
 
 PATTERN_GROUPS = ("identity", "camera", "split", "timestamp")
 NAME_NOTE = (
@@ -74,7 +74,8 @@ def list_folder_per_identity(root: Path) -> Iterator[ListedImage]:
 
     Folders with the names in `SPLITS` are splits, folders named like cam1 are cameras, and the first other folder is the identity. A camera
     is also read from a file name such as 0002_c1s1_000451_03.jpg that begins with the folder's identity. An image that is both in train_all
-    and in train or val is listed once; folders beside those of splits are left out.
+    and in train or val is listed once; folders beside those of splits are left out. In test, query and gallery may follow; images in other
+    splits inside a split are left out.
 
     Raises:
         DataError: an image is not in the folder of an identity.
@@ -92,7 +93,10 @@ def _list_places(root: Path) -> Iterator[ListedImage | LeftOut]:
         if isinstance(place, str):
             yield LeftOut(path, place)
         elif place is None:
-            raise DataError(f"{root / path} is not in the folder of an identity: move it to IDENTITY/image.jpg, or choose another layout")
+            split = next((f" ({name} is read as a split)" for name in folder.split("/") if compact(name) in SPLITS), "")
+            raise DataError(
+                f"{root / path} is not in the folder of an identity{split}: move it to IDENTITY/image.jpg, or choose another layout"
+            )
         elif place.copies and os.path.lexists(f"{root}/{place.copies}{name}"):
             yield LeftOut(path, "it is in the folder of all training images, too")
         else:
@@ -111,6 +115,10 @@ def _place(root: Path, folder: str, siblings: Callable[[str], list[str]], texts:
                 return f"it is beside the folders {', '.join(splits)}; move it into one of these if it belongs there"
     else:
         split = is_split.index(True)
+        if True in is_split[split + 1 : -1]:  # the last folder is of an identity, who may be called Val
+            outer, split = split, is_split.index(True, split + 1)
+            if SPLITS[compact(names[outer])] != "gallery" or SPLITS[compact(names[split])] == "train":
+                return f"it is in the folders of two splits, {names[outer]} and {names[split]}; rename one of them"
         first, last = (split + 1, len(names)) if split + 1 < len(names) else (0, split)  # the identities are below or above the split
     if first == last:
         return None
@@ -142,9 +150,13 @@ def _place_notes(root: Path, names: list[str], person: int, cameras: list[int], 
     """
     identity, folder = names[person], root.joinpath(*names[: person + 1])
     for number in range(first - 1):
-        if number not in (person, *cameras) and len(folder_names(root.joinpath(*names[:number]))) > 1:
+        if (
+            number not in (person, *cameras)
+            and compact(names[number]) not in SPLITS
+            and len(folder_names(root.joinpath(*names[:number]))) > 1
+        ):
             yield "above", f"folders such as {names[number]!r} above the splits are not used: give a pattern if they mean something"
-    if person in cameras:
+    if looks_like_camera(identity):
         yield (
             "camera",
             f"folders such as {identity!r} are read as identities, but look like cameras: give a pattern such as '(?P<camera>[^/]+)/'",
@@ -245,6 +257,7 @@ def _list_matches(root: Path, expression: re.Pattern[str]) -> Iterator[ListedIma
             continue
         fields = match.groupdict()
         image = parse_image(path, fields | {"identity": _minus_one(fields.get("identity") or "")}, str(root / path))
-        if not has_split and (notes := folder_notes(path.rpartition("/")[0])):
-            image = image._replace(notes=image.notes + notes)
+        if not has_split:
+            unused = "/".join(name for name in path.split("/")[:-1] if name not in fields.values())  # a person may be called Val
+            image = image._replace(notes=image.notes + folder_notes(unused))
         yield image

@@ -12,30 +12,11 @@ from urllib.parse import unquote
 
 from pul_core.errors import DataError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID, identity_in_split
-from tasks.data.cells import clean_cell, compact, parse_truth
+from tasks.data.cells import HELD_OUT_NAMES, SPLITS, clean_cell, compact, parse_truth
 from tasks.data.locations import is_url
 from tasks.data.times import parse_timestamp
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-# Names of splits in lists and of folders, compared without case, blanks and punctuation. Validation images are people of the training part
-# that were held out (as in MSMT17), so they are train.
-HELD_OUT_NAMES = ("val", "valid", "validation", "dev")
-SPLIT_NAMES = {
-    "train": (
-        "train",
-        "training",
-        "trainval",
-        "train_all",
-        "train_set",
-        "bounding_box_train",
-        "bbox_train",
-        "image_train",
-        *HELD_OUT_NAMES,
-    ),
-    "query": ("query", "queries", "probe", "probes", "query_set", "bounding_box_query", "bbox_query", "image_query"),
-    "gallery": ("gallery", "galleries", "test", "testing", "test_set", "gallery_set", "bounding_box_test", "bbox_test", "image_test"),
-}
-SPLITS = {compact(name): split for split, names in SPLIT_NAMES.items() for name in names}
 # Paths that may be invalid: absolute, a URL, with "..", or not in normal form. Most paths match nothing and are not checked further.
 SUSPICIOUS_PATH = re.compile(r"[\0\\~]|^/|//|:[/\\]|\.\.|%2e|(^|/)\./|/\.?$", re.IGNORECASE)
 MINUS_ONE = re.compile("-0*1")  # junk or an unknown identity, and an unknown camera; zeros where a program pads numbers
@@ -264,7 +245,7 @@ def parse_split(text: str, origin: str) -> str:
     """Return the split that a name means: train, query or gallery; train for an empty text.
 
     Raises:
-        DataError: the name is none of `SPLIT_NAMES`.
+        DataError: the name is none of `tasks.data.cells.SPLIT_NAMES`.
 
     Example:
         >>> parse_split(" Probe", ""), parse_split("bounding_box_test", ""), parse_split("", "")
@@ -272,8 +253,7 @@ def parse_split(text: str, origin: str) -> str:
     """
     split = SPLITS.get(text) or SPLITS.get(compact(text)) if text else "train"
     if split is None:
-        names = "; ".join(f"{split}: {', '.join(names)}" for split, names in SPLIT_NAMES.items())
-        raise DataError(f"{origin}: {text!r} is not a split: write train, query or gallery, or another of their names ({names})")
+        raise DataError(f"{origin}: {text!r} is not a split: write train, query or gallery, or another of their names (docs/data.md)")
     return split
 
 

@@ -7,6 +7,7 @@ Images are listed, not opened.
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -25,6 +26,7 @@ CSV_SUFFIXES = (".csv", ".tsv")
 MANIFEST_SUFFIXES = (*CSV_SUFFIXES, ".parquet")
 MANIFEST_NAMES = tuple(f"manifest{suffix}" for suffix in MANIFEST_SUFFIXES)
 TABLE_SUFFIXES = (*MANIFEST_SUFFIXES, ".xlsx", ".xls", ".jsonl")  # the last three are not read, but named
+BYTES_READ = 65_536  # of a table, to see whether it lists images
 DELIMITERS = ",;\t|"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 Rows = Iterator[tuple[str, dict[str, str]]]  # origin (file and row), and the cells by column
@@ -56,8 +58,23 @@ def manifests_in(folder: Path) -> list[str]:
 
 
 def unread_tables(folder: Path) -> list[str]:
-    """Return the names of the tables in a folder that could list its images, for a layout that does not read them."""
-    return sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(TABLE_SUFFIXES) and not is_hidden(path.name))
+    """Return the names of the tables in a folder that may list its images, for a layout that does not read them."""
+    tables = (path for path in folder.iterdir() if path.name.lower().endswith(TABLE_SUFFIXES) and not is_hidden(path.name))
+    return sorted(path.name for path in tables if _may_list_images(path))
+
+
+def _may_list_images(table: Path) -> bool:
+    """Return whether a table has a column of paths, or names images at its beginning; true if it is empty or cannot be read."""
+    try:
+        if table.suffix.lower() == ".parquet":
+            return any(COLUMN_OF_HEADING.get(compact(name)) == "path" for name in pq.read_schema(table).names)
+        with table.open("rb") as file:
+            start = file.read(BYTES_READ).replace(b"\0", b"").decode("utf-8", "replace").lower()  # UTF-16 has null characters
+    except (OSError, pa.ArrowException):
+        return True
+    headings = map(compact, re.split(r"[^\w ]+", start.partition("\n")[0]))
+    is_archive = start.startswith("pk")  # of a spreadsheet
+    return not start or is_archive or "path" in map(COLUMN_OF_HEADING.get, headings) or any(suffix in start for suffix in IMAGE_SUFFIXES)
 
 
 def _read_csv(file: IO[bytes], location: str) -> tuple[tuple[str, ...], Rows]:
@@ -75,8 +92,9 @@ def _read_csv(file: IO[bytes], location: str) -> tuple[tuple[str, ...], Rows]:
             for delimiter in DELIMITERS:
                 names = _split_line(heading, delimiter)
                 if any(COLUMN_OF_HEADING.get(compact(name)) == "path" for name in names):
-                    positions, notes = match_headings(names, location)
-                    return notes, _csv_rows(text, location, line, heading, delimiter, positions)
+                    first_row = next(text, "")
+                    positions, notes = match_headings(names, location, _split_line(first_row, delimiter))
+                    return notes, _csv_rows(itertools.chain([first_row], text), location, line, heading, delimiter, positions)
             if not heading.startswith("#"):
                 raise _no_path_error(location, _split_line(heading, ","))
     except UnicodeDecodeError as error:
@@ -84,7 +102,7 @@ def _read_csv(file: IO[bytes], location: str) -> tuple[tuple[str, ...], Rows]:
     raise _no_path_error(location, [])
 
 
-def _csv_rows(text: io.TextIOWrapper, location: str, first_line: int, heading: str, delimiter: str, positions: dict[str, int]) -> Rows:
+def _csv_rows(text: Iterator[str], location: str, first_line: int, heading: str, delimiter: str, positions: dict[str, int]) -> Rows:
     """Yield the rows below the heading; rows without any text are left out."""
     has_blanks = f"{delimiter} " in heading
     reader = csv.reader(text, strict=True, delimiter=delimiter, skipinitialspace=has_blanks)
@@ -130,7 +148,9 @@ def _read_parquet(file: IO[bytes], location: str) -> tuple[tuple[str, ...], Rows
     unreadable = [field for field in parquet.schema_arrow if not _is_readable(field.type) and compact(field.name) in COLUMN_OF_HEADING]
     if not any(COLUMN_OF_HEADING.get(compact(name)) == "path" for name in names):
         raise _no_path_error(location, [f"{field.name} ({field.type})" for field in parquet.schema_arrow])
-    positions, notes = match_headings(names, location)
+    first_row = next(parquet.iter_batches(batch_size=1, columns=[field.name for field in fields if _is_text(field.type)]), None)
+    cells = first_row.to_pylist()[0] if first_row else {}
+    positions, notes = match_headings(names, location, [cells.get(name) for name in names])
     notes += tuple(
         f"column {field.name!r} holds {field.type}, which is not read: write text or numbers, or ignore this"
         for field in unreadable
@@ -153,7 +173,12 @@ def _parquet_rows(parquet: pq.ParquetFile, location: str, names: dict[str, str])
 
 def _is_readable(kind: pa.DataType) -> bool:
     types = pa.types
-    return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind) or types.is_duration(kind))
+    return not (types.is_nested(kind) or types.is_duration(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(values) or pa.types.is_large_string(values))
 
 
 def _as_text(values: pa.Array) -> list[str]:
@@ -172,7 +197,8 @@ def _no_path_error(location: str, names: Sequence[str]) -> DataError:
     if any(name.strip().lower().endswith(IMAGE_SUFFIXES) for name in names):
         return DataError(f"{location} begins with an image instead of headings: add a first line such as path,identity,camera")
     return DataError(
-        f"{location} has no column 'path' (its columns: {columns[:200]}): add it with the images' paths, and separate columns by commas"
+        f"{location} has no column 'path' (its columns: {columns[:200]}): call the column with the images' paths path, and separate "
+        "columns by commas"
     )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pul_core.errors import DataError
 from pul_core.identities import JUNK_PID
-from tasks.data.listing import SPLITS, ListedImage, folder_names, iter_image_paths
+from tasks.data.cells import SPLITS
+from tasks.data.listing import ListedImage, folder_names, iter_image_paths
 
 MARS_NAME = re.compile(r".*/((\d{4}|00-1)C(\d+)T\d+)F\d+\.[^/.]*")  # track (person, camera, number) and frame
 INFO_FILES = ("query_IDX.mat", "tracks_test_info.mat", "test_name.txt")

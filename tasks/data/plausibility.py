@@ -3,6 +3,8 @@
 They read sizes, paths and camera numbers only. Sets with a fixed shape of images (128 x 64) and few cameras fulfil none of them.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -18,80 +20,25 @@ FRAME_SIZES = (
 )
 UPRIGHT_FRAME_WIDTH = 720  # pixels: of a phone held upright; smaller upright images of a frame's size may be resized crops
 MIN_CAMERAS = 10  # fewer cameras are plausible whatever their number of images is
+TRACKS_PER_IMAGE = 2  # cameras for each image of a median camera, at least, if they are tracks: few images of many cameras are a sample
 MIN_IDENTITIES = 3  # fewer may be on a camera each by chance
 MIN_LONE_IMAGES = 5  # fewer images on a camera each may be a small sample
 
 # Classes of COCO and of data sets of traffic, as detectors name their folders. COCO's train is left out: it is also the name of a split.
-OTHER_CLASSES = (
-    *(
-        "bicycle",
-        "bike",
-        "car",
-        "motorcycle",
-        "motorbike",
-        "motor",
-        "airplane",
-        "aeroplane",
-        "bus",
-        "truck",
-        "van",
-        "boat",
-        "tricycle",
-        "tram",
-    ),
-    *("awning tricycle", "vehicle", "licen[cs]e plate", "number plate", "traffic light", "traffic sign", "fire hydrant", "stop sign"),
-    *(
-        "parking meter",
-        "bench",
-        "bird",
-        "cat",
-        "dog",
-        "horse",
-        "sheep",
-        "cow",
-        "elephant",
-        "bear",
-        "zebra",
-        "giraffe",
-        "backpack",
-        "umbrella",
-    ),
-    *("handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard"),
-    *(
-        "surfboard",
-        "tennis racket",
-        "bottle",
-        "wine glass",
-        "cup",
-        "fork",
-        "knife",
-        "spoon",
-        "bowl",
-        "banana",
-        "apple",
-        "sandwich",
-        "orange",
-    ),
-    *(
-        "broccoli",
-        "carrot",
-        "hot dog",
-        "pizza",
-        "donut",
-        "cake",
-        "chair",
-        "couch",
-        "sofa",
-        "potted ?plant",
-        "bed",
-        "dining ?table",
-        "toilet",
-    ),
-    *("tv", "tv ?monitor", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator"),
-    *("book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush", "face", "head", "helmet", "animal", "luggage"),
+ONE_WORD = (
+    "bicycle|bike|car|motorcycle|motorbike|motor|airplane|aeroplane|bus|truck|van|boat|tricycle|tram|vehicle|bench|bird|cat|dog|horse|sheep|"
+    "cow|elephant|bear|zebra|giraffe|backpack|umbrella|handbag|tie|suitcase|frisbee|skis|snowboard|kite|skateboard|surfboard|bottle|cup|"
+    "fork|knife|spoon|bowl|banana|apple|sandwich|orange|broccoli|carrot|pizza|donut|cake|chair|couch|sofa|bed|toilet|tv|laptop|mouse|remote|"
+    "keyboard|microwave|oven|toaster|sink|refrigerator|book|clock|vase|scissors|toothbrush|face|head|helmet|animal|luggage"
 )
-_NAMES = "|".join(OTHER_CLASSES).replace(" ?", "[ _-]?").replace(" ", "[ _-]")
-OTHER_CLASS = rf"(?i)(^|/)({_NAMES})s?(/|[ _-]?[0-9][0-9 _-]*\.[a-z]+$)"  # a folder, or a file name of a class and numbers
+TWO_WORDS = (
+    "awning tricycle|licen[cs]e plate|number plate|traffic light|traffic sign|fire hydrant|stop sign|parking meter|sports ball|"
+    "baseball bat|baseball glove|tennis racket|wine glass|hot dog|potted ?plant|dining ?table|tv ?monitor|cell phone|teddy bear|hair drier"
+).replace(" ", "[ _-]")
+PERSON = "person|people|pedestrian|human"
+# A class beyond doubt: a folder with a name of two words, a folder in YOLO's folder crops, or a file name of a class and a number.
+SURE_CLASS = rf"(?i)(^|/)(({TWO_WORDS})s?/|crops/({ONE_WORD})s?/|({ONE_WORD}|{TWO_WORDS})s?[ _-]?[0-9][0-9 _-]*\.[a-z]+$)"
+CLASS_FOLDER = rf"(?i)^(?P<parents>(?:.*/)?)(?P<name>{ONE_WORD}|{PERSON})s?/"
 
 
 def find_whole_frames(width: npt.NDArray[np.int64], height: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -129,17 +76,35 @@ def find_odd_shapes(width: npt.NDArray[np.int64], height: npt.NDArray[np.int64])
     return odd
 
 
-def find_other_classes(paths: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+def find_other_classes(paths: pa.ChunkedArray, cameras: Collection[str] = ()) -> npt.NDArray[np.bool_]:
     """Return which images a detector probably filed under a class other than person: by a folder's name, or the file's.
+
+    A camera or a person may be called Bus or Bear, too. A folder with such a name is a class if it is beside a folder of people, or beside
+    another class where the names are not those of cameras.
 
     Args:
         paths: (n,) relative paths with forward slashes.
+        cameras: names of cameras.
 
     Example:
-        >>> find_other_classes(pa.chunked_array([["crops/person/1.jpg", "crops/car/1.jpg", "Dog 12.png", "train/carl/7.jpg"]])).tolist()
+        >>> find_other_classes(pa.chunked_array([["person/1.jpg", "car/1.jpg", "Dog 12.png", "train/carl/7.jpg"]])).tolist()
         [False, True, True, False]
+        >>> find_other_classes(pa.chunked_array([["Ana/1.jpg", "Bear/1.jpg"]])).tolist()
+        [False, False]
     """
-    return np.asarray(pc.match_substring_regex(paths, OTHER_CLASS))
+    is_other = np.array(pc.match_substring_regex(paths, SURE_CLASS))
+    folders = pc.extract_regex(paths, CLASS_FOLDER)
+    names = pc.utf8_lower(pc.struct_field(folders, "name"))
+    depths = pc.count_substring(pc.struct_field(folders, "parents"), "/")
+    for depth in pc.unique(depths).drop_null():
+        is_at_depth = pc.equal(depths, depth)
+        classes = set(pc.unique(names.filter(is_at_depth)).to_pylist())
+        if classes.isdisjoint(PERSON.split("|")):
+            classes -= {camera.lower().removesuffix("s") for camera in cameras}
+            classes = classes if len(classes) > 1 else set()
+        others = pa.array(sorted(classes.difference(PERSON.split("|"))), pa.string())
+        is_other |= np.asarray(pc.fill_null(pc.and_(is_at_depth, pc.is_in(names, others)), False))
+    return is_other
 
 
 def are_lone_images(num_images: int, num_cameras: int) -> bool:
@@ -163,10 +128,10 @@ def are_tracks(camera_sizes: npt.NDArray[np.int64]) -> bool:
         camera_sizes: (c,) number of images on each camera, at least 1.
 
     Example:
-        >>> are_tracks(np.full(300, 40)), are_tracks(np.full(20, 2500)), are_tracks(np.full(2, 1))
-        (True, False, False)
+        >>> [are_tracks(np.full(cameras, images)) for cameras, images in ((300, 40), (20, 2500), (15, 12), (2, 1))]
+        [True, False, False, False]
     """
-    return len(camera_sizes) > MIN_CAMERAS and bool(len(camera_sizes) > np.median(camera_sizes))
+    return len(camera_sizes) > MIN_CAMERAS and bool(len(camera_sizes) >= TRACKS_PER_IMAGE * np.median(camera_sizes))
 
 
 def are_identities(pids: npt.NDArray[np.int64], camids: npt.NDArray[np.int64]) -> bool:

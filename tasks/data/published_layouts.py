@@ -13,14 +13,15 @@ from typing import TypeVar
 import numpy as np
 
 from pul_core.errors import DataError
-from tasks.data.cells import compact
-from tasks.data.listing import SPLITS, ListedImage, folder_names, iter_image_paths, validate_image_path
+from tasks.data.cells import SPLITS, compact, split_of_name
+from tasks.data.listing import ListedImage, folder_names, iter_image_paths, validate_image_path
 from tasks.data.mars import list_mars
 
 Pid = TypeVar("Pid", int, str)
 MARKET_NAME = re.compile(r"(-?\d+)_c(\d+)")
 MARKET_FOLDERS = {"gallery": "bounding_box_test", "train": "bounding_box_train", "query": "query"}
 MARKET_PREFIX = "bounding_box_"
+MARKET_EXTRAS = ("multi_query", "gt_query")  # which its authors distribute beside the splits
 VERI_PREFIX = "image_"
 VERI_NAME = re.compile(r".*/\d+_c\d{3}_[^/]*")
 LTCC_NAME = re.compile(r".*/(\d{3})_\d+_c(\d+)_[^/]*")
@@ -38,7 +39,7 @@ def list_market1501(root: Path, prefix: str = MARKET_PREFIX) -> Iterator[ListedI
     """List Market-1501, DukeMTMC-reID, VeRi-776, CUHK03-NP in the same form, or what an annotation tool exports in it.
 
     A file name begins with identity and camera; identity -1 is junk, 0000 a distractor. A folder whose name does not tell its split, such
-    as bounding_box_default, is train.
+    as bounding_box_default, is train. Other folders are not read, except for one of queries; those that look like splits are noted.
 
     Args:
         root: the folder that holds query, bounding_box_train and bounding_box_test.
@@ -49,11 +50,12 @@ def list_market1501(root: Path, prefix: str = MARKET_PREFIX) -> Iterator[ListedI
     Raises:
         DataError: a file name does not begin with an identity and a camera.
     """
-    for folder in folder_names(root):
-        part = folder.lower().removeprefix(prefix)
-        if part == folder.lower() and part != "query":
-            continue
-        split = SPLITS.get(compact(part))
+    folders = folder_names(root)
+    is_read = {folder: folder.lower().startswith(prefix) or SPLITS.get(compact(folder)) == "query" for folder in folders}
+    unread = [folder for folder in folders if not is_read[folder] and split_of_name(folder) and folder.lower() not in MARKET_EXTRAS]
+    unread_notes = tuple(f"folder {folder!r} looks like a split, but is not read: call it {prefix}... to read it" for folder in unread)
+    for folder in filter(is_read.get, folders):
+        split = SPLITS.get(compact(folder.lower().removeprefix(prefix)))
         notes = () if split else (f"folder {folder!r} is read as training images: rename it to {prefix}test if it is the gallery",)
         for path in iter_image_paths(root, f"{folder}/"):
             match = MARKET_NAME.match(path.rsplit("/", 1)[1])
@@ -61,7 +63,8 @@ def list_market1501(root: Path, prefix: str = MARKET_PREFIX) -> Iterator[ListedI
                 raise DataError(
                     f"{root / path} is not named like Market-1501's 0002_c1s1_000451_03.jpg: rename it, or choose another layout"
                 )
-            yield ListedImage(path, int(match[1]), int(match[2]), split or "train", notes=notes)
+            yield ListedImage(path, int(match[1]), int(match[2]), split or "train", notes=notes + unread_notes)
+            unread_notes = ()
 
 
 def list_ltcc(root: Path) -> Iterator[ListedImage]:

@@ -38,7 +38,7 @@ def parse_timestamp(text: str, origin: str) -> float | None:
     if text == "":
         return None
     try:
-        number = float(text)
+        number = float(text.replace("_", " "))  # Python reads 12_0005 as a number
     except ValueError:
         return _parse_date(text, origin)
     if abs(number) < SMALLEST_COMPACT_DATE:
