@@ -180,6 +180,7 @@ def measure_model(name: str, h: int, w: int, batch: int, steps: int, *, device: 
     with tempfile.TemporaryDirectory() as folder:
         images = np.memmap(Path(folder, "images.u8"), np.uint8, mode="w+", shape=(steps * batch, h, w, 3))
         images[:] = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+        torch.backends.cudnn.benchmark = True  # also for the bare model
         training = begin(name, h, w, batch, device)
         size = (h, w, batch, steps, device)
         results = {}
