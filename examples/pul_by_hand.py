@@ -27,7 +27,7 @@ from pul_core.clustering.centring import centre_by_camera
 from pul_core.clustering.cluster import cluster_features
 from pul_core.learning.backbone import build_backbone
 from pul_core.learning.extraction import extract_features
-from pul_core.learning.precision import has_native_bfloat16
+from pul_core.learning.precision import inference_dtype, training_dtype
 from pul_core.learning.training import begin_training, train
 from pul_core.recipes import RECIPES
 from pul_core.scoring.evaluation import Summary, summarise
@@ -62,18 +62,18 @@ def compress(pixels: np.ndarray) -> io.BytesIO:
 def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[tuple[nn.Module, Summary, int, str | None]]:
     """Yield, for the original model and then for each iteration: model, scores, size of the reliable set, and reason to stop."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    bf16, size = has_native_bfloat16(device), (recipe.model.height, recipe.model.width)
+    size = (recipe.model.height, recipe.model.width)
     source_images, source_pids, _ = read_split(source, "bounding_box_train", size)
     target_images, _, target_camids = read_split(target, "bounding_box_train", size)
     query, gallery = read_split(target, "query", size), read_split(target, "bounding_box_test", size)
 
     def extract(model: nn.Module, images: np.ndarray) -> np.ndarray:
-        return np.concatenate(list(extract_features(model, images, device=device, bf16=bf16)))
+        return np.concatenate(list(extract_features(model, images, device=device, dtype=inference_dtype(device))))
 
     def learn(start: nn.Module, images: np.ndarray, rows: np.ndarray, classes: np.ndarray, num_classes: int, settings: Training, *step):
-        options = {"seed": derive_seed(seed, *step), "device": device}
+        options = {"seed": derive_seed(seed, *step), "device": device, "dtype": training_dtype(device)}
         training = begin_training(copy.deepcopy(start), settings, num_classes=num_classes, classes=classes, **options)
-        for epoch in train(training, images, rows, classes, settings, bf16=bf16 and device == "cuda", **options):
+        for epoch in train(training, images, rows, classes, settings, seed=options["seed"]):
             print(f"  epoch {epoch.epoch}: loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}")
         return training.backbone
 

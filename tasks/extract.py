@@ -44,7 +44,7 @@ def extract_features(model: Artifact, pixels: Pixels, *, batch_size: int, comput
             progress_bar.restore(len(part))
             return np.frombuffer(saved, np.float32).reshape(-1, d)
         blocks = []
-        features_of = partial(extraction.extract_features, batch_size=batch_size, device=compute.device, bf16=compute.bf16)
+        features_of = partial(extraction.extract_features, batch_size=batch_size, device=compute.device, dtype=compute.dtype)
         for block in features_of(backbone, part, on_float32_fallback=repeated.append):
             blocks.append(block)
             progress_bar.advance(len(block))

@@ -67,7 +67,7 @@ def initial_model(backbone: str, *, weights: str, height: int, width: int, seed:
                 "or start from random weights with --weights random"
             ) from error
     else:
-        module = build_backbone(backbone, seed=seed)
+        module = build_backbone(backbone, seed=seed, initialise=weights == "random")
         if weights == "imagenet-packaged":
             _load_packaged(module, backbone)
         elif weights != "random":
@@ -91,7 +91,7 @@ def import_model(path: str, *, backbone: str | None = None, height: int | None =
     """
     with model_file(path) as file:
         config = _describe(file, {"backbone": backbone, "height": height, "width": width}, Model())
-        module = build_backbone(config.backbone)
+        module = build_backbone(config.backbone, initialise=False)
         load_file_into(module, file)
     step_logger().info("model: %s, backbone %s, input %d x %d", path, config.backbone, config.height, config.width)
     return write_model(module, config)

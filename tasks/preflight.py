@@ -454,13 +454,13 @@ def _probe(plan: Plan, num_classes: int, compute: Resources) -> tuple[float, flo
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     rows = np.arange(len(images))
     classes = rows % num_classes
-    device = compute.training.device
-    training = begin_training(backbone, settings, num_classes=num_classes, classes=classes, seed=0, device=device)
-    epochs = train(training, images, rows, classes, settings, seed=0, device=device, bf16=compute.training.bf16)
+    device, dtype = compute.training.device, compute.training.dtype
+    training = begin_training(backbone, settings, num_classes=num_classes, classes=classes, seed=0, device=device, dtype=dtype)
+    epochs = train(training, images, rows, classes, settings, seed=0)
     epoch_ends = [time.monotonic() for _ in epochs]
     train_speed = len(images) / (epoch_ends[1] - epoch_ends[0])  # the first epoch is a warm-up
     started = time.monotonic()
-    list(extract_features(backbone, images, device=device, bf16=compute.inference.bf16))
+    list(extract_features(backbone, images, device=device, dtype=compute.inference.dtype))
     extract_speed = len(images) / (time.monotonic() - started)
     num_weights = sum(tensor.numel() for tensor in backbone.parameters())
     return train_speed, extract_speed, int(backbone.num_features), num_weights  # type: ignore[arg-type]

@@ -87,13 +87,13 @@ def _train(description: str, start: Artifact, examples: Examples, settings: Trai
     backbone, config = read_model(start)
     pixels, rows, classes, num_classes = examples
     images = JoinedPixels([open_pixels(part)[1] for part in pixels])
-    training = begin_training(backbone, settings, num_classes=num_classes, classes=classes, seed=seed, device=compute.device)
+    training = begin_training(
+        backbone, settings, num_classes=num_classes, classes=classes, seed=seed, device=compute.device, dtype=compute.dtype
+    )
     with progress(description, len(rows) * settings.epochs) as progress_bar, step_checkpoint() as checkpoint:
         history = _restore(training, checkpoint.load("epoch"))
         progress_bar.restore(sum(epoch.images for epoch in history))
-        for epoch in train(
-            training, images, rows, classes, settings, seed=seed, device=compute.device, bf16=compute.bf16, on_batch=progress_bar.advance
-        ):
+        for epoch in train(training, images, rows, classes, settings, seed=seed, on_batch=progress_bar.advance):
             history.append(epoch)
             if epoch.epoch < settings.epochs:
                 checkpoint.save("epoch", _pack(training, history))

@@ -41,7 +41,7 @@ def fix_draws(monkeypatch):
     """Return a function that makes every uniform draw the same number: 1 is the largest angle and shift, 0 the smallest, 0.5 none."""
 
     def fix(value):
-        monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: torch.full(shape, float(value)))
+        monkeypatch.setattr(torch, "rand", lambda *shape, generator=None, device=None: torch.full(shape, float(value)))
 
     return fix
 

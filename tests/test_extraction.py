@@ -94,7 +94,7 @@ def test_no_images_give_no_batches(backbone):
 
 
 def test_bfloat16_is_close_and_returned_as_float32(backbone, images):
-    approximate, exact = extract(backbone, images[:3], bf16=True), extract(backbone, images[:3])
+    approximate, exact = extract(backbone, images[:3], dtype="bfloat16"), extract(backbone, images[:3])
     assert approximate.dtype == np.float32
     assert not np.array_equal(approximate, exact)
     cosine = (approximate * exact).sum(1) / np.linalg.norm(approximate, axis=1) / np.linalg.norm(exact, axis=1)
@@ -127,7 +127,7 @@ class MeanColour(nn.Module):
 
 def test_a_batch_that_is_not_finite_in_bfloat16_is_computed_again_in_float32(images):
     backbone, counts = MeanColour(fail_under_autocast=(1, 2)), []
-    features = extract(backbone, images, batch_size=4, bf16=True, on_float32_fallback=counts.append)
+    features = extract(backbone, images, batch_size=4, dtype="bfloat16", on_float32_fallback=counts.append)
     assert backbone.autocast == [True, True, False, True, False]  # batches 2 and 3 twice
     assert counts == [4, 3]
     np.testing.assert_array_equal(features, extract(MeanColour(), images, batch_size=4))
@@ -135,15 +135,15 @@ def test_a_batch_that_is_not_finite_in_bfloat16_is_computed_again_in_float32(ima
 
 def test_the_callback_for_float32_is_optional_and_not_called_for_finite_features(images):
     counts = []
-    extract(MeanColour(), images, bf16=True, on_float32_fallback=counts.append)
+    extract(MeanColour(), images, dtype="bfloat16", on_float32_fallback=counts.append)
     assert counts == []
-    assert np.isfinite(extract(MeanColour(fail_under_autocast=(0,)), images, bf16=True)).all()
+    assert np.isfinite(extract(MeanColour(fail_under_autocast=(0,)), images, dtype="bfloat16")).all()
 
 
-@pytest.mark.parametrize(("bf16", "calls"), [(True, [True, False]), (False, [False])])
-def test_features_that_are_not_finite_in_float32_are_an_error(images, bf16, calls):
+@pytest.mark.parametrize(("dtype", "calls"), [("bfloat16", [True, False]), ("float32", [False])])
+def test_features_that_are_not_finite_in_float32_are_an_error(images, dtype, calls):
     backbone, counts = MeanColour(always_fail=True), []
     with pytest.raises(NotFiniteError, match="images 0 to 10 are not finite: the weights are damaged"):
-        extract(backbone, images, bf16=bf16, on_float32_fallback=counts.append)
+        extract(backbone, images, dtype=dtype, on_float32_fallback=counts.append)
     assert backbone.autocast == calls
     assert counts == []

@@ -77,9 +77,9 @@ SLOW = with_rates(0.0005, 0.001)  # for a ResNet
 FROZEN = with_rates(0.0, 0.0)
 
 
-def begin(settings=PLAIN, *, backbone_seed=0, resnet=False, num_classes=3, seed=0):
+def begin(settings=PLAIN, *, backbone_seed=0, resnet=False, num_classes=3, seed=0, dtype="float32"):
     backbone = build_backbone("resnet10t", seed=backbone_seed) if resnet else Tiny(backbone_seed)
-    return begin_training(backbone, settings, num_classes=num_classes, seed=seed)
+    return begin_training(backbone, settings, num_classes=num_classes, seed=seed, dtype=dtype)
 
 
 def weights(training):
@@ -96,8 +96,8 @@ def run(training, images, settings=PLAIN, *, seed=0, **options):
     return list(train(training, images, ROWS, CLASSES, settings, seed=seed, **options))
 
 
-def trained(images, settings=PLAIN, *, resnet=False, **options):
-    training = begin(settings, resnet=resnet)
+def trained(images, settings=PLAIN, *, resnet=False, dtype="float32", **options):
+    training = begin(settings, resnet=resnet, dtype=dtype)
     history = run(training, images, settings, **options)
     return weights(training), history
 
@@ -455,32 +455,98 @@ def test_images_may_be_memory_mapped_read_only(images, tmp_path):
     assert mapped.tobytes() == before
 
 
-def test_training_in_bfloat16_keeps_the_weights_in_float32(images):
+def set_scale(training, scale, **options):
+    """Set the scale of the loss of a float16 training; the initial one, 65,536, is too large for the first steps of these tests."""
+    if training.dtype == "float16":
+        training.scaler.load_state_dict(training.scaler.state_dict() | {"scale": scale} | options)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_training_in_16_bits_is_close_and_keeps_the_weights_in_float32(images, dtype):
     exact, _ = trained(images)
-    approximate, (epoch,) = trained(images, bf16=True)
+    training = begin(dtype=dtype)
+    set_scale(training, 2.0**10)
+    (epoch,) = run(training, images)
+    approximate = weights(training)
     assert math.isfinite(epoch.loss)
     assert differing(exact, approximate)
-    assert all(tensor.dtype != torch.bfloat16 for tensor in approximate.values())
+    for name, tensor in approximate.items():
+        assert tensor.dtype == exact[name].dtype
+        torch.testing.assert_close(tensor, exact[name], atol=0.02, rtol=0.02)
 
 
-@pytest.mark.fault("NaN in the loss", "`the loss is nan in epoch ..., step ...: lower the learning rate`")
+def test_float16_scales_the_loss_and_skips_a_step_whose_gradients_overflow(images):
+    """With the largest float32 as the scale, the gradients of the first step are infinite: the weights stay, and the scale is halved."""
+    settings = replace(PLAIN, batch_size=12)
+    training = begin(settings, dtype="float16")
+    set_scale(training, 2.0**127)
+    before = {name: parameter.detach().clone() for name, parameter in training.backbone.named_parameters()}
+    run(training, images, settings)
+    assert training.scaler.get_scale() == 2.0**126
+    assert all(torch.equal(parameter, before[name]) for name, parameter in training.backbone.named_parameters())
+    set_scale(training, 2.0**10)
+    run(training, images, replace(settings, epochs=2))
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in training.backbone.named_parameters())
+
+
+def test_a_resumed_float16_training_continues_with_the_scale_of_the_loss(images):
+    """The scale grows after every step here, so a training that resumed with the initial one would end with other bytes."""
+    settings = replace(PLAIN, epochs=3)
+
+    def begin_scaled():
+        training = begin(settings, dtype="float16")
+        set_scale(training, 3.0, growth_interval=1)
+        return training
+
+    whole, stopped, resumed = begin_scaled(), begin_scaled(), begin(settings, dtype="float16")
+    run(whole, images, settings)
+    next(train(stopped, images, ROWS, CLASSES, settings, seed=0))
+    torch.save(stopped.state_dict(), file := io.BytesIO())
+    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    run(resumed, images, settings)
+    assert whole.scaler.state_dict() == resumed.scaler.state_dict()
+    assert whole.scaler.get_scale() == 3.0 * 2**9
+    assert differing(weights(whole), weights(resumed)) == []
+
+
+@pytest.mark.fault("NaN in the loss", "`the loss is nan in epoch ..., step ... (steps ... to ... were checked): lower the learning rate`")
 def test_a_damaged_model_stops_at_once_and_says_where(images):
     training = begin()
     with torch.no_grad():
         next(training.backbone.parameters()).fill_(float("nan"))
-    with pytest.raises(NotFiniteError, match=r"loss is nan in epoch 1, step 1"):
+    with pytest.raises(NotFiniteError, match=r"loss is nan in epoch 1, step 1 \(steps 1 to 3 were checked\): lower the learning rate"):
         run(training, images)
     assert training.epochs_done == 0
 
 
 @pytest.mark.fault("gradients that explode", "`the loss is ...: lower the learning rate`")
 def test_a_learning_rate_that_explodes_stops_and_says_where(images):
+    """The first step whose loss is not finite is named, although the losses of an epoch's steps are read together."""
     settings = with_rates(1e30, 1e30, replace(PLAIN, batch_norm=False, epochs=5))
-    training, batches = begin(settings), []
-    with pytest.raises(NotFiniteError, match=r"in epoch \d+, step \d+: lower the learning rate") as error:
-        run(training, images, settings, on_batch=batches.append)
-    epoch, step = training.epochs_done + 1, len(batches) % 3 + 1
-    assert f"epoch {epoch}, step {step}:" in str(error.value)
+    training, finite = begin(settings), []
+    training.classifier[2].register_forward_hook(lambda _module, _inputs, logits: finite.append(bool(logits.isfinite().all())))
+    with pytest.raises(NotFiniteError, match=r"in epoch \d+, step \d+ \(steps 1 to 3 were checked\): lower the learning rate") as error:
+        run(training, images, settings)
+    epoch, step = divmod(finite.index(False), 3)
+    assert f"epoch {epoch + 1}, step {step + 1} " in str(error.value)
+    assert training.epochs_done == epoch
+
+
+@pytest.mark.parametrize(("bad_step", "checked"), [(1, "1 to 2"), (2, "1 to 2"), (3, "3 to 4"), (5, "5 to 5")])
+def test_losses_are_checked_every_so_many_steps_and_at_the_end_of_an_epoch(images, monkeypatch, bad_step, checked):
+    monkeypatch.setattr("pul_core.learning.training.CHECK_INTERVAL", 2)
+    settings = replace(FROZEN, batch_size=2, batch_norm=False)
+    training, steps = begin(settings), []
+
+    def spoil(_module, _inputs, logits):
+        steps.append(logits)
+        return logits * float("nan") if len(steps) == bad_step else logits
+
+    training.classifier[2].register_forward_hook(spoil)
+    message = rf"loss is nan in epoch 1, step {bad_step} \(steps {checked} were checked\): lower the learning rate"
+    with pytest.raises(NotFiniteError, match=message):
+        list(train(training, images, ROWS[:10], CLASSES[:10], settings, seed=0))
+    assert len(steps) == int(checked[-1])
 
 
 @pytest.mark.fault(

@@ -1,4 +1,7 @@
-"""Random augmentation of batches of training images, with separate random parameters for each image."""
+"""Random augmentation of batches of training images, with separate random parameters for each image.
+
+The random numbers are drawn on the device of the images, so that a step never waits for a copy from the host.
+"""
 
 import math
 
@@ -6,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from pul_core.learning.constants import constant, positions
 from pul_core.settings import Augmentation
 
 MEAN_PIXEL = (124, 116, 104)  # ImageNet's mean colour, which becomes zero after normalisation
@@ -17,7 +21,7 @@ def flip(images: Tensor, probability: float, generator: Generator) -> Tensor:
     Args:
         images: (b, 3, h, w) uint8.
         probability: in [0, 1], per image; 0 changes nothing.
-        generator: on the CPU, even if the images are on a GPU.
+        generator: on the device of the images.
 
     Returns:
         (b, 3, h, w) uint8.
@@ -28,8 +32,8 @@ def flip(images: Tensor, probability: float, generator: Generator) -> Tensor:
     """
     if probability == 0:
         return images
-    mirrored = torch.rand(len(images), generator=generator) < probability
-    return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+    mirrored = torch.rand(len(images), generator=generator, device=images.device) < probability
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def pad_crop(images: Tensor, share: float, generator: Generator) -> Tensor:
@@ -38,7 +42,7 @@ def pad_crop(images: Tensor, share: float, generator: Generator) -> Tensor:
     Args:
         images: (b, 3, h, w) uint8.
         share: padding on each side, as a share of the image width; 0 changes nothing.
-        generator: on the CPU.
+        generator: on the device of the images.
 
     Returns:
         (b, 3, h, w) uint8, channels_last.
@@ -52,10 +56,9 @@ def pad_crop(images: Tensor, share: float, generator: Generator) -> Tensor:
     if padding == 0:
         return images
     padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # (b, h', w', 3)
-    offsets = torch.randint(0, 2 * padding + 1, (2, b, 1), generator=generator).to(images.device)
-    rows = offsets[0] + torch.arange(h, device=images.device)  # (b, h)
-    columns = offsets[1] + torch.arange(w, device=images.device)  # (b, w)
-    batch = torch.arange(b, device=images.device).view(-1, 1, 1)
+    offsets = torch.randint(0, 2 * padding + 1, (2, b, 1), generator=generator, device=images.device)
+    rows, columns = (offset + positions(side, images.device) for offset, side in zip(offsets, (h, w), strict=True))  # (b, h), (b, w)
+    batch = positions(b, images.device).view(-1, 1, 1)
     return padded[batch, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
@@ -67,7 +70,7 @@ def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
     Args:
         images: (b, 3, h, w) uint8.
         probability: in [0, 1], per image; 0 changes nothing.
-        generator: on the CPU.
+        generator: on the device of the images.
 
     Returns:
         (b, 3, h, w) uint8.
@@ -82,18 +85,18 @@ def erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
     if probability == 0:
         return images
     b, _, h, w = images.shape
-    draw, size, shape, top, left = torch.rand(5, b, generator=generator).to(images.device)
-    area = (0.02 + 0.38 * size) * h * w
-    aspect = torch.exp(math.log(0.3) + shape * (math.log(1 / 0.3) - math.log(0.3)))
-    patch_h = (area * aspect).sqrt().clamp(1, h).floor()
-    patch_w = (area / aspect).sqrt().clamp(1, w).floor()
-    first_row = (top * (h - patch_h + 1)).floor()
-    first_column = (left * (w - patch_w + 1)).floor()
-    row, column = torch.arange(h, device=images.device), torch.arange(w, device=images.device)
-    in_rows = (row >= first_row[:, None]) & (row < (first_row + patch_h)[:, None])  # (b, h)
-    in_columns = (column >= first_column[:, None]) & (column < (first_column + patch_w)[:, None])  # (b, w)
-    mask = in_rows[:, None, :, None] & in_columns[:, None, None, :] & (draw < probability)[:, None, None, None]
-    mean = torch.tensor(MEAN_PIXEL, dtype=torch.uint8, device=images.device).view(1, 3, 1, 1)
+    draws = torch.rand(5, b, generator=generator, device=images.device)
+    area = (0.02 + 0.38 * draws[1]) * h * w
+    aspect = torch.exp(math.log(0.3) + draws[2] * (math.log(1 / 0.3) - math.log(0.3)))
+    limits = constant((h, w), images.device).view(2, 1)
+    sides = torch.stack((area * aspect, area / aspect)).sqrt().clamp(min=1).minimum(limits).floor()  # (2, b): height and width
+    first = (draws[3:] * (limits - sides + 1)).floor()  # (2, b): row and column
+    last = first + sides
+    row, column = positions(h, images.device), positions(w, images.device)
+    in_rows = (row >= first[0, :, None]) & (row < last[0, :, None])  # (b, h)
+    in_columns = (column >= first[1, :, None]) & (column < last[1, :, None])  # (b, w)
+    mask = in_rows[:, None, :, None] & in_columns[:, None, None, :] & (draws[0] < probability)[:, None, None, None]
+    mean = constant(MEAN_PIXEL, images.device, torch.uint8).view(1, 3, 1, 1)
     return torch.where(mask, mean, images)
 
 
@@ -104,7 +107,7 @@ def rotate_shift(images: Tensor, degrees: float, share: float, generator: Genera
         images: (b, 3, h, w) uint8.
         degrees: largest rotation in either direction.
         share: largest shift in either direction, as a share of the height and of the width; with both 0 nothing changes.
-        generator: on the CPU.
+        generator: on the device of the images.
 
     Returns:
         (b, 3, h, w) uint8, channels_last.
@@ -119,7 +122,7 @@ def rotate_shift(images: Tensor, degrees: float, share: float, generator: Genera
     if degrees == 0 and share == 0:
         return images
     b, _, h, w = images.shape
-    angle, down, right = (2 * torch.rand(3, b, generator=generator) - 1).to(images.device)
+    angle, down, right = 2 * torch.rand(3, b, generator=generator, device=images.device) - 1
     angle = angle * math.radians(degrees)
     cos, sin = angle.cos(), angle.sin()
     # Coordinates run from -1 to 1 along both axes, so a rotation in pixels has to include the aspect ratio.
@@ -138,7 +141,7 @@ def colour_jitter(images: Tensor, share: float, generator: Generator) -> Tensor:
     Args:
         images: (b, 3, h, w) uint8.
         share: largest relative change; 0 changes nothing.
-        generator: on the CPU.
+        generator: on the device of the images.
 
     Returns:
         (b, 3, h, w) uint8, channels_last.
@@ -153,7 +156,7 @@ def colour_jitter(images: Tensor, share: float, generator: Generator) -> Tensor:
     """
     if share == 0:
         return images
-    draws = share * (2 * torch.rand(5, len(images), generator=generator) - 1).to(images.device)
+    draws = share * (2 * torch.rand(5, len(images), generator=generator, device=images.device) - 1)
     gain = (1 + draws[:3] + draws[3]).T[:, :, None, None]  # (b, 3, 1, 1)
     pixels = images.float()
     mean = pixels.mean((1, 2, 3), keepdim=True)
@@ -167,7 +170,7 @@ def augment(images: Tensor, settings: Augmentation, generator: Generator) -> Ten
     Args:
         images: (b, 3, h, w) uint8.
         settings: probabilities and ranges; an augmentation whose setting is 0 is skipped and draws no random numbers.
-        generator: on the CPU.
+        generator: on the device of the images.
 
     Returns:
         (b, 3, h, w) uint8.

@@ -1,25 +1,44 @@
 """The backbone: a convolutional network that ends in global average pooling and maps an image to a feature. It has no classifier."""
 
+import contextlib
 import functools
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pul_core.errors import UserError
+from pul_core.learning.constants import constant
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SCALE = tuple(1 / (255 * std) for std in IMAGENET_STD)
+SHIFT = tuple(mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
 
 
-def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.Module:
+class _WithoutInitialisation(TorchFunctionMode):
+    """Skips the functions that fill parameters with random numbers; buffers and constants are set as usual."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0, initialise: bool = True) -> nn.Module:
     """Build a backbone that maps normalised images (b, 3, h, w) to features (b, d) by global average pooling.
 
     Args:
         name: a timm model name, e.g. ``resnet50`` (torchvision's architecture and tensor names) or ``mobilenetv2_100``.
         pretrained: download ImageNet weights from timm's hub; for ``resnet50`` these are torchvision's.
         seed: seed of the random initialisation.
+        initialise: False leaves the parameters undefined, which saves most of the time; for a caller that loads all of them.
 
     Returns:
         A module in channels_last memory format; its attribute ``num_features`` is d.
@@ -41,7 +60,8 @@ def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0) -> nn.
         close_matches = get_close_matches(name.lower(), names, 5) or ["resnet50", "mobilenetv2_100"]
         raise UserError(f"timm has no backbone {name!r}: choose another, e.g. {', '.join(close_matches)}")
     torch.manual_seed(seed)
-    backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="avg")
+    with contextlib.nullcontext() if initialise and not pretrained else _WithoutInitialisation():
+        backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="avg")
     # Some MobileNets apply a wide convolution after the pooling, as a part of the head; this method uses the pooled feature map itself.
     if hasattr(backbone, "conv_head") and getattr(backbone, "head_hidden_size", backbone.num_features) != backbone.num_features:
         raise UserError(f"backbone {name} has layers between its pooling and its classifier: choose one that ends in average pooling")
@@ -105,6 +125,5 @@ def normalise(images: Tensor) -> Tensor:
         >>> round(float(normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))[0, 0]), 3)
         2.249
     """
-    scale = torch.tensor([1 / (255 * s) for s in IMAGENET_STD], device=images.device).view(1, 3, 1, 1)
-    shift = torch.tensor([m / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], device=images.device).view(1, 3, 1, 1)
+    scale, shift = (constant(values, images.device).view(1, 3, 1, 1) for values in (SCALE, SHIFT))
     return images.float().mul_(scale).sub_(shift)

@@ -1,6 +1,6 @@
 """Feature extraction, one batch at a time: memory use does not grow with the number of images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -9,27 +9,32 @@ from torch import Tensor, nn
 from pul_core.arrays import Features, Images
 from pul_core.errors import NotFiniteError
 from pul_core.learning.backbone import normalise
+from pul_core.learning.feeding import read_batches
+from pul_core.learning.precision import Dtype, autocast, fast_products
+
+BATCH_SIZES = {"cuda": 256}  # images; a constant for each kind of device, because rounding depends on it
+BATCH_SIZE = 32  # on all others
 
 
 def extract_features(
     backbone: nn.Module,
     images: Images,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     device: str = "cpu",
-    bf16: bool = False,
+    dtype: Dtype = "float32",
     on_float32_fallback: Callable[[int], None] | None = None,
 ) -> Iterator[Features]:
     """Yield the backbone's features of the images, one batch at a time, in the order of the images.
 
-    A batch whose bfloat16 features are not all finite is computed again in float32.
+    A batch whose bfloat16 or float16 features are not all finite is computed again in float32.
 
     Args:
         backbone: (b, 3, h, w) -> (b, d), as returned by ``build_backbone``; it is moved to the device and set to evaluation mode.
         images: (n, h, w, 3) uint8, may be memory-mapped.
-        batch_size: images per batch; affects the speed, and the features only by rounding.
+        batch_size: images per batch; affects the speed, and the features only by rounding. None: 256 on a GPU, 32 on a CPU.
         device: a torch device.
-        bf16: autocast to bfloat16; the features are returned as float32.
+        dtype: number format of the forward pass, see `inference_dtype`; the features are returned as float32.
         on_float32_fallback: called with the number of images of each batch that was computed again in float32.
 
     Yields:
@@ -47,25 +52,48 @@ def extract_features(
         [(4, 512), (1, 512)]
     """
     backbone.eval().to(device)
-    for start in range(0, len(images), batch_size):
-        pixels = torch.from_numpy(np.array(images[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
-        features = _forward(backbone, pixels, bf16=bf16)
+    size = batch_size or BATCH_SIZES.get(torch.device(device).type, BATCH_SIZE)
+    starts = range(0, len(images), size)
+    pixels_on_device = read_batches(images, [slice(start, start + size) for start in starts], device=device)
+    batches = ((pixels, forward(backbone, pixels, dtype)) for pixels in pixels_on_device)
+    for start, (pixels, features) in zip(starts, _to_host(batches), strict=True):
         # On CPUs with AMX, bfloat16 convolutions of oneDNN return NaN at random for finite inputs, e.g. in resnet10t, whose stem has 24
         # channels; more often if freed memory holds NaN, and never with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16. The cause may be that of
         # https://github.com/uxlfoundation/oneDNN/issues/5717: an AMX kernel reads past the last valid column and multiplies by zero.
-        falls_back = bf16 and not features.isfinite().all()
+        falls_back = dtype != "float32" and not np.isfinite(features).all()
         if falls_back:
-            features = _forward(backbone, pixels, bf16=False)
-        if not features.isfinite().all():
+            features = forward(backbone, pixels, "float32").numpy(force=True)
+        if not np.isfinite(features).all():
             raise NotFiniteError(
                 f"features of images {start} to {start + len(pixels) - 1} are not finite: the weights are damaged, use another model"
             )
         if falls_back and on_float32_fallback:
             on_float32_fallback(len(pixels))
-        yield features.cpu().numpy()
+        yield features
 
 
 @torch.inference_mode()
-def _forward(backbone: nn.Module, pixels: Tensor, *, bf16: bool) -> Tensor:
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
+def forward(backbone: nn.Module, pixels: Tensor, dtype: Dtype) -> Tensor:
+    """Return the features (b, d) float32 of pixels (b, 3, h, w) uint8, on their device; the backbone is in evaluation mode."""
+    with fast_products(), autocast(pixels.device.type, dtype):
         return backbone(normalise(pixels)).float()  # type: ignore[no-any-return]
+
+
+def _to_host(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Features]]:
+    """Yield (pixels, features) with features as arrays. Those of a GPU are copied while it computes the next batch."""
+    copying: list[tuple[Tensor, Tensor, torch.cuda.Event]] = []
+
+    def finish() -> tuple[Tensor, Features]:
+        pixels, features, is_copied = copying.pop(0)
+        is_copied.synchronize()
+        return pixels, features.numpy().copy()  # pinned memory is scarce
+
+    for pixels, features in batches:
+        if features.device.type != "cuda":
+            yield pixels, features.numpy(force=True)
+            continue
+        copying.append((pixels, features.to("cpu", non_blocking=True), torch.cuda.current_stream(features.device).record_event()))
+        if len(copying) > 1:
+            yield finish()
+    if copying:
+        yield finish()

@@ -3,9 +3,13 @@
 The vectors receive no gradient. They are initialised with features of the images, and updated with the features of each training step.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pul_core.arrays import Ints
+from pul_core.learning.constants import positions
 
 
 def class_means(features: Tensor, classes: Tensor, *, num_classes: int) -> Tensor:
@@ -31,17 +35,18 @@ def class_means(features: Tensor, classes: Tensor, *, num_classes: int) -> Tenso
     return F.normalize(sums)  # the sum has the direction of the mean
 
 
-def update_memory(memory: Tensor, features: Tensor, entries: Tensor, *, momentum: float) -> None:
+def update_memory(memory: Tensor, features: Tensor, entries: Tensor, *, momentum: float, passes: int | None = None) -> None:
     """Update the vectors with a batch: ``memory[e] <- normalise(momentum * memory[e] + (1 - momentum) * f / |f|)``, image by image.
 
     Only the order of the images of one entry matters. Therefore the first images of all entries are processed at once, then the second
-    ones, and so on: K passes for a P x K batch.
+    ones, and so on: K passes for a P x K batch. Each pass has the size of the batch, so that no shape depends on values on the device.
 
     Args:
         memory: (k, d), rows of length 1, changed in place.
         features: (b, d), of any length.
         entries: (b,) the row of ``memory`` that each image updates.
         momentum: share of the old vector, in [0, 1].
+        passes: the largest number of images of one entry, see `count_passes`; None finds it, for which the host waits for the device.
 
     Source: Dai et al. 2021, section 3 (momentum update by every query instance).
 
@@ -52,11 +57,31 @@ def update_memory(memory: Tensor, features: Tensor, entries: Tensor, *, momentum
         tensor([[0.7071, 0.7071],
                 [0.0000, 1.0000]])
     """
-    features = F.normalize(features)
-    occurrence = (entries[:, None] == entries).tril(-1).sum(1)  # (b,) number of earlier images of the same entry
-    for number in range(int(occurrence.max()) + 1):
-        batch = occurrence == number
-        memory[entries[batch]] = F.normalize(momentum * memory[entries[batch]] + (1 - momentum) * features[batch])
+    b = len(entries)
+    same = entries[:, None] == entries  # (b, b)
+    first = torch.where(same, positions(b, entries.device), b).amin(1)  # (b,) the first image of each image's entry
+    occurrence = same.tril(-1).sum(1)  # (b,) number of earlier images of the same entry
+    if passes is None:
+        passes = int(occurrence.max()) + 1
+    # Row i of `vectors` is the vector of image i if that is the first image of its entry; the other rows are not used. Column i of `images`
+    # holds the images of that entry in their order, and b where there are no more.
+    images = first.new_full((passes, b), b)
+    images[occurrence, first] = positions(b, entries.device)
+    features, vectors = F.pad(F.normalize(features), (0, 0, 0, 1)), memory[entries]
+    for image in images:
+        updated = F.normalize(momentum * vectors + (1 - momentum) * features[image])
+        vectors = torch.where((image < b)[:, None], updated, vectors)
+    memory[entries] = vectors[first]  # images of the same entry write the same values
+
+
+def count_passes(entries: Ints) -> int:
+    """Return the number of passes of `update_memory` for a batch, i.e. the largest number of images of one entry.
+
+    Example:
+        >>> count_passes(np.array([7, 2, 7]))
+        2
+    """
+    return int(np.unique(entries, return_counts=True)[1].max())
 
 
 class ClusterMemory(nn.Module):
@@ -88,7 +113,7 @@ class ClusterMemory(nn.Module):
         self.register_buffer("vectors", torch.zeros(num_classes, num_features))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the logits, computed in float32 even under autocast: the temperature would amplify bfloat16's rounding errors."""
+        """Return the logits, computed from float32 even under autocast: the temperature would amplify bfloat16's rounding errors."""
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(features.float()) @ self.class_vectors().T / self.temperature
 
@@ -107,9 +132,9 @@ class ClusterMemory(nn.Module):
         self.vectors.copy_(class_means(features, entries, num_classes=len(self.vectors)))
 
     @torch.no_grad()
-    def update(self, features: Tensor, entries: Tensor) -> None:
-        """Update the vectors with the features (b, d) of a training step; entries (b,) as in `initialize`."""
-        update_memory(self.vectors, features.float(), entries, momentum=self.momentum)
+    def update(self, features: Tensor, entries: Tensor, *, passes: int | None = None) -> None:
+        """Update the vectors with the features (b, d) of a training step; entries (b,) as in `initialize`, passes as in `update_memory`."""
+        update_memory(self.vectors, features.float(), entries, momentum=self.momentum, passes=passes)
 
 
 class ImageMemory(ClusterMemory):
@@ -134,13 +159,15 @@ class ImageMemory(ClusterMemory):
     """
 
     classes: Tensor
+    class_sizes: Tensor
 
     def __init__(self, classes: Tensor, num_classes: int, num_features: int, *, momentum: float, temperature: float) -> None:
         super().__init__(len(classes), num_features, momentum=momentum, temperature=temperature)
         self.num_classes = num_classes
         self.register_buffer("classes", classes)
+        self.register_buffer("class_sizes", torch.bincount(classes, minlength=num_classes).clamp(min=1)[:, None], persistent=False)
 
     def class_vectors(self) -> Tensor:
         """Return the mean vector of each class (k, d)."""
         sums = self.vectors.new_zeros(self.num_classes, self.vectors.shape[1]).index_add_(0, self.classes, self.vectors)
-        return sums / torch.bincount(self.classes, minlength=self.num_classes).clamp(min=1)[:, None]
+        return sums / self.class_sizes

@@ -39,7 +39,7 @@ def read_model(artifact: Artifact) -> tuple[nn.Module, ModelConfig]:
 def read_model_bytes(data: bytes) -> tuple[nn.Module, ModelConfig]:
     """Build the backbone of a model file of this project from the file's bytes."""
     config = read_model_config(data)
-    backbone = build_backbone(config.backbone)
+    backbone = build_backbone(config.backbone, initialise=False)
     backbone.load_state_dict(tensors.load(data))
     return backbone, config
 
