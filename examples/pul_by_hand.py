@@ -81,7 +81,7 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
         features = [extract(model, images) for images, _, _ in (query, gallery)]
         if recipe.model.centre_cameras:
             camids = np.concatenate([camids for _, _, camids in (query, gallery)])
-            features = np.split(centre_by_camera(np.concatenate(features), camids), [len(features[0])])
+            features = np.split(centre_by_camera(np.concatenate(features), camids, device=device), [len(features[0])])
         sets = [FeatureSet(part, pids, camids) for part, (_, pids, camids) in zip(features, (query, gallery), strict=True)]
         return summarise(score_protocol(PROTOCOLS["market1501"], *sets).scores)
 
@@ -95,7 +95,7 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
     while stop is None:
         t = len(sizes) + 1
         features = extract(model, target_images)
-        clusters, _ = cluster_features(features, target_camids, **options, seed=derive_seed(seed, t, "cluster"))
+        clusters, _ = cluster_features(features, target_camids, **options, seed=derive_seed(seed, t, "cluster"), device=device)
         rows, pseudo_labels, _, num_classes = select_reliable(clusters, recipe.selection)
         sizes.append(np.count_nonzero(clusters.cluster[rows] >= 0))
         stop = reason_to_stop(sizes, recipe.stopping, num_clusters=len(clusters.centre), num_images=len(features))

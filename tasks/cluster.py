@@ -40,7 +40,7 @@ def cluster(
         algorithm: settings of the algorithm, which is chosen by their class.
         centre_cameras: subtract the mean feature of each camera first.
         seed: of k-means.
-        compute: threads.
+        compute: device and threads.
         iteration: names the task run.
     """
     prepare(compute)
@@ -53,7 +53,7 @@ def cluster(
             algorithm = replace(algorithm, num_clusters=few_labels.num_unlabelled_clusters(algorithm.num_clusters, labelled.num_identities))
     cameras = camids(read_table(images, ["camid"]))[rows]
     arrays, prepared = cluster_features(
-        values, cameras, clustering=clustering, algorithm=algorithm, centre_cameras=centre_cameras, seed=seed
+        values, cameras, clustering=clustering, algorithm=algorithm, centre_cameras=centre_cameras, seed=seed, device=compute.device
     )
     clusters = _write_clusters(rows, prepared, arrays)
     step_logger().info(

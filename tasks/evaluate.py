@@ -36,7 +36,7 @@ def evaluate(
         gallery: features of the gallery images.
         images: the target data set, for its cameras.
         labels: the target's identities.
-        compute: sets the number of threads.
+        compute: device and threads.
         iteration: iteration of the model; names the task run.
         protocol: one of ``pul_core.scoring.protocols.PROTOCOLS``.
         ties: how gallery images at equal distances are ranked.
@@ -56,7 +56,7 @@ def evaluate(
     rows = [column(table, "row") for table in tables]
     features = [column(table, "feature") for table in tables]
     if centre_cameras:
-        centred = centre_by_camera(np.concatenate(features), cameras[np.concatenate(rows)])
+        centred = centre_by_camera(np.concatenate(features), cameras[np.concatenate(rows)], device=compute.device)
         features = np.split(centred, [len(rows[0])])
     sets = [FeatureSet(values, pids[at], cameras[at]) for values, at in zip(features, rows, strict=True)]
     scored = score_protocol(PROTOCOLS[protocol], *sets, ties=ties, reranking=Reranking() if rerank else None, seed=seed)

@@ -34,7 +34,7 @@ def suggest(
         num_averaged: see ``pul_core.settings.Dbscan``.
         min_samples: see ``pul_core.settings.Dbscan``.
         centre_cameras: subtract the mean feature of each camera first.
-        compute: threads.
+        compute: device and threads.
 
     Raises:
         NothingToSuggestError: there are too few images, or their features are all alike.
@@ -43,8 +43,10 @@ def suggest(
     table = read_table(features)
     values, cameras = column(table, "feature"), camids(read_table(images, ["camid"]))[column(table, "row")]
     if centre_cameras:
-        values = centre_by_camera(values, cameras)
-    curve = clusters_by_distance(values, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, min_samples=min_samples)
+        values = centre_by_camera(values, cameras, device=compute.device)
+    curve = clusters_by_distance(
+        values, cameras, num_neighbours=num_neighbours, num_averaged=num_averaged, min_samples=min_samples, device=compute.device
+    )
     step_logger().info("suggest: %d images, at most %d clusters", len(values), curve.num_clusters.max())
     return write_table("curve", pa.table(curve._asdict()))
 

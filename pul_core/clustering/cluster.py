@@ -50,4 +50,4 @@ def cluster_features(
         features = whiten(features, power=clustering.whitening, shrinkage=clustering.shrinkage, device=device)
     if isinstance(algorithm, KMeans):
         return cluster_by_kmeans(features, algorithm, seed=seed, device=device), features
-    return cluster_by_density(features, camids, algorithm), features
+    return cluster_by_density(features, camids, algorithm, device=device), features

@@ -99,7 +99,7 @@ def _principal_coordinates(points: Tensor, generator: Generator) -> Tensor:
     directions, _ = torch.linalg.qr(points.T @ (points @ directions))
     coordinates = points @ directions
     _, rotation = torch.linalg.eigh(coordinates.T @ coordinates)
-    return coordinates @ rotation.flip(1)
+    return torch.mm(coordinates, rotation.flip(1))
 
 
 def _plus_plus(points: Tensor, k: int, generator: Generator) -> Tensor:

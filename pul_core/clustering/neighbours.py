@@ -158,7 +158,7 @@ def _merge(nearest: Tensor, cosines: Tensor, first: int, dim: int) -> None:
     if excess := cosines.shape[dim] % size:
         padding = (0, size - excess) if dim else (0, 0, 0, size - excess)
         cosines = pad(cosines, padding, value=-torch.inf)
-    maxima = cosines.unflatten(dim, (-1, size)).amax(dim + 1).movedim(dim, 1)
+    maxima = cosines.unflatten(dim, (-1, size)).amax(dim + 1).movedim(dim, 1)  # type: ignore[no-untyped-call]
     order = torch.arange(maxima.shape[1], device=device)
     best = _indices(_keys(maxima, order).topk(min(nearest.shape[1], len(order)), sorted=False).values)
     members = (best[:, :, None] * size + torch.arange(size, device=device)).flatten(1)

@@ -80,7 +80,12 @@ def clusters_by_distance(
             "camera has one image"
         )
     distances = jaccard_distances_below(
-        features, camids, num_neighbours=num_neighbours, num_averaged=num_averaged, max_distance=max(max_distances)
+        features,
+        camids,
+        num_neighbours=num_neighbours,
+        num_averaged=num_averaged,
+        max_distance=max(max_distances),
+        device=device,
     )
     sizes = []
     for max_distance in max_distances:

@@ -10,7 +10,8 @@ from pul_core.arrays import Features, Images
 from pul_core.errors import NotFiniteError
 from pul_core.learning.backbone import normalise
 from pul_core.learning.feeding import read_batches
-from pul_core.learning.precision import Dtype, autocast, fast_products
+from pul_core.learning.precision import autocast, fast_products
+from pul_core.settings import Dtype
 
 BATCH_SIZES = {"cuda": 256}  # images; a constant for each kind of device, because rounding depends on it
 BATCH_SIZE = 32  # on all others

@@ -1,7 +1,6 @@
 """Precision by device: the number format of training and of inference, TF32, and deterministic algorithms."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,20 +94,30 @@ def fast_products() -> Iterator[None]:
         matmul.fp32_precision, convolutions.fp32_precision, cudnn.benchmark = before
 
 
-def use_deterministic_algorithms(enabled: bool) -> None:
-    """Let torch use only algorithms that give the same bytes on the same GPU, run after run, or any algorithm. CPUs always give the same.
+@contextlib.contextmanager
+def deterministic_algorithms(enabled: bool = True) -> Iterator[None]:
+    """Inside the block, let torch use only algorithms that give the same bytes on the same GPU, run after run.
+
+    The environment variable ``CUBLAS_WORKSPACE_CONFIG`` has to be ``:4096:8`` before CUDA starts: without it, products raise an error. CPUs
+    give the same bytes in any case.
 
     Args:
-        enabled: True has to be set before CUDA starts: cuBLAS reads the size of its workspace then.
+        enabled: False changes nothing.
 
     Example:
-        >>> use_deterministic_algorithms(True)
-        >>> torch.are_deterministic_algorithms_enabled()
+        >>> with deterministic_algorithms():
+        ...     torch.are_deterministic_algorithms_enabled()
         True
-        >>> use_deterministic_algorithms(False)
     """
-    if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(enabled)
+    if not enabled:
+        yield
+        return
     memory: Any = torch.utils.deterministic
-    memory.fill_uninitialized_memory = False  # filling it with NaN is a debugging aid that costs time
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # with NaN: a debugging aid that costs time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]

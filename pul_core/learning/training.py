@@ -25,9 +25,9 @@ from pul_core.learning.batches import epoch_batches
 from pul_core.learning.extraction import forward
 from pul_core.learning.feeding import Feed, PixelSource, pixel_feed, split_on_device
 from pul_core.learning.memory import ClusterMemory, ImageMemory, count_passes
-from pul_core.learning.precision import Dtype, autocast, fast_products
+from pul_core.learning.precision import autocast, fast_products
 from pul_core.seeds import derive_seed
-from pul_core.settings import Memory, Optimisation, Schedule, Training
+from pul_core.settings import Dtype, Memory, Optimisation, Schedule, Training
 
 CHECK_INTERVAL = 50  # steps
 
