@@ -50,7 +50,7 @@ def extract_features(model: Artifact, pixels: Pixels, *, batch_size: int, comput
             progress_bar.advance(len(block))
         features = np.concatenate(blocks)
         if checkpoint.is_due(name):
-            checkpoint.save(name, lambda: memoryview(features))
+            checkpoint.save(name, lambda: features.data)
         return features
 
     def batches() -> Iterator[pa.RecordBatch]:
