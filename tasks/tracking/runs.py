@@ -284,20 +284,24 @@ def _iteration_run(run: TrackedRun, parent: Run, iteration: int, fingerprint: st
     existing = [nested for nested in known if nested.info.lifecycle_stage == LifecycleStage.ACTIVE]
     flow_run_id = parent.data.tags["pul.flow_run_id"]
     if existing and fingerprint in (None, existing[0].data.tags.get("pul.results")):
-        client().set_tag(existing[0].info.run_id, "pul.flow_run_id", flow_run_id)
-        return existing[0], True
-    for stale in existing:
-        client().delete_run(stale.info.run_id)
-    tags = {
-        "mlflow.parentRunId": parent.info.run_id,
-        "pul.iteration": str(iteration),
-        "pul.kind": "iteration",
-        "pul.flow_run_id": flow_run_id,
-        "pul.results": fingerprint or "",
-    }
-    nested = client().create_run(parent.info.experiment_id, run_name=f"{run.name} iteration {iteration}", tags=tags)
-    client().log_param(nested.info.run_id, "iteration", iteration)
-    return client().get_run(nested.info.run_id), bool(known) and not existing
+        nested, is_repeated = existing[0], True
+        client().set_tag(nested.info.run_id, "pul.flow_run_id", flow_run_id)
+    else:
+        for stale in existing:
+            client().delete_run(stale.info.run_id)
+        tags = {
+            "mlflow.parentRunId": parent.info.run_id,
+            "pul.iteration": str(iteration),
+            "pul.kind": "iteration",
+            "pul.flow_run_id": flow_run_id,
+            "pul.results": fingerprint or "",
+        }
+        nested = client().create_run(parent.info.experiment_id, run_name=f"{run.name} iteration {iteration}", tags=tags)
+        is_repeated = bool(known) and not existing
+    if "iteration" not in nested.data.params:
+        client().log_param(nested.info.run_id, "iteration", iteration)
+        nested = client().get_run(nested.info.run_id)
+    return nested, is_repeated
 
 
 def _is_logged(run: TrackedRun, metric: Metric) -> bool:
