@@ -56,12 +56,20 @@ $(PEERS)/.installed: $(INSTALLED)
 	test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
 	$(BIN)/python -c "import os, sysconfig; print(sysconfig.get_path('purelib'), os.getcwd(), sep='\n')" > $(PEERS)/project.pth
 	mv $(PEERS)/project.pth $$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/
-	$(PEERS)/bin/pip install --quiet -c constraints.txt torchreid==0.2.5 reid==0.1.0rc1 gdown tensorboard
+	$(PEERS)/bin/pip install --quiet -c constraints.txt torchreid==0.2.5 reid==0.1.0rc1 gdown tensorboard faiss-cpu==1.15.1 cython==3.3.1
+	@$(COMPILE_EVALUATOR) || echo "torchreid's compiled evaluator was not built (no GitHub or no C compiler): its Python evaluator is used"
 	touch $@
 
-peers: $(PEERS)/.installed  ## install torchreid and reid in an environment of their own, for the tests that compare with them
+# torchreid's package on PyPI does not contain the source of its compiled evaluator, so that comes from its repository.
+EVALUATOR := https://raw.githubusercontent.com/KaiyangZhou/deep-person-reid/f8cd150fdf77e8d9e1ed143b7f308c2c609ded50/torchreid/metrics/rank_cylib/rank_cy.pyx
+EVALUATOR_SHA256 := f9a41fdf672fcb35e5a6be5858d3a75c451bdc3219cf80f14846feebdbb35dbf
+COMPILE_EVALUATOR = cd $(PEERS) && curl -sSfL --max-time 60 -o rank_cy.pyx $(EVALUATOR) && echo "$(EVALUATOR_SHA256)  rank_cy.pyx" | sha256sum -c --quiet \
+	&& CFLAGS="-I$$(bin/python -c 'import numpy; print(numpy.get_include())')" bin/python -m Cython.Build.Cythonize -q -3 -i rank_cy.pyx \
+	&& mv rank_cy.*.so $$(bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torchreid/reid/metrics/rank_cylib/
 
-bench: install  ## compare the speed with that of the model alone; writes .pul/bench.json
+peers: $(PEERS)/.installed  ## install torchreid, reid and faiss in an environment of their own, for what compares with them
+
+bench: install  ## compare speed and results with the bare model and, after `make peers`, with the peers; writes .pul/bench.json
 	$(BIN)/python benchmarks/speed.py
 
 # uv, because pip-compile downloads all of torch to read its requirements. The index is explicit, so that no index configured on this

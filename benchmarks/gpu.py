@@ -1,8 +1,8 @@
 """All steps of the method on a GPU: are they equal to the CPU's, how fast are they, and how much memory do they take?
 
-`python benchmarks/gpu.py` prints a table, and writes it and JSON to .pul/gpu.md and .pul/gpu.json after every line, so that a run that is cut
-off keeps what it had. It requires only what `pul_core` requires. Each part is a process with a limit of time: together at most six minutes.
-`--device cpu --tiny` only shows that everything works.
+`python benchmarks/gpu.py` prints a table, and writes it and JSON to .pul/gpu.md and .pul/gpu.json after every line, so that a run that is
+cut off keeps what it had. It requires only what `pul_core` requires. Each part is a process with a limit of time: together at most six
+minutes. `--device cpu --tiny` only shows that everything works.
 """
 
 import argparse
@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic algorithms; read when CUDA starts
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # nothing has to be installed
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the project need not be installed
+sys.path.insert(0, str(Path(__file__).parent))  # also if Python does not add it (PYTHONSAFEPATH)
 
 import torch
 from drawn import draw_people
@@ -57,6 +58,7 @@ class Scale(NamedTuple):
     source: Sizes
     target: Sizes
     epochs: int
+    neighbours: int  # k of the loop's DBSCAN
 
 
 FULL = Scale(
@@ -65,9 +67,10 @@ FULL = Scale(
     features=512,
     queries=3368,
     pixels=(128, 64),
-    source=Sizes(train_identities=100, train_images=1500, test_identities=2, queries=2, gallery_images=8),
-    target=Sizes(train_identities=100, train_images=1500, test_identities=50, queries=150, gallery_images=600),
+    source=Sizes(train_identities=70, train_images=1000, test_identities=2, queries=2, gallery_images=8),
+    target=Sizes(train_identities=70, train_images=1000, test_identities=50, queries=150, gallery_images=500),
     epochs=8,
+    neighbours=10,
 )
 TINY = Scale(
     cases=(("resnet10t", 64, 32, 4, 2),),
@@ -78,6 +81,7 @@ TINY = Scale(
     source=Sizes(train_identities=6, train_images=36, test_identities=2, queries=2, gallery_images=8),
     target=Sizes(train_identities=6, train_images=36, test_identities=4, queries=8, gallery_images=24),
     epochs=1,
+    neighbours=3,
 )
 
 
@@ -129,8 +133,13 @@ def compare_learning(device: str, scale: Scale, budget: float) -> Iterator[Line]
             yield Line("its ratio to the bare model", ratio, f"the bar is {BAR}", status, peak_memory(device))
 
 
-def measure_sizes(what: str, run: Callable[[int], object], scale: Scale, power: int, budget: float, device: str) -> Iterator[Line]:
-    """Time a function at growing sizes, and leave out those that would exceed the budget, to judge by the last one."""
+def measure_sizes(
+    what: str, prepare: Callable[[int], Callable[[], str]], power: int, device: str, scale: Scale, budget: float
+) -> Iterator[Line]:
+    """Time a function at growing sizes. A size that would exceed the budget, to judge by the one before, is not run.
+
+    ``prepare`` draws the data of n images and returns the function to time, which describes its result. Its time grows with ``n ** power``.
+    """
     deadline, last = time.perf_counter() + budget, (0, 0.0)
     for n in scale.sizes:
         estimate = last[1] * (n / last[0]) ** power if last[0] else 0
@@ -138,48 +147,56 @@ def measure_sizes(what: str, run: Callable[[int], object], scale: Scale, power: 
         if estimate > left:
             yield Line(f"{what}, {n:,}", None, "s", f"not run: about {estimate:,.0f} s, {left:,.0f} s are left")
             continue
+        run = prepare(n)
         started = time.perf_counter()
-        result = run(n)
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        result = run()
         last = n, time.perf_counter() - started
-        yield Line(f"{what}, {n:,}", last[1], "s", f"measured{f'; {result}' if result else ''}", peak_memory(device))
+        yield Line(f"{what}, {n:,}", last[1], "s", f"measured: {result}", peak_memory(device))
 
 
-def cluster_by_density_at(device: str, scale: Scale, budget: float) -> Iterator[Line]:
+def density_by_size(device: str, scale: Scale, budget: float) -> Iterator[Line]:
     """(4) Neighbours, Jaccard distances and DBSCAN, camera-aware."""
 
-    def run(n: int) -> str:
+    def prepare(n: int) -> Callable[[], str]:
         people = draw_people(n, scale.features, images_per_person=IMAGES_PER_PERSON, device=device)
-        started = time.perf_counter()
-        clusters = on(device, cluster_by_density, people.features, people.camids, MODERN.dbscan)
-        return f"{len(clusters.centre):,} clusters of {n // IMAGES_PER_PERSON:,} people, {time.perf_counter() - started:,.1f} s without drawing"
 
-    yield from measure_sizes("neighbours + Jaccard + DBSCAN", run, scale, 2, budget, device)
+        def run() -> str:
+            clusters = on(device, cluster_by_density, people.features, people.camids, MODERN.dbscan)
+            return f"{len(clusters.centre):,} clusters of {n // IMAGES_PER_PERSON:,} people"
+
+        return run
+
+    yield from measure_sizes("neighbours + Jaccard + DBSCAN", prepare, 2, device, scale, budget)
 
 
-def cluster_by_kmeans_at(device: str, scale: Scale, budget: float) -> Iterator[Line]:
+def kmeans_by_size(device: str, scale: Scale, budget: float) -> Iterator[Line]:
     """(4) k-means with a cluster per person."""
 
-    def run(n: int) -> str:
+    def prepare(n: int) -> Callable[[], str]:
         features = draw_people(n, scale.features, images_per_person=IMAGES_PER_PERSON, device=device).features
-        started = time.perf_counter()
-        clusters = on(device, cluster_by_kmeans, features, KMeans(num_clusters=n // IMAGES_PER_PERSON), seed=0)
-        return f"inertia {clusters.inertia:,.1f}, {clusters.passes} passes, {time.perf_counter() - started:,.1f} s without drawing"
 
-    yield from measure_sizes("k-means", run, scale, 2, budget, device)
+        def run() -> str:
+            clusters = on(device, cluster_by_kmeans, features, KMeans(num_clusters=n // IMAGES_PER_PERSON), seed=0)
+            return f"inertia {clusters.inertia:,.1f} after {clusters.passes} passes"
+
+        return run
+
+    yield from measure_sizes("k-means", prepare, 2, device, scale, budget)
 
 
-def score_at(device: str, scale: Scale, budget: float) -> Iterator[Line]:
+def scoring_by_size(device: str, scale: Scale, budget: float) -> Iterator[Line]:
     """(4) Scoring under the rules of Market-1501."""
 
-    def run(n: int) -> str:
-        query, gallery = draw_query_and_gallery(scale.queries, n, scale.features, device=device)
-        started = time.perf_counter()
-        scores = on(device, score_protocol, PROTOCOLS["market1501"], query, gallery).scores
-        return f"mAP {scores.ap[scores.num_positives > 0].mean():.3f}, {time.perf_counter() - started:,.1f} s without drawing"
+    def prepare(n: int) -> Callable[[], str]:
+        sets = draw_query_and_gallery(scale.queries, n, scale.features, device=device)
 
-    yield from measure_sizes(f"scoring, {scale.queries:,} queries", run, scale, 1, budget, device)
+        def run() -> str:
+            scores = on(device, score_protocol, PROTOCOLS["market1501"], *sets).scores
+            return f"mAP {scores.ap[scores.num_positives > 0].mean():.3f}"
+
+        return run
+
+    yield from measure_sizes(f"scoring, {scale.queries:,} queries", prepare, 1, device, scale, budget)
 
 
 def run_loop(device: str, scale: Scale, budget: float) -> Iterator[Line]:
@@ -206,7 +223,7 @@ def run_loop(device: str, scale: Scale, budget: float) -> Iterator[Line]:
         model=replace(MODERN.model, backbone="mobilenetv2_100", weights="random", height=scale.pixels[0], width=scale.pixels[1]),
         pretraining=replace(MODERN.pretraining, epochs=scale.epochs),
         fine_tuning=replace(MODERN.fine_tuning, epochs=max(1, scale.epochs // 2)),
-        dbscan=replace(MODERN.dbscan, max_distance=0.6),  # a model that began at random weights
+        dbscan=replace(MODERN.dbscan, num_neighbours=scale.neighbours),
         stopping=replace(MODERN.stopping, max_iterations=2),
     )
     if device == "cpu":
@@ -249,9 +266,9 @@ PARTS: dict[str, tuple[Part, float]] = {  # seconds, together less than six minu
     "equality": (check_equality, 45),
     "determinism": (check_determinism, 30),
     "learning": (compare_learning, 65),
-    "density": (cluster_by_density_at, 75),
-    "kmeans": (cluster_by_kmeans_at, 50),
-    "scoring": (score_at, 30),
+    "density": (density_by_size, 75),
+    "kmeans": (kmeans_by_size, 50),
+    "scoring": (scoring_by_size, 30),
     "loop": (run_loop, 60),
 }
 

@@ -6,7 +6,6 @@ of the environment, so `speed.py` starts this file as a program, once per state;
 
 import argparse
 import copy
-import inspect
 import json
 import statistics
 import sys
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from pul_core.learning.backbone import build_backbone
 from pul_core.learning.extraction import extract_features
-from pul_core.learning.precision import has_native_bfloat16
+from pul_core.learning.precision import autocast, fast_products, inference_dtype, training_dtype
 from pul_core.learning.training import TrainingState, begin_training, train
 from pul_core.settings import Training
 
@@ -38,9 +37,10 @@ DECAY_STEPS = 4000  # steps of Adam without a gradient: 10 epochs of Market-1501
 def begin(name: str, h: int, w: int, batch: int, device: str) -> TrainingState:
     """Begin a training of random weights with the recipes' optimiser, then give it the dead channels that a long training leaves."""
     settings = Training(epochs=1, batch_size=batch)
-    training = begin_training(build_backbone(name), settings, num_classes=CLASSES, seed=0, device=device)
+    placed = {"device": device, "dtype": training_dtype(device)}
+    training = begin_training(build_backbone(name), settings, num_classes=CLASSES, seed=0, **placed)
     images = np.random.default_rng(0).integers(0, 256, (2, h, w, 3), np.uint8)
-    list(train(training, images, np.arange(2), np.arange(2), settings, seed=0, device=device))  # creates the optimiser's moments
+    list(train(training, images, np.arange(2), np.arange(2), settings, seed=0))  # creates the optimiser's moments
     decay_dead_channels(training)
     return training
 
@@ -98,22 +98,22 @@ def count_denormals(training: TrainingState) -> tuple[int, int]:
     return sum(map(count, training.backbone.parameters())), sum(map(count, moments))
 
 
-def bare_training(training: TrainingState, h: int, w: int, batch: int, steps: int, device: str) -> Callable[[], None]:
+def bare_training(training: TrainingState, h: int, w: int, batch: int, steps: int) -> Callable[[], None]:
     """Return a plain training loop on one batch of normalised images, starting from a copy of the weights and moments."""
-    training = copy.deepcopy(training)
-    model = nn.Sequential(training.backbone, training.classifier)
+    device, dtype = training.device, training.dtype
+    model = nn.Sequential(copy.deepcopy(training.backbone), copy.deepcopy(training.classifier))
     optimiser = torch.optim.Adam(model.parameters(), lr=3.5e-4, weight_decay=5e-4, fused=True)
-    for parameter, state in training.optimiser.state.items():
-        optimiser.state[parameter] = {name: value.to(device, copy=True) for name, value in state.items()}
+    parameters = nn.Sequential(training.backbone, training.classifier).parameters()
+    for bare, ours in zip(model.parameters(), parameters, strict=True):
+        optimiser.state[bare] = {name: value.clone() for name, value in training.optimiser.state[ours].items()}
     images = torch.randn(batch, 3, h, w, device=device).contiguous(memory_format=torch.channels_last)
     classes = torch.randint(CLASSES, (batch,), device=device)
-    bf16 = device != "cpu" and has_native_bfloat16(device)
 
     def run() -> None:
         model.train()
         for _ in range(steps):
             optimiser.zero_grad()
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            with autocast(device, dtype):
                 loss = F.cross_entropy(model(images), classes, label_smoothing=0.1)
             loss.backward()
             optimiser.step()
@@ -121,13 +121,12 @@ def bare_training(training: TrainingState, h: int, w: int, batch: int, steps: in
     return run
 
 
-def pul_training(training: TrainingState, images: np.ndarray, batch: int, device: str) -> Callable[[], None]:
-    rows, classes = np.arange(len(images)), np.arange(len(images)) % CLASSES
-    settings, precision = Training(epochs=1, batch_size=batch), _precision(train, device != "cpu" and has_native_bfloat16(device))
+def pul_training(training: TrainingState, images: np.ndarray, batch: int) -> Callable[[], None]:
+    rows, classes, settings = np.arange(len(images)), np.arange(len(images)) % CLASSES, Training(epochs=1, batch_size=batch)
 
     def run() -> None:
         training.epochs_done = 0
-        list(train(training, images, rows, classes, settings, seed=0, device=device, **precision))
+        list(train(training, images, rows, classes, settings, seed=0))
 
     return run
 
@@ -135,10 +134,9 @@ def pul_training(training: TrainingState, images: np.ndarray, batch: int, device
 def bare_extraction(backbone: nn.Module, h: int, w: int, batch: int, steps: int, device: str) -> Callable[[], None]:
     backbone = copy.deepcopy(backbone).eval()
     images = torch.randn(batch, 3, h, w, device=device).contiguous(memory_format=torch.channels_last)
-    bf16 = has_native_bfloat16(device)
 
     def run() -> None:
-        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), autocast(device, inference_dtype(device)):
             for _ in range(steps):
                 backbone(images)
 
@@ -146,15 +144,9 @@ def bare_extraction(backbone: nn.Module, h: int, w: int, batch: int, steps: int,
 
 
 def pul_extraction(backbone: nn.Module, images: np.ndarray, batch: int, device: str) -> Callable[[], None]:
-    backbone, precision = copy.deepcopy(backbone), _precision(extract_features, has_native_bfloat16(device))
-    return lambda: [None for _ in extract_features(backbone, images, batch_size=batch, device=device, **precision)].clear()
-
-
-def _precision(function: Callable[..., object], bf16: bool) -> dict[str, object]:
-    """Return the argument that sets the number format: it is named ``dtype`` in newer versions of the core."""
-    if "dtype" in inspect.signature(function).parameters:
-        return {"dtype": "bfloat16" if bf16 else "float32"}
-    return {"bf16": bf16}
+    backbone = copy.deepcopy(backbone)
+    options = {"batch_size": batch, "device": device, "dtype": inference_dtype(device)}
+    return lambda: [None for _ in extract_features(backbone, images, **options)].clear()
 
 
 def seconds(run: Callable[[], None]) -> float:
@@ -177,16 +169,15 @@ def compare(pul: Callable[[], None], bare: Callable[[], None], images: int, roun
 
 def measure_model(name: str, h: int, w: int, batch: int, steps: int, *, device: str, rounds: int) -> dict[str, dict[str, float]]:
     """Compare training and extraction of one model; the images of ours come from a memory-mapped file."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, fast_products():  # for the bare model; ours does it itself
         images = np.memmap(Path(folder, "images.u8"), np.uint8, mode="w+", shape=(steps * batch, h, w, 3))
         images[:] = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
-        torch.backends.cudnn.benchmark = True  # also for the bare model
         training = begin(name, h, w, batch, device)
-        size = (h, w, batch, steps, device)
+        size = (h, w, batch, steps)
         results = {}
-        ours, bare = pul_extraction(training.backbone, images, batch, device), bare_extraction(training.backbone, *size)
+        ours, bare = pul_extraction(training.backbone, images, batch, device), bare_extraction(training.backbone, *size, device)
         results["extraction"] = compare(ours, bare, len(images), rounds)
-        ours, bare = pul_training(training, images, batch, device), bare_training(training, *size)
+        ours, bare = pul_training(training, images, batch), bare_training(training, *size)
         results["training"] = compare(ours, bare, len(images), rounds)
         weights, moments = count_denormals(training)
         results["denormals"] = {"weights": weights, "moments": moments}
@@ -196,7 +187,7 @@ def measure_model(name: str, h: int, w: int, batch: int, steps: int, *, device: 
 def measure_training_alone(name: str, h: int, w: int, batch: int, steps: int, *, rounds: int) -> float:
     """Return images/s of training, the best of the rounds."""
     images = np.random.default_rng(0).integers(0, 256, (steps * batch, h, w, 3), np.uint8)
-    run = pul_training(begin(name, h, w, batch, "cpu"), images, batch, "cpu")
+    run = pul_training(begin(name, h, w, batch, "cpu"), images, batch)
     run()
     return len(images) / min(seconds(run) for _ in range(rounds))
 

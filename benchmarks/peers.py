@@ -14,7 +14,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = sys.argv[3]  # before numpy is imported
 warnings.filterwarnings("ignore")
 
-import numpy as np
+import numpy as np  # noqa: E402
 
 
 def faiss_kmeans(folder, num_threads):

@@ -1,11 +1,12 @@
 """One table of who is ahead and by how much: this project, the bare model, scikit-learn, faiss, the dense way, torchreid and reid.
 
-`make bench` (after `make peers`) prints it and writes .pul/bench.json. All get the same inputs and the same number of threads. Ratios can be
-compared between machines, but not seconds or images/s. `--quick` only shows that everything works: its sizes are too small to measure.
+`make bench` (after `make peers`) prints it and writes .pul/bench.json. All get the same inputs and the same number of threads. Ratios can
+be compared between machines, but not seconds or images/s. `--quick` only shows that everything works: its sizes are too small to measure.
 """
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 os.environ["OMP_WAIT_POLICY"] = "passive"  # as in a run; read when torch is imported
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the project need not be installed
+sys.path.insert(0, str(Path(__file__).parent))  # also if Python does not add it (PYTHONSAFEPATH)
 
 import numpy as np
 import torch
@@ -41,7 +43,6 @@ from tasks.engine.compute import available_cores, library_versions, prepare
 from tasks.store.references import Compute
 
 HERE = Path(__file__).parent
-PEER_PYTHON = Path(os.environ.get("PUL_PEERS", HERE.parent / ".venv-peers")) / "bin" / "python"
 CASES = (("mobilenetv2_100", 128, 64, 32, 12), ("resnet50", 256, 128, 32, 3))  # model, height, width, batch, steps
 QUICK = {"images": 300, "features": 16, "clusters": 20, "queries": 40, "gallery": 200, "reranked": (20, 100), "rounds": 1}
 QUICK_CASES = (("mobilenetv2_100", 64, 32, 4, 1),)
@@ -183,7 +184,8 @@ def compare_density(options: argparse.Namespace, features: np.ndarray) -> Iterat
 
     measured = alternate({"ours": ours, "dense": dense}, options.rounds)
     memory = ", ".join(f"{name} {megabytes:,.0f} MB" for name, (_, megabytes) in measured.items())
-    note = f"{memory}; adjusted Rand index {adjusted_rand_score(results['ours'], results['dense']):.3f}, {1 + results['ours'].max():,} clusters"
+    agreement = adjusted_rand_score(results["ours"], results["dense"])
+    note = f"{memory}; {1 + results['ours'].max():,} clusters, adjusted Rand index {agreement:.3f}"
     what = f"neighbours + Jaccard + DBSCAN, {len(features):,} x {features.shape[1]:,}"
     yield Row("density_dense", what, "s", measured["ours"][0], "dense N x N (numpy)", measured["dense"][0], note)
 
@@ -226,6 +228,8 @@ def alternate(runs: dict[str, Timed], rounds: int) -> dict[str, tuple[float, flo
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            with contextlib.suppress(OSError, AttributeError):  # another C library: the memory may be underestimated
+                ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed is not to be counted as there before
             measured[name].append(measure(run))
     return {name: (statistics.median(s for s, _ in pairs), max(mb for _, mb in pairs)) for name, pairs in measured.items()}
 
@@ -238,12 +242,13 @@ def as_arrays(query: FeatureSet, gallery: FeatureSet) -> dict[str, np.ndarray]:
 
 def run_peer(peer: str, arrays: dict[str, np.ndarray], options: argparse.Namespace) -> dict:
     """Run a function of peers.py on arrays; return its seconds and result, or the ``problem`` if it did not run."""
-    if not PEER_PYTHON.exists():
+    python = options.peers / "bin" / "python"
+    if not python.exists():
         return {"problem": "not installed: make peers"}
     with tempfile.TemporaryDirectory() as folder:
         for name, array in arrays.items():
             np.save(Path(folder, f"{name}.npy"), array)
-        command = [str(PEER_PYTHON), str(HERE / "peers.py"), peer, folder, str(options.threads), str(options.rounds)]
+        command = [str(python), str(HERE / "peers.py"), peer, folder, str(options.threads), str(options.rounds)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             missing = "not installed: make peers" if "ModuleNotFoundError" in done.stderr else f"exit code {done.returncode}"
@@ -258,7 +263,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--threads", type=int, default=available_cores())
-    parser.add_argument("--rounds", type=int, default=1, help="repetitions, of which the median counts; training is always timed three times")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="repetitions, of which the median counts; training is always timed three times"
+    )
     parser.add_argument("--features-file", type=Path, help="(n, d) .npy to cluster, instead of drawn features")
     parser.add_argument("--images", type=int, default=12_936)
     parser.add_argument("--features", type=int, default=1280)
@@ -266,6 +273,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=3368)
     parser.add_argument("--gallery", type=int, default=15_913)
     parser.add_argument("--reranked", type=int, nargs=2, default=(1684, 7956), metavar=("QUERIES", "GALLERY"))
+    parser.add_argument("--peers", type=Path, default=HERE.parent / ".venv-peers", help="the environment of the peers")
     parser.add_argument("--out", type=Path, default=Path(".pul/bench.json"))
     parser.set_defaults(cases=CASES, learning_rounds=3)
     if "--quick" in sys.argv:
@@ -312,7 +320,9 @@ def main() -> None:
     versions = {"python": platform.python_version(), **library_versions()}
     results: dict[str, object] = {"date": time.strftime("%Y-%m-%d"), "cpu": processor(), "threads": options.threads, "versions": versions}
     results |= {"quick": True} if options.quick else {}
-    print(f"{results['date']}, {results['cpu']}, {options.threads} threads, torch {versions['torch']}; ratio: how many times as fast we are\n")
+    print(
+        f"{results['date']}, {results['cpu']}, {options.threads} threads, torch {versions['torch']}; ratio: how many times as fast we are\n"
+    )
     print("| " + " | ".join(TITLES) + " |\n" + "|---" * len(TITLES) + "|", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with threadpool_limits(options.threads):
