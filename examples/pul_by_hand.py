@@ -83,7 +83,7 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
             camids = np.concatenate([camids for _, _, camids in (query, gallery)])
             features = np.split(centre_by_camera(np.concatenate(features), camids, device=device), [len(features[0])])
         sets = [FeatureSet(part, pids, camids) for part, (_, pids, camids) in zip(features, (query, gallery), strict=True)]
-        return summarise(score_protocol(PROTOCOLS["market1501"], *sets).scores)
+        return summarise(score_protocol(PROTOCOLS["market1501"], *sets, device=device).scores)
 
     initial = build_backbone(recipe.model.backbone, pretrained=recipe.model.weights == "imagenet", seed=derive_seed(seed, "initial"))
     rows = np.flatnonzero(source_pids > 0)

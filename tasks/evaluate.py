@@ -59,7 +59,9 @@ def evaluate(
         centred = centre_by_camera(np.concatenate(features), cameras[np.concatenate(rows)], device=compute.device)
         features = np.split(centred, [len(rows[0])])
     sets = [FeatureSet(values, pids[at], cameras[at]) for values, at in zip(features, rows, strict=True)]
-    scored = score_protocol(PROTOCOLS[protocol], *sets, ties=ties, reranking=Reranking() if rerank else None, seed=seed)
+    scored = score_protocol(
+        PROTOCOLS[protocol], *sets, ties=ties, reranking=Reranking() if rerank else None, seed=seed, device=compute.device
+    )
     order = np.lexsort((scored.query_idx, scored.split))
     columns = {"row": rows[0][scored.query_idx], "split": scored.split, **scored.scores._asdict()}
     return write_table("scores", pa.table({name: values[order] for name, values in columns.items()}))

@@ -105,7 +105,7 @@ def test_a_training_with_other_parameters_ignores_the_checkpoint(home, run_train
 @pytest.mark.fault("an extraction is killed", "resumes after its last group: the same bytes")
 def test_an_extraction_resumes_after_its_last_complete_group(home, model, pixels, compute, monkeypatch):
     monkeypatch.setattr(extract, "ROW_GROUP", 8)
-    arguments = {"batch_size": 4, "compute": compute, "iteration": 0, "split": "train"}
+    arguments = {"compute": compute.model_copy(update={"batch_size": 4}), "iteration": 0, "split": "train"}
     with monkeypatch.context() as patch:
         patch.setattr(extract.extraction, "extract_features", dying(extract.extraction.extract_features, 3))
         with pytest.raises(KilledError):

@@ -22,7 +22,7 @@ results = [products.detach(), weights.grad, moments * 1e-3, moments.mul_(0.5) * 
 bits = torch.cat([tensor.flatten().view(torch.int32) for tensor in results])
 print(torch.get_num_threads(), int((((bits & 0x7F800000) == 0) & ((bits & 0x7FFFFF) != 0)).sum()))
 """
-PRINT_POLICY = "import pul_core, os; print(os.environ['OMP_WAIT_POLICY'])"
+PRINT_POLICY = "from deployments.environment import configure; import os; configure(); print(os.environ['OMP_WAIT_POLICY'])"
 
 
 def run(program: str, *arguments: str, **environment: str) -> str:
@@ -40,7 +40,7 @@ def test_the_count_of_denormals_can_fail():
     assert int(run(program, "2").split()[1]) > 0
 
 
-def test_waiting_threads_sleep_unless_the_user_chose_otherwise():
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    assert subprocess.run([sys.executable, "-P", "-c", PRINT_POLICY], check=True, capture_output=True, text=True, env=environment).stdout == "passive\n"
-    assert run(PRINT_POLICY, OMP_WAIT_POLICY="active") == "active"
+def test_waiting_threads_sleep_unless_the_user_chose_otherwise(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert run(PRINT_POLICY, PUL_HOME=str(tmp_path)) == "passive"
+    assert run(PRINT_POLICY, PUL_HOME=str(tmp_path), OMP_WAIT_POLICY="active") == "active"

@@ -192,7 +192,7 @@ def original(data, plan, compute):
 
 def test_features_of_a_split_are_keyed_to_its_rows(data, original, compute):
     _, target, _, pixels = data
-    features = read_table(extract_features.fn(original, pixels["query"], batch_size=4, compute=compute, iteration=0, split="query"))
+    features = read_table(extract_features.fn(original, pixels["query"], compute=compute, iteration=0, split="query"))
     splits = column(read_table(target.images), "split")
     assert column(features, "row").tolist() == np.flatnonzero(splits == "query").tolist()
     assert features.schema.field("feature").type == vector_type(512)
@@ -211,8 +211,7 @@ def test_training_repeats_to_the_byte_and_follows_the_seed(data, original, plan,
 def test_scores_and_diagnostics(data, original, clusters_of, compute):
     _, target, _, pixels = data
     query, gallery, train = (
-        extract_features.fn(original, pixels[split], batch_size=8, compute=compute, iteration=0, split=split)
-        for split in ("query", "gallery", "train")
+        extract_features.fn(original, pixels[split], compute=compute, iteration=0, split=split) for split in ("query", "gallery", "train")
     )
     scores = evaluate.fn(query, gallery, target, target.labels, compute=compute, iteration=0)
     summary = read_summary(scores)
@@ -244,8 +243,7 @@ def test_scores_and_diagnostics(data, original, clusters_of, compute):
 def test_scores_of_any_protocol_are_keyed_to_the_queries(data, original, compute):
     _, target, _, pixels = data
     query, gallery = (
-        extract_features.fn(original, pixels[split], batch_size=8, compute=compute, iteration=0, split=split)
-        for split in ("query", "gallery")
+        extract_features.fn(original, pixels[split], compute=compute, iteration=0, split=split) for split in ("query", "gallery")
     )
 
     def scores(images=target, **options):
@@ -266,7 +264,7 @@ def test_scores_of_any_protocol_are_keyed_to_the_queries(data, original, compute
 
 def test_images_without_cameras_are_scored(data, original, compute):
     _, target, _, pixels = data
-    query = extract_features.fn(original, pixels["query"], batch_size=8, compute=compute, iteration=0, split="query")
+    query = extract_features.fn(original, pixels["query"], compute=compute, iteration=0, split="query")
     table = read_table(target.images)
     camids = pa.array([None if row % 2 else camid for row, camid in enumerate(column(table, "camid").tolist())], pa.int64())
     blind = write_table("images", table.set_column(table.schema.get_field_index("camid"), "camid", camids))

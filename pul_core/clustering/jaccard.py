@@ -157,8 +157,8 @@ def near_jaccard_distances(encoding: sparse.csr_matrix, max_distance: float, *, 
 
     Example:
         >>> encoding = sparse.csr_matrix(np.array([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0.2, 0.8]], np.float32))
-        >>> near_jaccard_distances(encoding, 0.5).indices.tolist(), near_jaccard_distances(encoding, 0.9).data.round(2).tolist()
-        ([0, 1, 0, 1, 2], [0.0, 0.0, 0.89, 0.0, 0.0, 0.89, 0.89, 0.89, 0.0])
+        >>> [near_jaccard_distances(encoding, limit).indices.tolist() for limit in (0.5, 0.9)]
+        [[0, 1, 0, 1, 2], [0, 1, 2, 0, 1, 2, 0, 1, 2]]
     """
     i, j = _candidate_pairs(encoding, 2 * (1 - max_distance) / (2 - max_distance))
     distance = _distances(_shared_weights(encoding, i, j, device)).cpu().numpy()
@@ -260,7 +260,7 @@ def _members(starts: Ints, counts: Ints, device: str) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(ends: Ints, size: int) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of consecutive items that add up to at most ``size``, or of a single larger one; ``ends`` (m + 1,) starts at 0."""
+    """Yield (first, last) of consecutive items of at most ``size`` in all, or of a single larger one; ``ends`` (m + 1,) starts at 0."""
     first = 0
     while first < len(ends) - 1:
         last = max(first + 1, int(np.searchsorted(ends, ends[first] + size, side="right")) - 1)

@@ -26,7 +26,7 @@ class Neighbours(NamedTuple):
 def nearest_neighbours(features: Features, k: int, *, device: str = "cpu") -> Neighbours:
     """Find the k nearest neighbours of every image, itself included, without an n x n matrix.
 
-    Of images that are equally near, the one with the smaller index comes first, after the image itself.
+    The image itself comes first. Of images with equal cosines, the one with the smaller index comes first.
 
     Args:
         features: (n, d), may be memory-mapped.
@@ -86,9 +86,9 @@ def neighbours_by_camera(features: Features, camids: Ints, num_same: int, num_ot
 
 
 def _cosine_blocks(features: Features, device: str) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield (rows, columns, cosines) of every pair of images once, the first index being the smaller one; an image's own cosine is infinite.
+    """Yield (rows, columns, cosines), with each pair of images in one block; only the square blocks on the diagonal have it in both orders.
 
-    A block on the diagonal is square and holds its pairs in both orders.
+    An image's cosine to itself is infinite, so that it comes before its duplicates.
     """
     unit, n = unit_vectors(features, device), len(features)
     for first_row in range(0, n, ROWS):
@@ -103,17 +103,32 @@ def _cosine_blocks(features: Features, device: str) -> Iterator[tuple[slice, sli
             first_column = columns.stop
 
 
-def unit_vectors(features: Features, device: str) -> Callable[[Ints], Tensor]:
+def unit_vectors(features: Features, device: str, name: str = "target") -> Callable[[Ints], Tensor]:
     """Return a function that maps ascending positions to unit vectors on the device.
 
     Features of up to 2 GB are normalised once, in a copy on the device; larger ones are read and normalised in each call.
+
+    Args:
+        features: (n, d), may be memory-mapped.
+        device: where the vectors are.
+        name: what the features are, for the error message.
+
+    Returns:
+        The function from (m,) positions to (m, d) vectors, which the caller must not change.
+
+    Raises:
+        UserError: a feature is not finite or a zero vector; the function may raise it, too.
+
+    Example:
+        >>> unit_vectors(np.array([[3, 4], [0, 2], [-1, 0]], np.float32), "cpu")(np.array([0, 2])).tolist()
+        [[0.6000000238418579, 0.800000011920929], [-1.0, 0.0]]
     """
     if features.size > RESIDENT:
-        return lambda rows: unit_rows(features, rows, "target", device)
-    resident = unit_rows(features, np.arange(len(features)), "target", device)
+        return lambda rows: unit_rows(features, rows, name, device)
+    resident = unit_rows(features, np.arange(len(features)), name, device)
 
     def select(rows: Ints) -> Tensor:
-        if rows[-1] - rows[0] == len(rows) - 1:
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
             return resident[rows[0] : rows[-1] + 1]
         return resident[torch.from_numpy(rows).to(device)]
 
@@ -158,7 +173,7 @@ def _merge(nearest: Tensor, cosines: Tensor, first: int, dim: int) -> None:
     if excess := cosines.shape[dim] % size:
         padding = (0, size - excess) if dim else (0, 0, 0, size - excess)
         cosines = pad(cosines, padding, value=-torch.inf)
-    maxima = cosines.unflatten(dim, (-1, size)).amax(dim + 1).movedim(dim, 1)  # type: ignore[no-untyped-call]
+    maxima = torch.unflatten(cosines, dim, (-1, size)).amax(dim + 1).movedim(dim, 1)
     order = torch.arange(maxima.shape[1], device=device)
     best = _indices(_keys(maxima, order).topk(min(nearest.shape[1], len(order)), sorted=False).values)
     members = (best[:, :, None] * size + torch.arange(size, device=device)).flatten(1)

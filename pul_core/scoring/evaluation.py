@@ -5,12 +5,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import gammaln
 
-from pul_core.arrays import Features, Floats, Ints, Mask
+from pul_core.arrays import Features, Floats, Ints
 from pul_core.errors import UserError
-from pul_core.identities import JUNK_PID, is_same_camera
+from pul_core.identities import JUNK_PID, NO_CAMERA
 from pul_core.scoring.ranks import (
     TIE_TOLERANCE,
     DistanceFunction,
+    Ids,
     Matches,
     Ties,
     cosine_distances,
@@ -62,6 +63,7 @@ def score_queries(
     same_camera: SameCamera = "ignore_same_identity",
     ties: Ties = "pessimistic",
     distances: DistanceFunction | None = None,
+    device: str = "cpu",
 ) -> Scores:
     """Score each query, by default under the Market-1501 protocol.
 
@@ -79,7 +81,8 @@ def score_queries(
         gallery_camids: (g,) cameras, as for the queries.
         same_camera: which gallery images of the query's camera are ignored: those of the query's identity, or all.
         ties: pessimistic, optimistic or expected.
-        distances: from query to gallery positions; None for 1 - cosine.
+        distances: from query to gallery positions, on the same device; None for 1 - cosine.
+        device: where distances are computed and negatives are counted.
 
     Returns:
         The scores of each query.
@@ -101,18 +104,21 @@ def score_queries(
         "optimistic": (-TIE_TOLERANCE,),
         "expected": (TIE_TOLERANCE, -TIE_TOLERANCE),
     }
-
-    def ignored(query_idx: Ints, gallery_idx: Ints) -> Mask:
-        mask = is_same_camera(query_camids[query_idx, None], gallery_camids[gallery_idx])
-        if same_camera == "ignore_same_identity":
-            mask &= query_pids[query_idx, None] == gallery_pids[gallery_idx]
-        return mask
-
-    distances = distances or cosine_distances(query, gallery)
-    matches = find_matches(distances, query_pids, gallery_pids, ignored)
-    gallery_idx = np.flatnonzero(gallery_pids != JUNK_PID)
-    counts = count_closer_negatives(distances, matches, query_pids, gallery_pids, gallery_idx, ignored, margins[ties])
+    distances = distances or cosine_distances(query, gallery, device=device)
+    ids = _ids(query_pids, query_camids, gallery_pids, gallery_camids, same_camera)
+    matches = find_matches(distances, *ids, device=device)
+    counts = count_closer_negatives(distances, matches, *ids, np.flatnonzero(gallery_pids != JUNK_PID), margins[ties], device=device)
     return _scores(matches, counts[0], len(query)) if len(counts) == 1 else _expected_scores(matches, counts[0], counts[1], len(query))
+
+
+def _ids(query_pids: Ints, query_camids: Ints, gallery_pids: Ints, gallery_camids: Ints, same_camera: SameCamera) -> tuple[Ids, Ids]:
+    """Return the ids of the queries and of the gallery; images of unknown cameras are ignored for no query."""
+    pids, camids = np.append(query_pids, gallery_pids), np.append(query_camids, gallery_camids)
+    groups = camids[:, None] if same_camera == "ignore_all" else np.stack((camids, pids), axis=1)
+    ignored = np.unique(groups, axis=0, return_inverse=True)[1]
+    q, unknown = len(query_pids), camids == NO_CAMERA
+    ignored[unknown] = np.where(np.arange(len(camids)) < q, -1, -2)[unknown]  # two numbers: an unknown camera differs from another one
+    return Ids(query_pids, ignored[:q]), Ids(gallery_pids, ignored[q:])
 
 
 def _scores(matches: Matches, closer_negatives: Ints, q: int) -> Scores:

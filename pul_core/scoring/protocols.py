@@ -63,6 +63,7 @@ def score_protocol(
     ties: Ties = "pessimistic",
     reranking: Reranking | None = None,
     seed: int = 0,
+    device: str = "cpu",
 ) -> ProtocolScores:
     """Score queries against a gallery under a protocol.
 
@@ -73,6 +74,7 @@ def score_protocol(
         ties: see ``score_queries``.
         reranking: constants of k-reciprocal re-ranking, within each split; None for plain cosine distance.
         seed: seed of the splits.
+        device: where distances are computed and negatives are counted.
 
     Returns:
         The scores of each query in each split.
@@ -95,7 +97,7 @@ def score_protocol(
         if reranking:  # junk would be a neighbour of other images
             gallery_idx = gallery_idx[gallery.pids[gallery_idx] != JUNK_PID]
         query_features, gallery_features = take_rows(features, query_idx), take_rows(gallery.features, gallery_idx)
-        distances = reranked_distances(query_features, gallery_features, reranking) if reranking else None
+        distances = reranked_distances(query_features, gallery_features, reranking, device=device) if reranking else None
         scores = score_queries(
             query_features,
             query.pids[query_idx],
@@ -106,6 +108,7 @@ def score_protocol(
             same_camera=protocol.same_camera,
             ties=ties,
             distances=distances,
+            device=device,
         )
         parts.append((scores, query_idx, np.full(len(query_idx), split)))
     score_parts, query_idx_parts, split_parts = zip(*parts, strict=True)
@@ -142,7 +145,8 @@ def _splits(protocol: Protocol, query: FeatureSet, gallery: FeatureSet, seed: in
 def _pooled(query: FeatureSet, gallery: FeatureSet) -> Features:
     """Return, for each query, the sum of the L2-normalised features of all query and gallery images of its identity from its camera.
 
-    The sum replaces the mean, because cosine distance ignores lengths. Without cameras the correct matches would be pooled, too.
+    The sum replaces the mean, because cosine distance ignores lengths. Without cameras the correct matches would be pooled, too. The sums
+    stay on the CPU: they read each feature once, and on a GPU the order of additions would vary.
     """
     if (query.camids == NO_CAMERA).any():
         raise UserError("multi_query requires the camera of every query, but some are unknown: choose another protocol")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy import sparse
+from torch import Tensor
 
 from pul_core.arrays import Features, Ints
 from pul_core.clustering.jaccard import jaccard_distances, reciprocal_encoding
@@ -24,7 +25,7 @@ class Reranking(NamedTuple):
     weight: float = 0.3  # lambda: weight of the original distance
 
 
-def reranked_distances(query: Features, gallery: Features, settings: Reranking = Reranking()) -> DistanceFunction:
+def reranked_distances(query: Features, gallery: Features, settings: Reranking = Reranking(), *, device: str = "cpu") -> DistanceFunction:
     """Return the function that computes blocks of re-ranked distances, in memory that grows with images x k1.
 
     ``(1 - lambda) jaccard + lambda original``, where the original distance is the squared Euclidean distance of L2-normalised features,
@@ -34,9 +35,13 @@ def reranked_distances(query: Features, gallery: Features, settings: Reranking =
         query: (q, d) features.
         gallery: (g, d) features without junk, since every image is a neighbour of others.
         settings: k1, k2 and lambda.
+        device: where the distances are computed and stay.
 
     Returns:
         The distance function.
+
+    Raises:
+        UserError: a feature is a zero vector or not finite.
 
     Source: Zhong et al. 2017.
 
@@ -48,21 +53,24 @@ def reranked_distances(query: Features, gallery: Features, settings: Reranking =
     """
     features = np.concatenate((query, gallery))
     q = len(query)
-    neighbours = nearest_neighbours(features, max(settings.k1 + 1, settings.k2))
+    neighbours = nearest_neighbours(features, max(settings.k1 + 1, settings.k2), device=device)
     scale = np.maximum(neighbours.farthest, np.finfo(np.float32).tiny)
-    encoding = reciprocal_encoding(features, neighbours, k1=settings.k1, k2=settings.k2, scale=scale)
-    blocks = jaccard_distances(encoding, np.arange(q), to=np.arange(q, len(features)))
+    encoding = reciprocal_encoding(features, neighbours, k1=settings.k1, k2=settings.k2, scale=scale, device=device)
+    blocks = jaccard_distances(encoding, np.arange(q), to=np.arange(q, len(features)), device=device)
     jaccard = sparse.vstack([sparse.csr_matrix((0, len(gallery)), dtype=np.float32), *blocks], format="csc")
     del features, neighbours, encoding
-    jaccard.data -= 1  # entries that are not stored are then 0 and stand for a distance of 1
-    original = cosine_distances(query, gallery)
+    original = cosine_distances(query, gallery, device=device)
 
-    def to_gallery(gallery_idx: Ints) -> Callable[[Ints], torch.Tensor]:
+    def to_gallery(gallery_idx: Ints) -> Callable[[Ints], Tensor]:
         original_to_columns, jaccard_columns = original(gallery_idx), jaccard[:, gallery_idx].tocsr()
 
-        def distances(query_idx: Ints) -> torch.Tensor:
-            block = original_to_columns(query_idx).mul_(torch.from_numpy(2 * settings.weight / scale[query_idx])[:, None])
-            return block.add_(torch.from_numpy(jaccard_columns[query_idx].toarray()).add_(1), alpha=1 - settings.weight)
+        def distances(query_idx: Ints) -> Tensor:
+            stored = jaccard_columns[query_idx].tocoo()
+            cells = torch.from_numpy(stored.row.astype(np.int64) * len(gallery_idx) + stored.col).to(device)
+            block = original_to_columns(query_idx).mul_(torch.from_numpy(2 * settings.weight / scale[query_idx]).to(device)[:, None])
+            jaccard_block = torch.ones(block.numel(), device=device)
+            jaccard_block[cells] = torch.from_numpy(stored.data).to(device)
+            return block.add_(jaccard_block.view_as(block), alpha=1 - settings.weight)
 
         return distances
 

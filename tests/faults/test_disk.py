@@ -42,7 +42,7 @@ def mount(tmp_path):
 
 @pytest.fixture
 def extract(model, pixels, compute):
-    return lambda: extract_features.fn(model, pixels, batch_size=16, compute=compute, iteration=0, split="train")
+    return lambda: extract_features.fn(model, pixels, compute=compute, iteration=0, split="train")
 
 
 @pytest.fixture
