@@ -37,9 +37,9 @@ def inertia_of(points, assignments):
     return sum(((points[assignments == c] - points[assignments == c].mean(0)) ** 2).sum() for c in np.unique(assignments))
 
 
-def naive_lloyd(points, centroids, max_passes):
+def naive_lloyd(points, centroids, max_passes, start=-1):
     """Compute every distance in every pass."""
-    assignments, passes = np.full(len(points), -1), 0
+    assignments, passes = np.full(len(points), start), 0
     while passes < max_passes:
         passes += 1
         distances = squared_distances(points, centroids)
@@ -63,6 +63,19 @@ def test_passes_that_skip_pairs_equal_passes_that_compute_all(seed, max_passes):
         centroids[0] = 50  # an empty cluster
     assignments, passes = kmeans._lloyd(torch.from_numpy(points), torch.from_numpy(centroids), max_passes)
     expected, expected_passes = naive_lloyd(points.astype(np.float64), centroids.astype(np.float64), max_passes)
+    np.testing.assert_array_equal(assignments, expected)
+    assert passes == expected_passes
+
+
+@few
+@given(seed=seeds, max_passes=st.sampled_from([1, 2, 100]))
+def test_passes_may_start_from_assignments(seed, max_passes):
+    points = noise(seed, 200, 6)
+    start = np.random.default_rng(seed).integers(9, size=200)
+    centroids = np.stack([points[start == c].astype(np.float64).mean(0) for c in range(9)])
+    tensors = torch.from_numpy(points), torch.from_numpy(centroids.astype(np.float32))
+    assignments, passes = kmeans._lloyd(*tensors, max_passes, torch.from_numpy(start))
+    expected, expected_passes = naive_lloyd(points.astype(np.float64), centroids, max_passes, start)
     np.testing.assert_array_equal(assignments, expected)
     assert passes == expected_passes
 
@@ -151,10 +164,12 @@ def test_clusters_that_start_empty_end_with_points(d):
 
 
 @few
-@given(seed=seeds, n=st.integers(1, 60), d=st.integers(1, 5))
+@given(seed=seeds, n=st.integers(1, 60), d=st.sampled_from([1, 2, 5, 40]))
 def test_the_first_of_equal_points_is_found(seed, n, d):
     rng = np.random.default_rng(seed)
     points = rng.integers(-1, 2, (n, d)).astype(np.float32)
+    points = points[rng.integers(n, size=n)]
+    points[:, : d - 2] *= rng.integers(2)  # 0: points that differ at most in their last dimensions
     expected = [next(j for j in range(n) if (points[j] == points[i]).all()) for i in range(n)]
     assert kmeans._first_equal_point(torch.from_numpy(points)).tolist() == expected
 

@@ -78,7 +78,8 @@ def find_centres(points: Tensor, unit: Tensor, assignments: Tensor, centre_from:
         offsets = points.square().sum(1)
         centre = torch.cat([(offsets - 2 * (block @ points.T)).min(1).indices for block in torch.split(centroids, 64)])
     else:
-        distances = (points - centroids[assignments]).square().sum(1)
+        blocks = zip(torch.split(points, CHUNK), torch.split(assignments, CHUNK), strict=True)
+        distances = torch.cat([(block - centroids[cluster]).square().sum(1) for block, cluster in blocks])
         order = distances.argsort(stable=True)  # both sorts are stable: the first of equally near images
         centre = order[assignments[order].argsort(stable=True)][sizes.cumsum(0) - sizes]
     centre_features = unit[centre]

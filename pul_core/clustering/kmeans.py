@@ -16,6 +16,7 @@ from pul_core.errors import UserError
 from pul_core.settings import KMeans
 
 COARSE_DIMS, SEED_DIMS = 128, 64  # principal dimensions in which k-means first runs to its end, and in which its seeds are chosen
+SAMPLE = 4096  # largest number of points from which the principal dimensions are computed
 
 
 def default_num_clusters(num_images: int) -> int:
@@ -77,11 +78,10 @@ def _run(points: Tensor, k: int, max_passes: int, generator: Generator) -> tuple
     if points.shape[1] > COARSE_DIMS:
         coarse = _principal_coordinates(points, generator)
         seeds = _plus_plus(coarse[:, :SEED_DIMS].contiguous(), k, generator)
-        assignments, _ = _lloyd(coarse, coarse[seeds], max_passes)
-        centroids, _ = mean_points(points, assignments, k)
+        start, _ = _lloyd(coarse, coarse[seeds], max_passes)
+        assignments, passes = _lloyd(points, mean_points(points, start, k)[0], max_passes, start)
     else:
-        centroids = points[_plus_plus(points, k, generator)]
-    assignments, passes = _lloyd(points, centroids, max_passes)
+        assignments, passes = _lloyd(points, points[_plus_plus(points, k, generator)], max_passes)
     centroids, _ = mean_points(points, assignments, k)  # the last pass may have moved points
     inertia = torch.zeros((), dtype=torch.float64, device=points.device)
     for block, cluster in zip(torch.split(points, CHUNK), torch.split(assignments, CHUNK), strict=True):
@@ -96,7 +96,8 @@ def _principal_coordinates(points: Tensor, generator: Generator) -> Tensor:
     the principal directions to the clusters of k-means.
     """
     directions = torch.randn(points.shape[1], COARSE_DIMS, generator=generator, device="cpu").to(points.device)
-    directions, _ = torch.linalg.qr(points.T @ (points @ directions))
+    sample = points[:: -(-len(points) // SAMPLE)]
+    directions, _ = torch.linalg.qr(sample.T @ (sample @ directions))
     coordinates = points @ directions
     _, rotation = torch.linalg.eigh(coordinates.T @ coordinates)
     return torch.mm(coordinates, rotation.flip(1))
@@ -124,14 +125,15 @@ def _plus_plus(points: Tensor, k: int, generator: Generator) -> Tensor:
     return chosen
 
 
-def _lloyd(points: Tensor, centroids: Tensor, max_passes: int) -> tuple[Tensor, int]:
+def _lloyd(points: Tensor, centroids: Tensor, max_passes: int, assignments: Tensor | None = None) -> tuple[Tensor, int]:
     """Assign points and move centroids in turn until no assignment changes; return the assignments and the number of passes.
 
+    If assignments are passed, the centroids must be the means of their clusters: those whose members stay the same are not moved.
     The result is that of computing all distances in every pass. Centroids that did not move are at the same distance as before, and none
     of them was nearer than the point's own one: they matter only if that one moved and no centroid that moved is as near as it was.
     """
     n, k, device = len(points), len(centroids), points.device
-    assignments = torch.full((n,), k, device=device)  # k: no cluster yet
+    assignments = torch.full((n,), k, device=device) if assignments is None else assignments  # k: no cluster yet
     distances = torch.full((n,), torch.inf, device=device)  # squared, less the square of the point
     moved = torch.ones(k + 1, dtype=torch.bool, device=device)
     passes = 0
@@ -173,7 +175,11 @@ def _assign(
 
 
 def _first_equal_point(points: Tensor) -> Tensor:
-    """Return, for each point, the index of the first point that is equal to it."""
-    _, inverse = torch.unique(points, dim=0, return_inverse=True)
-    index = torch.arange(len(points), device=points.device)
-    return torch.full_like(index, len(points)).scatter_reduce_(0, inverse, index, "amin")[inverse]
+    """Return, for each point, the index of the first point that is equal to it. Most points differ in the first few dimensions already."""
+    first = torch.arange(len(points), device=points.device)
+    _, inverse, counts = torch.unique(points[:, :16], dim=0, return_inverse=True, return_counts=True)
+    rows = torch.nonzero(counts[inverse] > 1).flatten()
+    if len(rows):
+        _, inverse = torch.unique(points[rows], dim=0, return_inverse=True)
+        first[rows] = torch.full_like(first, len(points)).scatter_reduce_(0, inverse, rows, "amin")[inverse]
+    return first
