@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,8 +75,8 @@ def parse_few_labels(text: str) -> dict[str, Any]:
     """Parse 25 as a number of identities, 10% as a share of the identities, and anything else as the path of a file."""
     if text.isdigit():
         return {"identities": int(text)}
-    if text.endswith("%") and text[:-1].replace(".", "", 1).isdigit():
-        return {"share": float(text[:-1]) / 100}
+    if share := re.fullmatch(r"(\d+(?:\.\d+)?) *%", text.strip()):
+        return {"share": float(share[1]) / 100}
     return {"file": absolute_path(text)}
 
 

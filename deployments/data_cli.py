@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,6 +78,8 @@ def crop_command(
 
     if boxes not in (None, "det", "gt"):
         raise UserError(f"--boxes must be det or gt, got {boxes!r}")
+    if not math.isfinite(min_confidence):
+        raise UserError(f"--min-confidence must be a number such as 0.5, got {min_confidence}")
     check_output(out, "--out")
     done = crop_sequences(sequences, out, boxes=boxes, min_height=min_height, min_confidence=min_confidence, every=every)
     for note in done.notes:

@@ -65,8 +65,8 @@ def configure() -> Path:
         "PYTHONSAFEPATH": "1",  # otherwise a tasks.py or logging.py in the working folder is imported by `python -m uvicorn`
     }
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PUL_ARTIFACTS"):
-        if not os.environ.get(name, "").strip():
-            os.environ.pop(name, None)
+        if value := os.environ.pop(name, "").strip():
+            os.environ[name] = value
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     os.environ["PUL_HOME"] = str(folder)
@@ -81,7 +81,13 @@ def configure() -> Path:
 
 
 def _create_home() -> Path:
+    if not os.environ.get("PUL_HOME", "").strip():
+        os.environ.pop("PUL_HOME", None)
     folder: str | Path = os.environ.get("PUL_HOME") or ".pul"
+    if "://" in str(folder):
+        raise UserError(
+            f"PUL_HOME={folder} is a URL: set PUL_HOME to a folder of this machine, and PUL_ARTIFACTS to the URL of the artifacts"
+        )
     try:
         folder = home()
         if UNUSABLE.search(str(folder)) or not str(folder).isprintable():
@@ -103,7 +109,8 @@ def _create_home() -> Path:
 
 def _check_tracking_uri(uri: str) -> None:
     scheme, separator, rest = uri.partition("://")
-    if not separator or scheme.split("+")[0] not in TRACKING_SCHEMES or not rest.strip("/"):
+    is_valid = separator and scheme.split("+")[0] in TRACKING_SCHEMES and rest.strip("/") not in ("", ":memory:")
+    if not is_valid or (scheme.startswith("http") and not _is_server(uri)):
         shown = f"{scheme}://{rest.rpartition('@')[2]}" if separator else uri  # without a password
         raise UserError(
             f"MLFLOW_TRACKING_URI={shown} is not a server or a database: set it to http://HOST:PORT or sqlite:////FOLDER/mlflow.db, "
@@ -114,26 +121,37 @@ def _check_tracking_uri(uri: str) -> None:
 
 
 def _check_api_url(url: str) -> None:
+    if not (_is_server(url) and urlsplit(url).scheme in ("http", "https")):
+        raise UserError(f"PREFECT_API_URL={url} is not the URL of a server: set it to http://HOST:PORT/api, or unset it")
+    if "api" not in urlsplit(url).path.split("/"):
+        address = re.sub(r"(?i)/+(api/*)?$", "", url)
+        raise UserError(f"PREFECT_API_URL={url} is not the URL of Prefect's API: set it to {address}/api, or unset it")
+
+
+def _is_server(url: str) -> bool:
+    """Return whether a URL has a protocol, a host and, if it states one, a port that exists."""
     try:
         parts = urlsplit(url)
-        is_server = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        return bool(parts.scheme and parts.hostname and parts.port != 0 and not re.search(r"\s", url))
     except ValueError:  # of a port or an IPv6 address
-        is_server = False
-    if not is_server:
-        raise UserError(f"PREFECT_API_URL={url} is not the URL of a server: set it to http://HOST:PORT/api, or unset it")
-    if "api" not in parts.path.split("/"):
-        raise UserError(f"PREFECT_API_URL={url} is not the URL of Prefect's API: set it to {url.rstrip('/')}/api, or unset it")
+        return False
 
 
 def _drop_unusable_proxies() -> None:
     """Unset proxies that httpx, which Prefect uses, cannot even be started with, although they are not used for the local servers."""
-    for name in [name for proxy in PROXIES for name in (proxy, proxy.upper())]:
-        protocol = os.environ.get(name, "").partition("://")[0] if "://" in os.environ.get(name, "") else "http"
-        supported = protocol in ("http", "https") or (protocol in ("socks5", "socks5h") and find_spec("socksio"))
-        if not supported:
+    for name in [name for proxy in PROXIES for name in (proxy, proxy.upper()) if os.environ.get(name)]:
+        url = os.environ[name] = os.environ[name].strip()
+        url = url if "://" in url else f"http://{url}"
+        protocol = url.partition("://")[0].lower()
+        if not _is_server(url):
+            problem, remedy = "it is not the address of a proxy", "set it to http://HOST:PORT"
+        elif protocol not in ("http", "https") and not (protocol in ("socks5", "socks5h") and find_spec("socksio")):
+            problem = f"Prefect's client does not support {protocol} here"
             remedy = "install the package socksio" if protocol.startswith("socks5") else "set an http, https or socks5 proxy"
-            print(f"pul: {name} is ignored, because Prefect's client does not support {protocol} here: {remedy}", file=sys.stderr)
-            del os.environ[name]
+        else:
+            continue
+        print(f"pul: {name} is ignored, because {problem}: {remedy}", file=sys.stderr)
+        del os.environ[name]
 
 
 def bypass_proxy(*hosts: str | None) -> None:

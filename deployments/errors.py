@@ -17,6 +17,7 @@ from pathlib import Path
 
 import typer
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from pul_core.errors import UserError
 from tasks.store.home import home
@@ -87,7 +88,7 @@ def _message(error: BaseException) -> str | None:
         context = getattr(error, "ctx", None)
         return error.format_message() + (f" ({context.command_path} --help lists the options)" if context else "")
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors())
+        return "; ".join(map(_problem, error.errors()))
     if isinstance(error, OSError) and error.errno in DISK_REMEDIES:
         remedy = "" if "pul resume" in str(error) else f": {DISK_REMEDIES[error.errno]}"
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}{remedy}"
@@ -104,6 +105,14 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, UserError | ParameterTypeError | DamagedArtifactError):
         return str(error)
     return None
+
+
+def _problem(problem: ErrorDetails) -> str:
+    """Return what is wrong with a parameter, according to pydantic."""
+    place = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"there is no parameter {place}: see docs/parameters.md"
+    return f"{place}: {problem['msg']}, got {problem['input']!r:.80}"
 
 
 def _remedy(error: BaseException, remedies: dict[str, str]) -> str | None:

@@ -92,10 +92,10 @@ def dataset_root(path: str) -> str:
     """Return the folder, manifest or URL of a data set for `read_layout`; a synthetic data set is drawn first if it does not exist.
 
     Raises:
-        DataError: the path names a synthetic domain that does not exist, or a URL that may not be opened.
+        DataError: the path names a synthetic domain that does not exist, or a URL that may not be opened; or it is empty.
     """
-    if "\0" in path:
-        raise DataError(f"{path!r} is not a path: remove the null character")
+    if "\0" in path or not path.strip():
+        raise DataError(f"{path!r} is not the path of a data set: give a folder, a manifest or a list")
     if is_url(path):
         return validate_location(path)
     if not path.startswith("synthetic:"):

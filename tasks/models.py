@@ -149,7 +149,9 @@ def _describe(file: Path, requested: Mapping[str, Any], default: Model) -> Model
         advice = (
             f"it looks like {network}, give a convolutional network of timm" if network else "state its backbone, e.g. --backbone resnet50"
         )
-        raise DataError(f"the backbone of {file} is not recognised by its tensors, e.g. {next(iter(weights))}: {advice}")
+        raise DataError(
+            f"the backbone of {file} is not recognised by its tensors, e.g. {next(iter(weights)) or 'one without a name'}: {advice}"
+        )
     return ModelConfig(backbone=backbone, **values)
 
 

@@ -49,6 +49,7 @@ from tasks.index import dataset_root, index
 from tasks.models import check_weights, complete_plan, describe_model
 from tasks.store.artifacts import Artifact, check_artifact_root, column, read_table
 from tasks.store.config import Overrides, Plan, override, resolve_plan
+from tasks.store.home import user_path
 from tasks.store.readers import camids
 from tasks.store.references import ImageSet, Reference
 
@@ -101,6 +102,7 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
     source = add_counts(sources, plan.source) if sources else None
     target = count_images(plan.target, plan.target_data.layout, plan.target_data.pattern)
     check_counts(source, target, plan)
+    _check_few_labels(target, plan)
     return ValidatedRun(plan, source, target, tuple(run_warnings(target, plan)))
 
 
@@ -415,6 +417,19 @@ def _images_on_other_cameras(target: Counts, images: int) -> int:
     if len(target.camera_sizes) < 2:
         return images - 1  # cameras are not used
     return images - (1 if num_unknown else min(target.camera_sizes))
+
+
+def _check_few_labels(target: Counts, plan: Plan) -> None:
+    """Check that the target labels that training may use exist; the step *reveal* checks them in detail.
+
+    Raises:
+        UserError: they do not exist.
+    """
+    file, needs_identities = plan.few_labels.file, plan.few_labels.identities or plan.few_labels.share
+    if file is not None and not user_path(file).is_file():
+        raise UserError(f"there is no list of labels {file!r}: give a number of identities, a share such as 10%, or an existing file")
+    if needs_identities and target.identities == 0:
+        raise DataError(f"{plan.target} has no identities, which few_labels requires: give a list of labels with few_labels.file")
 
 
 def estimate_run(run: ValidatedRun) -> Estimate:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from deployments.data_cli import data_app
 from pul_core.errors import DataError
-from tasks.data.boxes import FILTERS
+from tasks.data.boxes import FILTERS, read_boxes
 from tasks.data.crops import Box, clip, crop_sequences
 from tasks.data.layouts import read_layout
 
@@ -248,6 +248,7 @@ def test_every_box_is_a_crop_or_counted_under_one_filter(tmp_path_factory, fates
         ("[sequence]\nimdir=img1\nframerate=5\n", 0.2),
         ("\ufeff[Sequence]\nimDir=img1\nimExt=.jpg\n", None),
         ("[Sequence]\nframeRate=29.97\n", 1 / 29.97),
+        ("[Sequence]\nframeRate=30000/1001\n", 1001 / 30000),
     ],
 )
 def test_seqinfo_in_other_forms(sequence, tmp_path, info, timestamp):
@@ -268,3 +269,42 @@ def test_frames_beside_the_boxes_elsewhere_and_twice(sequence, tmp_path):
     (other / "img1").rename(other / "pictures")
     with pytest.raises(DataError, match="state imDir=pictures"):
         crop_sequences([other], tmp_path / "again", min_height=40)
+
+
+@pytest.mark.parametrize(
+    ("titles", "is_read"),
+    [
+        ("frame,id,x,y,w,h,conf", True),
+        ("Frame;Track ID;BB Left;BB Top;BB Width;BB Height;Score", True),
+        ("frame_id,object,left,top,width,height,something", True),
+        ("frame\tidentity\txmin\tymin\twidth\theight\tconfidence", True),
+        ("#frame,track_id,bb_left,bb_top,bb_width,bb_height,conf", True),
+        ("frame,x,y,w,h,id,conf", False),
+        ("frame,track,width,height,left,top,conf", False),
+        ("frame,id,y,x,w,h,conf", False),
+        ("frame,id,conf,x,y,w,h", False),
+        ("frame,id,x,y,h,w,conf", False),
+        ("frame,id,cx,cy,w,h,conf", False),
+        ("frame,id,x_center,y_center,w,h,conf", False),
+        ("frame,id,x1,y1,x2,y2,conf", False),
+        ("id,frame,x,y,w,h,conf", False),
+    ],
+)
+def test_titles_in_another_order_are_refused(tmp_path, titles, is_read):
+    file = tmp_path / "det.txt"
+    separator = next(character for character in ";\t," if character in titles)
+    file.write_text(f"{titles}\n{separator.join(['1', '7', '10', '20', '50', '120', '0.9'])}\n")
+    if is_read:
+        assert read_boxes(file, min_confidence=0.5).values.tolist() == [[1, 7, 10, 20, 50, 120, 0.9]]
+        return
+    with pytest.raises(DataError, match="in this order, with the width and height") as error:
+        read_boxes(file, min_confidence=0.5)
+    assert str(error.value).count("det.txt") == 1
+
+
+def test_frames_without_numbers_are_named(sequence, tmp_path):
+    folder = sequence()
+    for path in sorted((folder / "img1").iterdir()):
+        path.rename(path.with_stem(f"{path.stem}_a"))
+    with pytest.raises(DataError, match="has no image whose name ends in the number of its frame"):
+        crop_sequences([folder], tmp_path / "out")

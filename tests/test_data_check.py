@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from deployments.cli import app
-from pul_core.errors import DataError
+from pul_core.errors import DataError, UserError
 from pul_core.scoring.evaluation import score_queries
 from tasks import preflight
 from tasks.data.check import EXAMPLES, FILE_PROBLEMS, answerable, camera_findings, check_set, crop_findings, identity_findings
@@ -547,3 +548,30 @@ def test_counts_before_and_after_indexing_agree(tmp_path_factory, crops):
     listed, indexed = count_images(str(root)), preflight._count_usable(images, read_table(images.images))
     for name in ("splits", "camera_sizes", "single_camera"):
         assert getattr(listed, name) == getattr(indexed, name)
+
+
+@pytest.mark.parametrize(
+    ("few_labels", "identities", "message"),
+    [
+        ({"file": "nowhere.txt"}, 3, "there is no list of labels 'nowhere.txt': give a number of identities, a share such as 10%"),
+        ({"file": ""}, 3, "there is no list of labels ''"),
+        ({"identities": 2}, 0, "has no identities, which few_labels requires"),
+        ({"share": 0.5}, 0, "has no identities, which few_labels requires"),
+        ({"identities": 2}, 3, None),
+        ({}, 0, None),
+    ],
+)
+def test_target_labels_that_do_not_exist_are_refused_before_the_run(few_labels, identities, message):
+    plan = resolve_plan({"target": "x", "original_model": "x", "few_labels": few_labels})
+    counts = target_of(30).model_copy(update={"identities": identities})
+    if message is None:
+        preflight._check_few_labels(counts, plan)
+        return
+    with pytest.raises(UserError, match=re.escape(message)):
+        preflight._check_few_labels(counts, plan)
+
+
+@pytest.mark.parametrize("path", ["", "  ", "a\0b"])
+def test_an_empty_path_is_not_the_working_folder(path):
+    (finding,) = check_path(path)[0].findings
+    assert (finding.code, finding.severity) == ("not_a_data_set", "error") and "is not the path of a data set" in finding.advice

@@ -113,6 +113,41 @@ def test_a_proxy_that_the_client_of_prefect_does_not_support_is_ignored_with_a_l
     assert capsys.readouterr().err.startswith("pul: ALL_PROXY is ignored") and "ALL_PROXY" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("proxy", "is_used"),
+    [
+        ("http://127.0.0.1:abc", False),
+        ("127.0.0.1:70000", False),
+        ("http://[::1", False),
+        (":", False),
+        ("http://", False),
+        ("http://a b:9", False),
+        ("127.0.0.1:9", True),
+        (" http://127.0.0.1:9 ", True),
+        ("HTTP://[::1]:9", True),
+    ],
+)
+def test_what_is_no_address_of_a_proxy_is_ignored_with_a_line(capsys, local_server, proxy, is_used):
+    os.environ["http_proxy"] = proxy
+    configure()
+    assert httpx.get(local_server).status_code == 200
+    line = capsys.readouterr().err
+    assert ("http_proxy" in os.environ) == is_used and bool(line) != is_used
+    assert is_used or line == "pul: http_proxy is ignored, because it is not the address of a proxy: set it to http://HOST:PORT\n"
+
+
+def test_blanks_around_a_variable_do_not_matter(home):
+    os.environ |= {"MLFLOW_TRACKING_URI": " http://127.0.0.1:9 ", "PREFECT_API_URL": "http://127.0.0.1:9/api\n"}
+    configure()
+    assert (os.environ["MLFLOW_TRACKING_URI"], os.environ["PREFECT_API_URL"]) == ("http://127.0.0.1:9", "http://127.0.0.1:9/api")
+
+
+def test_a_blank_home_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.environ["PUL_HOME"] = "  "
+    assert configure() == tmp_path / ".pul"
+
+
 # --- variables that only a library would look at
 
 
@@ -127,6 +162,14 @@ def test_a_proxy_that_the_client_of_prefect_does_not_support_is_ignored_with_a_l
         ("MLFLOW_TRACKING_URI", "sqlite://", "is not a server or a database"),
         ("MLFLOW_TRACKING_URI", "oracle://ana:secret@host/x", "MLFLOW_TRACKING_URI=oracle://host/x is not"),
         ("MLFLOW_TRACKING_URI", "sqlite:////", "is not a server or a database"),
+        ("MLFLOW_TRACKING_URI", "http://host:abc", "is not a server or a database"),
+        ("MLFLOW_TRACKING_URI", "http://[::1", "is not a server or a database"),
+        ("MLFLOW_TRACKING_URI", "https://host:99999", "is not a server or a database"),
+        ("MLFLOW_TRACKING_URI", "sqlite:///:memory:", "is not a server or a database"),
+        ("PREFECT_API_URL", "http://local host/api", "is not the URL of a server"),
+        ("PREFECT_API_URL", "ftp://host/api", "is not the URL of a server"),
+        ("PREFECT_API_URL", "http://host:4200/API/", "set it to http://host:4200/api"),
+        ("PUL_HOME", "s3://bucket/pul", "is a URL: set PUL_HOME to a folder of this machine"),
         ("PREFECT_API_URL", "localhost:4200/api", "is not the URL of a server: set it to http://HOST:PORT/api"),
         ("PREFECT_API_URL", "http:///api", "is not the URL of a server"),
         ("PREFECT_API_URL", "http://[::1/api", "is not the URL of a server"),

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from prefect.client.base import PrefectResponse
 from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
 from prefect.logging.handlers import PrefectConsoleHandler
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deployments.access import UpError
 from deployments.cli import main
@@ -26,12 +26,13 @@ from tasks.operations.sweeps import SweepFailedError
 from tasks.store.artifacts import DamagedArtifactError
 
 
-def validation_error():
+def validation_error(**values):
     class Section(BaseModel):
+        model_config = ConfigDict(extra="forbid")
         epochs: int
 
     with pytest.raises(ValidationError) as raised:
-        Section(epochs="many")
+        Section(**values)
     return raised.value
 
 
@@ -147,7 +148,8 @@ USER_ERRORS = [
     *((kind("what is wrong: what to do"), "what is wrong: what to do") for kind in (NothingToSuggestError, SweepFailedError)),
     (DamagedArtifactError("artifact x is missing"), str(DamagedArtifactError("artifact x is missing"))),
     (ParameterTypeError("Flow run received\n - seed: must be >= 0"), "Flow run received - seed: must be >= 0"),
-    (validation_error(), "epochs: Input should be a valid integer, unable to parse string as an integer"),
+    (validation_error(epochs="many"), "epochs: Input should be a valid integer, unable to parse string as an integer, got 'many'"),
+    (validation_error(epochs=1, epoch=2), "there is no parameter epoch: see docs/parameters.md"),
     (typer.BadParameter("it must be even"), "Invalid value: it must be even"),
 ]
 UNEXPECTED_ERRORS = [

@@ -11,12 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from pul_core.errors import DataError
+from tasks.data.cells import compact
 
 COLUMNS = "frame,track,left,top,width,height,confidence"
-FRAME_TITLE, CORNER_TITLE = (
-    re.compile(r"f(rame|n|id)|.*frame", re.IGNORECASE),
-    re.compile(r"x_?2|x_?max|right|bb_right", re.IGNORECASE),
+# Titles of columns, as `compact` returns them, in the order of `COLUMNS`. Other titles say nothing about their column.
+TITLES = (
+    re.compile(r"frames?|fn|fid|.*frame(id|no|number|index)?"),
+    re.compile(r"id|.*track.*|identity|pid|objectid"),
+    re.compile(r"x|(bb|box)?left|x1|xmin|(bb|box)x|tlx|xtl"),
+    re.compile(r"y|(bb|box)?top|y1|ymin|(bb|box)y|tly|ytl"),
+    re.compile(r"w|(bb|box)?width|(bb|box)w"),
+    re.compile(r"h|(bb|box)?height|(bb|box)h"),
+    re.compile(r"conf|confidence|score|prob|probability"),
 )
+OTHER_COORDINATES = re.compile(r"[xy]2|[xy]max|(bb|box)?(right|bottom)|c[xy]|[xy]c|(center|centre)[xy]|[xy](center|centre)")
 # Why boxes are left out: a key, what is said about their number, and what to do about it.
 FILTERS = {
     "skipped": ("are in frames that --every skips", "lower --every"),
@@ -98,7 +106,7 @@ def _read_numbers(file: Path) -> npt.NDArray[np.float64]:
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig").replace('"', "")
         first = next((line for line in text.splitlines() if line.strip()), "")
-        if _has_titles(file, re.split(r"[,;\s]+", first.strip())):
+        if _has_titles(file, re.split(r"[,;\t]" if re.search(r"[,;\t]", first) else r"\s+", first.strip())):
             text = text[text.index(first) + len(first) :]
         if ";" in text:
             text = text.replace(",", ".").replace(";", ",")  # a decimal comma
@@ -107,8 +115,11 @@ def _read_numbers(file: Path) -> npt.NDArray[np.float64]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the caller handles an empty file
             lines: npt.NDArray[np.float64] = np.loadtxt(io.StringIO(text), delimiter="," if "," in text else None, ndmin=2, comments=None)
+    except DataError:
+        raise
     except ValueError as error:
-        raise DataError(f"{file} is not a file of boxes ({error}): write {COLUMNS} on each line") from error
+        reason = str(error).partition(";")[0]
+        raise DataError(f"{file} is not a file of boxes ({reason}): write {COLUMNS} on each line") from error
     return lines
 
 
@@ -118,11 +129,14 @@ def _has_titles(file: Path, words: list[str]) -> bool:
     Raises:
         DataError: its titles are those of other columns.
     """
-    words = [word.lstrip("#") for word in words if word.strip("#")]
+    words = [word.strip("# ") for word in words if word.strip("# ")]
     try:
         float(words[0] if words else 0)
     except ValueError:
-        if not FRAME_TITLE.match(words[0]) or any(CORNER_TITLE.fullmatch(word) for word in words):
+        titles = [compact(word) for word in words]
+        columns = [next((column for column, title in enumerate(TITLES) if title.fullmatch(word)), None) for word in titles]
+        is_in_order = all(column in (None, position) for position, column in enumerate(columns[: len(TITLES)]))
+        if columns[0] != 0 or not is_in_order or any(map(OTHER_COORDINATES.fullmatch, titles)):
             raise DataError(
                 f"{file} has the columns {','.join(words)[:80]}: write {COLUMNS}, in this order, with the width and height"
             ) from None

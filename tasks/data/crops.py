@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,6 +194,8 @@ def _box_file(folder: Path, boxes: str | None) -> tuple[str, Path]:
 def _image_folder(folder: Path, stated: str | None) -> Path:
     """Return the folder of the frames: the stated one, img1, or the folder of the sequence itself."""
     if (folder / (stated or "img1")).is_dir():
+        if not _numbered_images(folder / (stated or "img1")):
+            raise DataError(f"{folder / (stated or 'img1')} has no image whose name ends in the number of its frame: put the frames there")
         return folder / (stated or "img1")
     if stated is None and _numbered_images(folder):
         return folder
@@ -260,8 +263,10 @@ def _read_sequence_info(folder: Path) -> dict[str, str]:
     try:
         parser.read_string(file.read_text(encoding="utf-8-sig"))
         info = dict(parser[next(name for name in parser.sections() if name.lower() == "sequence")])
+        if "framerate" in info:
+            info["framerate"] = str(float(Fraction(info["framerate"])))  # 30000/1001, as ffprobe prints it
         rate, name = float(info.get("framerate", 1)), info.get("imdir", "img1")
-    except (configparser.Error, StopIteration, ValueError) as error:
+    except (configparser.Error, StopIteration, ValueError, ZeroDivisionError) as error:
         raise DataError(f"{file} has no section [Sequence] with a frameRate ({' '.join(str(error).split())}): add it") from error
     if not 0 < rate < float("inf") or name in ("", ".", "..") or "/" in name or "\\" in name:
         raise DataError(f"{file}: frameRate must be above 0 and imDir must be a plain folder name, got {rate} and {name!r}")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from pul_core.errors import UserError
 from tasks.operations.sweeps import Child
-from tasks.preflight import check_plan, validate_run
+from tasks.preflight import validate_run
 from tasks.store.config import Plan, parameter_names, parameters_of, resolve_plan, set_parameter
 
 
@@ -62,18 +62,13 @@ def sweep_children(
 
 
 def validate_children(children: list[Child]) -> None:
-    """Validate the data sets, model, machine and clustering algorithm of all children, each combination once.
+    """Validate the data sets, model, machine, weights and clustering algorithm of all children, each combination once.
 
     Raises:
         UserError: the inputs of a child are invalid.
     """
-    plans = [child.plan for child in children]
-    combinations = {
-        (plan.source, plan.target, plan.source_data, plan.target_data, plan.original_model, plan.algorithm): plan for plan in plans
-    }
-    for plan in {(plan.source == (), plan.original_model, plan.model, plan.machine): plan for plan in plans}.values():
-        check_plan(plan)
-    for plan in combinations.values():
+    names = ("source", "target", "source_data", "target_data", "original_model", "model", "machine", "algorithm")
+    for plan in {tuple(getattr(child.plan, name) for name in names): child.plan for child in children}.values():
         validate_run(parameters_of(plan))
 
 
