@@ -1,9 +1,10 @@
 """Overhead of an iteration: the seconds that Prefect, MLflow, files and digests take beside the computing, at Market-1501's size.
 
 A real flow run with a Prefect server and MLflow, in which the functions that compute (features, clusters, training, scores) are replaced by
-stubs that return arrays of the right shape. Whatever an iteration still takes is overhead. It is printed by part, with its share of an
-iteration whose computing takes a given number of seconds: ``--computing``, or by default what training and extraction take at the speeds
-that `make bench` wrote to .pul/bench.json (docs: benchmarks/README.md); clustering and scoring are left out, so the share is an upper bound.
+stubs that return arrays of the right shape. Whatever an iteration still takes is overhead, except what threads do beside the steps. It is
+printed by part, with its share of an iteration whose computing takes a given number of seconds: ``--computing``, by default the time of
+training and extraction at the speeds that `make bench` wrote to .pul/bench.json. Clustering and scoring are then left out, so the share is
+an upper bound.
 
 Usage: python benchmarks/overhead.py [--backbone NAME] [--size HxW] [--iterations N] [--computing SECONDS] [--json FILE]
 """
@@ -12,6 +13,7 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import statistics
@@ -50,6 +52,7 @@ class Clock:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Let the seconds of the block count for a part."""
         if threading.get_ident() != self.thread:
             yield
             return
@@ -62,6 +65,8 @@ class Clock:
             self.parts.pop()
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Let the seconds of a function count for a part."""
+
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             with self.part(name):
@@ -100,23 +105,25 @@ def replace_everywhere(function: Any, replacement: Any) -> None:
                     setattr(module, name, replacement)
 
 
-def stub_computing(clock: Clock, d: int) -> None:
-    """Replace the functions that compute; nothing they do counts."""
-    from pul_core.clustering import cluster
-    from pul_core.clustering.centres import Clusters
-    from pul_core.learning import extraction, training
-    from pul_core.scoring import protocols
-    from pul_core.scoring.evaluation import Scores
-
-    rng = np.random.default_rng(1)
-    features = rng.normal(size=(NUM_IMAGES, d)).astype(np.float32)
-    calls = iter(range(1_000_000))
+def stub_features(clock: Clock, d: int) -> Callable[..., Any]:
+    """Return a stub for `pul_core.learning.extraction.extract_features`."""
+    features = np.random.default_rng(1).normal(size=(NUM_IMAGES, d)).astype(np.float32)
+    calls = itertools.count()
 
     def extract_features(backbone: Any, images: Any, *args: Any, batch_size: int = 32, **kwargs: Any) -> Iterator[Any]:
         with clock.part("computing"):
             values = features[: len(images)] + np.float32(next(calls))  # new bytes
         for start in range(0, len(images), batch_size):
             yield values[start : start + batch_size]
+
+    return extract_features
+
+
+def stub_clusters(clock: Clock) -> Callable[..., Any]:
+    """Return a stub for `pul_core.clustering.cluster.cluster_features`."""
+    from pul_core.clustering.centres import Clusters
+
+    rng = np.random.default_rng(2)
 
     def cluster_features(values: Any, *args: Any, **kwargs: Any) -> Any:
         with clock.part("computing"):
@@ -126,35 +133,57 @@ def stub_computing(clock: Clock, d: int) -> None:
             similarity[centre] = 1
             return Clusters(assignment, centre, similarity, similarity), np.array(values)
 
+    return cluster_features
+
+
+def stub_training(clock: Clock) -> Callable[..., Any]:
+    """Return a stub for `pul_core.learning.training.train`: one step of the optimiser, and all calls that the step expects."""
+    from pul_core.learning.training import EpochStatistics
+
+    calls = itertools.count(1)
+
     def train(state: Any, images: Any, rows: Any, classes: Any, settings: Any, *args: Any, on_batch: Any = None, **kwargs: Any) -> Any:
         with clock.part("computing"):
-            parameters = [parameter for group in state.optimiser.param_groups for parameter in group["params"]]
-            for parameter in parameters:
+            for parameter in itertools.chain(*(group["params"] for group in state.optimiser.param_groups)):
                 parameter.grad = parameter.detach() * (1 + next(calls) / 1_000_000)  # new bytes, and a state of the optimiser
             state.optimiser.step()
             state.optimiser.zero_grad()
         while state.epochs_done < settings.epochs:
             for start in range(0, len(rows), settings.batch_size):
-                if on_batch:
-                    on_batch(min(settings.batch_size, len(rows) - start))
+                on_batch(min(settings.batch_size, len(rows) - start))
             state.epochs_done += 1
-            yield training.EpochStatistics(state.epochs_done, len(rows), len(rows) // settings.batch_size, 1.0, 0.5, 0.001)
+            yield EpochStatistics(state.epochs_done, len(rows), len(rows) // settings.batch_size, 1.0, 0.5, 0.001)
+
+    return train
+
+
+def stub_scores(clock: Clock) -> Callable[..., Any]:
+    """Return a stub for `pul_core.scoring.protocols.score_protocol`."""
+    from pul_core.scoring.evaluation import Scores
+    from pul_core.scoring.protocols import ProtocolScores
+
+    rng = np.random.default_rng(3)
 
     def score_protocol(protocol: Any, query: Any, gallery: Any, **kwargs: Any) -> Any:
         with clock.part("computing"):
             n = len(query.pids)
             fractions = (rng.random(n) for _ in range(3))
             ranks, ones = rng.integers(1, 50, n), np.ones(n, np.int64)
-            scores = Scores(*fractions, ranks.astype(float), ones * 14, ones, ones * 0)
-            return protocols.ProtocolScores(scores, np.arange(n), ones * 0)
+            return ProtocolScores(Scores(*fractions, ranks.astype(float), ones * 14, ones, ones * 0), np.arange(n), ones * 0)
 
-    for function, stub in (
-        (extraction.extract_features, extract_features),
-        (cluster.cluster_features, cluster_features),
-        (training.train, train),
-        (protocols.score_protocol, score_protocol),
-    ):
-        replace_everywhere(function, stub)
+    return score_protocol
+
+
+def stub_computing(clock: Clock, d: int) -> None:
+    """Replace the functions that compute; nothing they do counts."""
+    from pul_core.clustering import cluster
+    from pul_core.learning import extraction, training
+    from pul_core.scoring import protocols
+
+    replace_everywhere(extraction.extract_features, stub_features(clock, d))
+    replace_everywhere(cluster.cluster_features, stub_clusters(clock))
+    replace_everywhere(training.train, stub_training(clock))
+    replace_everywhere(protocols.score_protocol, stub_scores(clock))
 
 
 def time_parts(clock: Clock) -> None:
