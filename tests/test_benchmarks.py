@@ -14,14 +14,6 @@ sys.path.append(str(BENCHMARKS))
 
 from equality import CHECKS  # noqa: E402
 
-# "PEER" is what the line compares with.
-LEARNING = [
-    ("mobilenetv2_100_64x32_training", "bare model"),
-    ("mobilenetv2_100_64x32_extraction", "bare model"),
-    ("mobilenetv2_100_64x32_training_unflushed", "bare model"),
-    ("mobilenetv2_100_64x32_flushing", "ours, not flushed"),
-]
-
 
 def run(*command, **options):
     return subprocess.run(
@@ -34,7 +26,7 @@ def bench(folder, *options):
     out = folder / "bench.json"
     done = run(BENCHMARKS / "speed.py", "--quick", "--threads", 1, "--out", out, *options)
     assert done.returncode == 0, done.stderr
-    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in done.stdout.splitlines() if line.startswith("|")]
+    lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in done.stdout.splitlines() if line.startswith("|")]
     return lines[2:], json.loads(out.read_text())
 
 
