@@ -3,7 +3,8 @@
 `train` yields the statistics of each epoch, so that its caller can report progress and save checkpoints. All randomness of an epoch follows
 from (seed, epoch), so a training that is resumed from a checkpoint ends with the same weights as one that was not interrupted.
 
-No step waits for the device: losses and hits stay there, and are read every `CHECK_INTERVAL` steps and at the end of an epoch.
+No step waits for the device (except with SGD in float16): losses and hits stay there, and are read every `CHECK_INTERVAL` steps and at the
+end of an epoch.
 """
 
 import copy
@@ -123,8 +124,7 @@ def begin_training(
     classifier = nn.Sequential(nn.BatchNorm1d(d) if settings.batch_norm else nn.Identity(), nn.Dropout(settings.dropout), output_layer)
     backbone.to(device).to(memory_format=torch.channels_last)
     classifier.to(device)
-    optimiser = _build_optimiser(backbone, classifier, settings.optimisation)
-    # The fused optimisers skip a step whose gradients overflow on the device; others would make the host wait for that.
+    optimiser = _build_optimiser(backbone, classifier, settings.optimisation, dtype)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=dtype == "float16")
     return TrainingState(backbone, classifier, optimiser, scaler, device, dtype)
 
@@ -301,15 +301,18 @@ def _build_output_layer(settings: Memory, num_features: int, num_classes: int, c
     )
 
 
-def _build_optimiser(backbone: nn.Module, classifier: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
-    """Build the optimiser; each parameter group has its peak learning rate as ``peak``."""
+def _build_optimiser(backbone: nn.Module, classifier: nn.Module, settings: Optimisation, dtype: Dtype) -> torch.optim.Optimizer:
+    """Build the optimiser, fused if possible: few passes over the weights; each parameter group has its peak learning rate as ``peak``."""
     groups = [
         {"params": list(backbone.parameters()), "peak": settings.backbone_learning_rate},
         {"params": list(classifier.parameters()), "peak": settings.classifier_learning_rate},
     ]
-    if settings.optimiser == "adam":  # fused: all parameters in one pass, six times faster on a CPU, too
+    if settings.optimiser == "adam":
         return torch.optim.Adam(groups, weight_decay=settings.weight_decay, fused=True)
-    return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, weight_decay=settings.weight_decay, fused=True)
+    # When float16 gradients overflow in its first step, torch's fused SGD leaves its momentum undefined. The unfused one is right, but the
+    # host waits in each step to learn whether they overflow.
+    fused, momentum, nesterov = dtype != "float16", settings.momentum, settings.nesterov
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, weight_decay=settings.weight_decay, fused=fused)
 
 
 @torch.no_grad()
