@@ -38,7 +38,7 @@ from pul_core.clustering.kmeans import cluster_by_kmeans
 from pul_core.scoring.evaluation import summarise
 from pul_core.scoring.protocols import PROTOCOLS, FeatureSet, score_protocol
 from pul_core.scoring.reranking import reranked_distances
-from pul_core.settings import Dbscan, Dtype, KMeans
+from pul_core.settings import Dbscan, KMeans
 from tasks.engine.compute import available_cores, library_versions, prepare
 from tasks.store.references import Compute
 

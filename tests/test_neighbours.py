@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pul_core.clustering import jaccard, neighbours
-from pul_core.clustering.jaccard import jaccard_distances, near_jaccard_distances, reciprocal_encoding
+from pul_core.clustering.jaccard import jaccard_distances, reciprocal_encoding
 from pul_core.clustering.neighbours import nearest_neighbours
 from pul_core.scoring.reranking import Reranking, reranked_distances
 
