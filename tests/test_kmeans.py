@@ -203,6 +203,6 @@ def test_every_tensor_is_on_the_device_that_was_passed(centre_from):
         return centred, whitened, *cluster_by_kmeans(whitened, options, seed=0, device="cpu")
 
     expected = results()
-    with torch.device("meta"):
+    with torch.device("meta"):  # FakeTensorMode cannot run this: the number of points to compare depends on data
         misplaced = results()
     assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(expected, misplaced, strict=True))

@@ -16,7 +16,6 @@ from pul_core.errors import UserError
 from pul_core.settings import KMeans
 
 COARSE_DIMS, SEED_DIMS = 128, 64  # principal dimensions in which k-means first runs to its end, and in which its seeds are chosen
-SAMPLE = 4096  # largest number of points from which the principal dimensions are computed
 
 
 def default_num_clusters(num_images: int) -> int:
@@ -96,8 +95,7 @@ def _principal_coordinates(points: Tensor, generator: Generator) -> Tensor:
     the principal directions to the clusters of k-means.
     """
     directions = torch.randn(points.shape[1], COARSE_DIMS, generator=generator, device="cpu").to(points.device)
-    sample = points[:: -(-len(points) // SAMPLE)]
-    directions, _ = torch.linalg.qr(sample.T @ (sample @ directions))
+    directions, _ = torch.linalg.qr(points.T @ (points @ directions))
     coordinates = points @ directions
     _, rotation = torch.linalg.eigh(coordinates.T @ coordinates)
     return torch.mm(coordinates, rotation.flip(1))
