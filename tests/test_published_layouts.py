@@ -428,3 +428,47 @@ def test_folders_beside_those_of_market1501(stub, tmp_path, folder, split, noted
     images = list(read_layout(tmp_path)[1])
     assert [image.split for image in images if image.path.startswith(folder)] == [split] * bool(split)
     assert [folder in note for image in images for note in image.notes] == [True] * noted
+
+
+DOCUMENTED_SETS = {  # the layout of each tree in docs/data.md, and its (split, identity, camera); trees of MATLAB files are tested above
+    "market1501": ("market1501", [("gallery", -1, 1), ("query", 1, 1), ("train", 2, 1)]),
+    "VeRi": ("veri776", [("gallery", 2, 3), ("query", 2, 2), ("train", 1, 1)]),
+    "LTCC_ReID": ("ltcc", [("gallery", "002", 6), ("query", "002", 5), ("train", "001", 5)]),
+    "MARS": ("mars", [("gallery", -1, 1), ("gallery", 0, 1), ("train", 1, 1)]),  # its lists are MATLAB files: no query
+    "underground_reid": ("grid", [("gallery", 0, 1), ("gallery", 1, 2), ("query", 1, 1)]),
+    "cuhk01": ("cuhk01", [("gallery", 1, 2), ("query", 1, 1), ("query", 1, 1)]),
+    "MSMT17_V1": ("msmt17", [("query", "test/0", 14), ("train", "train/0", 1)]),
+    "VIPeR": ("viper", [("gallery", "000", 2), ("query", "000", 1)]),
+    "mine": ("lists", [("query", None, None), ("train", "0", None)]),
+}
+MSMT17_LINES = {
+    "list_train.txt": "0000/0000_000_01_0303morning_0015_0.jpg 0",
+    "list_query.txt": "0000/0000_000_14_0302afternoon_0001_1.jpg 0",
+}
+
+
+def documented_trees():
+    """Return the lines of each tree in the part of docs/data.md about published sets, by the name of its folder."""
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8").split("## Published sets")[1]
+    trees = [block.strip().splitlines() for block in page.split("```")[1::2]]
+    return {tree[0].rstrip("/"): [line.strip() for line in tree[1:] if line.startswith("  ")] for tree in trees}
+
+
+def test_every_documented_tree_is_tested():
+    assert documented_trees().keys() - {"cuhk03"} == DOCUMENTED_SETS.keys()
+
+
+@pytest.mark.parametrize("name", DOCUMENTED_SETS)
+def test_the_documented_trees_are_read(stub, tmp_path, name):
+    layout, expected = DOCUMENTED_SETS[name]
+    for line in documented_trees()[name]:
+        path, _, text = line.partition(" ")
+        if path.endswith((".list", ".txt,")):  # the line of a list, or MSMT17's lists
+            files = {path: text.strip()} if path.endswith(".list") else dict.fromkeys(line.split(", "), "") | MSMT17_LINES
+            for file, content in files.items():
+                (tmp_path / file).write_text(f"{content}\n")
+        elif not path.endswith(".mat,"):
+            stub(tmp_path, path)
+    found, images = read_layout(tmp_path)
+    assert found == layout
+    assert sorted(((image.split, image.pid, image.camid) for image in images), key=str) == expected
