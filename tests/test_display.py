@@ -84,10 +84,12 @@ activities = st.builds(
     Activity,
     names,
     outcome=st.sampled_from(["done", "cached", "failed", "stopped"]),
-    seconds=st.none() | st.floats(0, 10**6),
+    seconds=st.none() | st.floats(0, 10**6, allow_subnormal=False),
     count=counts,
 )
-metrics = st.dictionaries(st.sampled_from(["reliable_set_size", "num_clusters", "rank_1", "mAP", "seconds"]), st.floats(0, 10**7))
+metrics = st.dictionaries(
+    st.sampled_from(["reliable_set_size", "num_clusters", "rank_1", "mAP", "seconds"]), st.floats(0, 10**7, allow_subnormal=False)
+)
 statuses = st.builds(Status, names, st.lists(activities, max_size=12), st.dictionaries(st.integers(0, 99), metrics, max_size=60))
 
 

@@ -113,7 +113,7 @@ def test_the_authors_lists_label_their_first_identities(home, tmp_path, name, co
 def test_labelled_images_are_not_clustered_and_come_first_in_the_softmax(target, plan, compute):
     pixels = decode.fn(target, split="train", **SIZE)
     model = initial_model.fn("resnet10t", weights="random", **SIZE, seed=0)
-    features = extract_features.fn(model, pixels, batch_size=8, compute=compute, iteration=0, split="train")
+    features = extract_features.fn(model, pixels, compute=compute, iteration=0, split="train")
     known = reveal.fn(target, settings=FewLabels(identities=2), algorithm=KMeans())
     rest = {"clustering": plan.clustering, "centre_cameras": False, "seed": 0, "compute": compute, "iteration": 1}
     clusters = cluster.fn(features, target.images, known, algorithm=replace(plan.kmeans, num_clusters=6), **rest)

@@ -23,7 +23,7 @@ def loop(monkeypatch):
         "cluster": clusters,
         "select": SimpleNamespace(size=50),
         "track_run": SimpleNamespace(
-            id="run", original_model="model.pth", resources=SimpleNamespace(training=None, inference=None, host=None)
+            id="run", original_model="model.pth", resources=SimpleNamespace(training=None, inference=None, analysis=None)
         ),
         "original_model_of": ("original", {}),
     }

@@ -123,7 +123,7 @@ def test_features_that_cancel_out_give_a_zero_vector():
     assert class_means(torch.tensor([[1.0, 0], [-3, 0]]), torch.zeros(2, dtype=torch.int64), num_classes=2).tolist() == [[0, 0], [0, 0]]
 
 
-@given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 12), st.floats(0, 1))
+@given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 12), st.floats(0, 1, allow_subnormal=False))
 @settings(max_examples=100, deadline=None)
 def test_update_memory_equals_numpy_image_by_image(seed, n, k, momentum):
     features, classes = drawn(seed, n, k)
@@ -146,7 +146,7 @@ def test_the_number_of_passes_is_the_largest_number_of_images_of_an_entry(seed, 
     assert torch.equal(memories[0], memories[2])
 
 
-@given(st.integers(0, 999), st.floats(0, 1))
+@given(st.integers(0, 999), st.floats(0, 1, allow_subnormal=False))
 @settings(max_examples=40, deadline=None)
 def test_updated_vectors_have_length_one_and_others_do_not_change(seed, momentum):
     features, classes = tensors(*drawn(seed, 20, 4))

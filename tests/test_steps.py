@@ -277,7 +277,7 @@ EDITS = {
     "pul_core.clustering.jaccard": {"cluster", "suggest", "evaluate"},
     "pul_core.clustering.neighbours": {"cluster", "suggest", "evaluate"},
     "pul_core.clustering.centring": {"cluster", "suggest", "evaluate"},
-    "pul_core.clustering.centres": {"cluster", "select", "suggest"},
+    "pul_core.clustering.centres": {"cluster", "select", "suggest", "evaluate"},
     "pul_core.clustering.suggestion": {"suggest"},
     "pul_core.selection": {"select"},
     "pul_core.few_labels": {"cluster", "select"},
