@@ -27,8 +27,8 @@ DistanceFunction = Callable[[Ints], Callable[[Ints], Tensor]]
 class Ids(NamedTuple):
     """What decides which gallery images are correct matches of a query, and which ones the protocol ignores; one entry per image."""
 
-    pid: Ints  # (n,) identity
-    ignored: Ints  # (n,) number of a group: a query and a gallery image with the same number are ignored as a pair
+    pid: npt.NDArray[np.int32]  # (n,) identity
+    ignored: npt.NDArray[np.int32]  # (n,) number of a group: a query and a gallery image with the same number are ignored as a pair
 
 
 class Matches(NamedTuple):
@@ -123,7 +123,7 @@ def count_closer_negatives(
 
     Example:
         >>> distances = cosine_distances(np.array([[1, 0]], np.float32), np.array([[1, 0], [1, 0.2], [1, 1]], np.float32))
-        >>> ids = Ids(np.array([5]), np.array([0])), Ids(np.array([6, 5, 6]), np.array([1, 1, 1]))
+        >>> ids = Ids(np.int32([5]), np.int32([0])), Ids(np.int32([6, 5, 6]), np.int32([1, 1, 1]))
         >>> matches = find_matches(distances, *ids)
         >>> count_closer_negatives(distances, matches, *ids, np.arange(3), (1e-6,))[0].tolist()
         [1]
@@ -138,9 +138,8 @@ def count_closer_negatives(
         for first in range(0, len(matched_queries), QUERY_BLOCK):
             rows = matched_queries[first : first + QUERY_BLOCK]
             part = slice(bounds[first], bounds[first + len(rows)])
-            block = distances_to_columns(rows)
-            for ids in zip(query, gallery, strict=True):
-                block.masked_fill_(_equal(*ids, rows, columns, device), torch.inf)
+            same_pid, ignored = (_equal(*ids, rows, columns, device) for ids in zip(query, gallery, strict=True))
+            block = distances_to_columns(rows).masked_fill_(same_pid.logical_or_(ignored), torch.inf)
             edges = torch.full((len(rows), int(matches.ordinal[part].max())), torch.inf, device=device)
             cells = block_row[part], column[part]
             for count, margin in zip(counts, margins, strict=True):
@@ -161,7 +160,7 @@ def _count_below(block: Tensor, edges: Tensor, *, right: bool) -> Tensor:
     return torch.bincount(bucket.view(-1), minlength=len(block) * width).view(len(block), width).cumsum(1)
 
 
-def _equal(query_ids: Ints, gallery_ids: Ints, query_idx: Ints, gallery_idx: Ints, device: str) -> Tensor:
+def _equal(query_ids: npt.NDArray[np.int32], gallery_ids: npt.NDArray[np.int32], query_idx: Ints, gallery_idx: Ints, device: str) -> Tensor:
     """Return the (b, c) mask, on the device, of the pairs of a query and a gallery image with the same number."""
     return torch.from_numpy(query_ids[query_idx]).to(device)[:, None] == torch.from_numpy(gallery_ids[gallery_idx]).to(device)
 
