@@ -269,6 +269,8 @@ EDITS = {
     "pul_core.learning.batches": TRAINING,
     "pul_core.seeds": TRAINING,
     "pul_core.learning.backbone": TRAINING | {"extract_features"},
+    "pul_core.learning.constants": TRAINING | {"extract_features"},
+    "pul_core.learning.feeding": TRAINING | {"extract_features"},
     "pul_core.learning.precision": TRAINING | {"extract_features"},
     "pul_core.learning.extraction": TRAINING | {"extract_features"},
     "pul_core.clustering.kmeans": {"cluster"},
