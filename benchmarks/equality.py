@@ -4,7 +4,6 @@ A check computes on a device and returns arrays; its difference of two results i
 rounding, and by what rounding changes in turn: which of two equally near images is the nearer one.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from pul_core.clustering.suggestion import clusters_by_distance
 from pul_core.clustering.whitening import whiten
 from pul_core.learning.backbone import build_backbone
 from pul_core.learning.extraction import extract_features
-from pul_core.learning.precision import deterministic_algorithms, training_dtype
+from pul_core.learning.precision import training_dtype, use_deterministic_algorithms
 from pul_core.learning.training import begin_training, train
 from pul_core.scoring.protocols import PROTOCOLS, FeatureSet, score_protocol
 from pul_core.scoring.reranking import Reranking
@@ -37,11 +36,6 @@ class Check(NamedTuple):
     run: Callable[[str, int], Any]
     difference: Callable[[Any, Any], float]
     tolerance: float
-
-
-def on(device: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a function on a device; one that takes no device stays on the CPU."""
-    return function(*arguments, **options, **({"device": device} if "device" in inspect.signature(function).parameters else {}))
 
 
 def largest(left: np.ndarray, right: np.ndarray) -> float:
@@ -68,46 +62,47 @@ def relative(left: float, right: float) -> float:
 
 
 def _whiten(device: str, seed: int) -> np.ndarray:
-    return on(device, whiten, draw_people(N, D, seed=seed).features, power=0.7, shrinkage=0.3)
+    return whiten(draw_people(N, D, seed=seed).features, power=0.7, shrinkage=0.3, device=device)
 
 
 def _centre(device: str, seed: int) -> np.ndarray:
     people = draw_people(N, D, seed=seed)
-    return on(device, centre_by_camera, people.features, people.camids)
+    return centre_by_camera(people.features, people.camids, device=device)
 
 
 def _neighbours(device: str, seed: int) -> np.ndarray:
-    return on(device, nearest_neighbours, draw_people(N, D, seed=seed).features, 10).nearest
+    return nearest_neighbours(draw_people(N, D, seed=seed).features, 10, device=device).nearest
 
 
 def _farthest(device: str, seed: int) -> np.ndarray:
-    return on(device, nearest_neighbours, draw_people(N, D, seed=seed).features, 10).farthest
+    return nearest_neighbours(draw_people(N, D, seed=seed).features, 10, device=device).farthest
 
 
 def _jaccard(device: str, seed: int) -> sparse.csr_matrix:
     people = draw_people(N, D, seed=seed)
     sizes = {"num_neighbours": 10, "num_averaged": 4, "max_distance": 0.7}
-    return on(device, jaccard_distances_below, people.features, people.camids, **sizes)
+    return jaccard_distances_below(people.features, people.camids, **sizes, device=device)
 
 
 def _density(device: str, seed: int) -> np.ndarray:
     people = draw_people(N, D, images_per_person=17 + seed, seed=seed)
-    return on(device, cluster_by_density, people.features, people.camids, Dbscan()).cluster
+    return cluster_by_density(people.features, people.camids, Dbscan(), device=device).cluster
 
 
 def _kmeans(device: str, seed: int) -> float:
-    return on(device, cluster_by_kmeans, draw_people(N, D + 8 * seed, seed=seed).features, KMeans(num_clusters=N // 17), seed=0).inertia
+    features = draw_people(N, D + 8 * seed, seed=seed).features
+    return cluster_by_kmeans(features, KMeans(num_clusters=N // 17), seed=0, device=device).inertia
 
 
 def _suggestion(device: str, seed: int) -> np.ndarray:
     people = draw_people(N, D, seed=seed)
     options = {"num_neighbours": 10, "num_averaged": 4, "min_samples": 2}
-    return on(device, clusters_by_distance, people.features, people.camids, **options).num_clusters.astype(float)
+    return clusters_by_distance(people.features, people.camids, **options, device=device).num_clusters.astype(float)
 
 
 def _average_precision(device: str, seed: int, **options: Any) -> np.ndarray:
     query, gallery = draw_query_and_gallery(200, N, D, seed)
-    return on(device, score_protocol, PROTOCOLS["market1501"], query, gallery, **options).scores.ap
+    return score_protocol(PROTOCOLS["market1501"], query, gallery, **options, device=device).scores.ap
 
 
 def _reranked(device: str, seed: int) -> np.ndarray:
@@ -180,5 +175,8 @@ def train_twice(device: str, *, deterministic: bool, steps: int = 8) -> tuple[by
         tensors = {**training.backbone.state_dict(), **{f"classifier.{k}": v for k, v in training.classifier.state_dict().items()}}
         return b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors.values())
 
-    with deterministic_algorithms(deterministic):
+    use_deterministic_algorithms(deterministic)
+    try:
         return train_once(), train_once()
+    finally:
+        use_deterministic_algorithms(False)

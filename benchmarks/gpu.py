@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # also if Python does not add it
 
 import torch
 from drawn import draw_people
-from equality import CHECKS, draw_query_and_gallery, on, train_twice
+from equality import CHECKS, draw_query_and_gallery, train_twice
 from learning import measure_model
 
 from pul_core.clustering.density import cluster_by_density
@@ -161,7 +161,7 @@ def density_by_size(device: str, scale: Scale, budget: float) -> Iterator[Line]:
         people = draw_people(n, scale.features, images_per_person=IMAGES_PER_PERSON, device=device)
 
         def run() -> str:
-            clusters = on(device, cluster_by_density, people.features, people.camids, MODERN.dbscan)
+            clusters = cluster_by_density(people.features, people.camids, MODERN.dbscan, device=device)
             return f"{len(clusters.centre):,} clusters of {n // IMAGES_PER_PERSON:,} people"
 
         return run
@@ -176,7 +176,7 @@ def kmeans_by_size(device: str, scale: Scale, budget: float) -> Iterator[Line]:
         features = draw_people(n, scale.features, images_per_person=IMAGES_PER_PERSON, device=device).features
 
         def run() -> str:
-            clusters = on(device, cluster_by_kmeans, features, KMeans(num_clusters=n // IMAGES_PER_PERSON), seed=0)
+            clusters = cluster_by_kmeans(features, KMeans(num_clusters=n // IMAGES_PER_PERSON), seed=0, device=device)
             return f"inertia {clusters.inertia:,.1f} after {clusters.passes} passes"
 
         return run
@@ -191,7 +191,7 @@ def scoring_by_size(device: str, scale: Scale, budget: float) -> Iterator[Line]:
         sets = draw_query_and_gallery(scale.queries, n, scale.features, device=device)
 
         def run() -> str:
-            scores = on(device, score_protocol, PROTOCOLS["market1501"], *sets).scores
+            scores = score_protocol(PROTOCOLS["market1501"], *sets, device=device).scores
             return f"mAP {scores.ap[scores.num_positives > 0].mean():.3f}"
 
         return run

@@ -1,5 +1,7 @@
 """Array types that the core shares, selection of rows, and L2 normalisation. This module imports only the project's errors."""
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,6 +13,7 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Features = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]
+Vectors = TypeVar("Vectors", Features, torch.Tensor)
 
 
 def unit_rows(features: Features, rows: Ints, name: str, device: str = "cpu") -> torch.Tensor:
@@ -43,11 +46,11 @@ def unit_rows(features: Features, rows: Ints, name: str, device: str = "cpu") ->
     return tensor.div_(lengths)
 
 
-def take_rows(features: Features, rows: Ints) -> Features:
+def take_rows(features: Vectors, rows: Ints) -> Vectors:
     """Return the features at ascending positions. Consecutive positions give a view, so that a memory-mapped file is read sequentially.
 
     Args:
-        features: (n, d), may be memory-mapped.
+        features: (n, d), may be memory-mapped or on another device.
         rows: (m,) positions, ascending.
 
     Returns:

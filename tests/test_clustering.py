@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans as ScikitLearnKMeans
 from sklearn.datasets import make_blobs
 
-from pul_core.clustering import centres, kmeans
+from pul_core.arrays import unit_rows
+from pul_core.clustering import centres, kmeans, neighbours, whitening
 from pul_core.clustering.centring import centre_by_camera
 from pul_core.clustering.cluster import cluster_features
 from pul_core.clustering.density import cluster_by_density
@@ -321,3 +322,21 @@ def test_features_are_centred_then_whitened_then_clustered(algorithm, whitening,
         assert same_bytes(clusters, cluster_by_kmeans(expected, algorithm, seed=3))
     else:
         assert same_bytes(clusters, cluster_by_density(expected, camids, algorithm))
+
+
+@pytest.mark.parametrize("algorithm", [KMeans(num_clusters=3), Dbscan(num_neighbours=4, num_averaged=2, max_distance=0.8)])
+def test_all_of_clustering_runs_on_the_device_that_is_passed(monkeypatch, algorithm):
+    devices = []
+
+    def record(features, rows, name, device="cpu"):
+        devices.append(device)
+        return unit_rows(features, rows, name, device)
+
+    for module in (centres, kmeans, neighbours, whitening):
+        monkeypatch.setattr(module, "unit_rows", record)
+    features, camids = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32), np.arange(40) % 2
+    clusters, _ = cluster_features(
+        features, camids, clustering=Clustering(), algorithm=algorithm, centre_cameras=True, seed=0, device="cpu:0"
+    )
+    assert clusters.cluster.max() > 0
+    assert set(devices) == {"cpu:0"}

@@ -19,7 +19,7 @@ from pul_core.learning.augmentation import augment
 from pul_core.learning.backbone import normalise
 from pul_core.learning.feeding import resident_feed
 from pul_core.learning.memory import ClusterMemory, ImageMemory, count_passes
-from pul_core.learning.precision import deterministic_algorithms
+from pul_core.learning.precision import use_deterministic_algorithms
 from pul_core.learning.training import begin_training, train
 from pul_core.settings import Augmentation, Memory, Optimisation, Training
 
@@ -173,7 +173,10 @@ def test_training_uses_no_operation_without_a_deterministic_form(options):
     settings, weights = replace(SETTINGS, **options), []
     for enabled in (False, True):
         state = begin_training(Small(), settings, num_classes=3, classes=CLASSES, seed=0)
-        with deterministic_algorithms(enabled):
+        use_deterministic_algorithms(enabled)
+        try:
             list(train(state, IMAGES, ROWS, CLASSES, settings, seed=0))
+        finally:
+            use_deterministic_algorithms(False)
         weights.append(state.backbone.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -8,11 +8,11 @@ import torch
 from pul_core.learning import precision
 from pul_core.learning.precision import (
     autocast,
-    deterministic_algorithms,
     fast_products,
     has_native_bfloat16,
     inference_dtype,
     training_dtype,
+    use_deterministic_algorithms,
 )
 
 
@@ -71,17 +71,23 @@ def gpu_settings():
 def test_fast_products_are_restored_even_after_an_error(deterministic):
     before = gpu_settings()
     assert before != ("tf32", "tf32", True)
-    with contextlib.suppress(KeyError), deterministic_algorithms(deterministic), fast_products():
-        assert gpu_settings() == ("tf32", "tf32", not deterministic)
-        raise KeyError
+    use_deterministic_algorithms(deterministic)
+    try:
+        with contextlib.suppress(KeyError), fast_products():
+            assert gpu_settings() == ("tf32", "tf32", not deterministic)
+            raise KeyError
+    finally:
+        use_deterministic_algorithms(False)
     assert gpu_settings() == before
 
 
-def test_deterministic_algorithms_are_restored_and_optional():
+def test_deterministic_algorithms_are_optional_and_reversible():
     for enabled in (True, False):
-        with contextlib.suppress(KeyError), deterministic_algorithms(enabled):
+        use_deterministic_algorithms(enabled)
+        try:
             assert torch.are_deterministic_algorithms_enabled() is enabled
             assert torch.utils.deterministic.fill_uninitialized_memory is not enabled
-            raise KeyError
+        finally:
+            use_deterministic_algorithms(False)
         assert not torch.are_deterministic_algorithms_enabled()
         assert torch.utils.deterministic.fill_uninitialized_memory

@@ -57,7 +57,7 @@ def cluster_by_density(features: Features, camids: Ints, settings: Dbscan, *, de
         looser, tighter = (dbscan(distances, max_distance=epsilon + change, min_samples=min_samples) for change in (margin, -margin))
         independence, compactness = (cluster_jaccard_per_image(assignments, other) for other in (looser, tighter))
         assignments = keep_stable_clusters(assignments, independence, compactness, independent_share=settings.independent_share)
-    return clusters_with_centres(features, assignments)
+    return clusters_with_centres(features, assignments, device=device)
 
 
 def jaccard_distances_below(
@@ -115,7 +115,7 @@ def dbscan(distances: sparse.csr_matrix, *, max_distance: float, min_samples: in
     if min_samples <= 2:
         near = _up_to(distances, max_distance)
         num_components, components = connected_components(near, connection="strong")
-        # Rounding can leave a pair near in one direction only. Strong components are the clusters if they are the weak ones, too.
+        # Strong components are the clusters if they are the weak ones, too: always, unless a pair is near in one direction only.
         if num_components == connected_components(near, directed=False, return_labels=False):
             return renumber_clusters(components, np.bincount(components)[components] >= min_samples)
     return np.asarray(DBSCAN(eps=max_distance, min_samples=min_samples, metric="precomputed").fit_predict(distances), np.int64)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pul_core.arrays import Features, Ints, unit_rows
+from pul_core.arrays import Features, Ints, take_rows, unit_rows
 from pul_core.identities import separate_unknown_cameras
 
 ROWS, COLUMNS = 2048, 3072  # shape of a block of cosines: 24 MB (the C library returns freed memory of 32 MB or more to the system at once)
@@ -93,10 +93,10 @@ def _cosine_blocks(features: Features, device: str) -> Iterator[tuple[slice, sli
     unit, n = unit_vectors(features, device), len(features)
     for first_row in range(0, n, ROWS):
         rows = slice(first_row, min(first_row + ROWS, n))
-        block, first_column = unit(np.arange(n)[rows]), first_row
+        block, first_column = unit(np.arange(rows.start, rows.stop)), first_row
         while first_column < n:
             columns = rows if first_column == first_row else slice(first_column, min(first_column + COLUMNS, n))
-            cosines = block @ unit(np.arange(n)[columns]).T
+            cosines = block @ unit(np.arange(columns.start, columns.stop)).T
             if columns == rows:
                 cosines.diagonal().fill_(torch.inf)
             yield rows, columns, cosines
@@ -126,13 +126,7 @@ def unit_vectors(features: Features, device: str, name: str = "target") -> Calla
     if features.size > RESIDENT:
         return lambda rows: unit_rows(features, rows, name, device)
     resident = unit_rows(features, np.arange(len(features)), name, device)
-
-    def select(rows: Ints) -> Tensor:
-        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
-            return resident[rows[0] : rows[-1] + 1]
-        return resident[torch.from_numpy(rows).to(device)]
-
-    return select
+    return lambda rows: take_rows(resident, rows)
 
 
 def _no_neighbours(n: int, k: int, device: str) -> Tensor:

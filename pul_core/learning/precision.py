@@ -94,30 +94,21 @@ def fast_products() -> Iterator[None]:
         matmul.fp32_precision, convolutions.fp32_precision, cudnn.benchmark = before
 
 
-@contextlib.contextmanager
-def deterministic_algorithms(enabled: bool = True) -> Iterator[None]:
-    """Inside the block, let torch use only algorithms that give the same bytes on the same GPU, run after run.
+def use_deterministic_algorithms(enabled: bool) -> None:
+    """Let torch use only algorithms that give the same bytes on the same GPU, run after run, or all algorithms again.
 
-    The environment variable ``CUBLAS_WORKSPACE_CONFIG`` has to be ``:4096:8`` before CUDA starts: without it, products raise an error. CPUs
-    give the same bytes in any case.
+    CPUs give the same bytes in any case.
 
     Args:
-        enabled: False changes nothing.
+        enabled: if True, the environment variable ``CUBLAS_WORKSPACE_CONFIG`` has to be ``:4096:8`` before CUDA starts; without it,
+            products raise an error.
 
     Example:
-        >>> with deterministic_algorithms():
-        ...     torch.are_deterministic_algorithms_enabled()
+        >>> use_deterministic_algorithms(True)
+        >>> torch.are_deterministic_algorithms_enabled()
         True
+        >>> use_deterministic_algorithms(False)
     """
-    if not enabled:
-        yield
-        return
+    torch.use_deterministic_algorithms(enabled)
     memory: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False  # with NaN: a debugging aid that costs time
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        memory.fill_uninitialized_memory = before[1]
+    memory.fill_uninitialized_memory = not enabled  # with NaN: a debugging aid that costs time

@@ -13,7 +13,7 @@ import torch
 from joblib import cpu_count
 
 from pul_core.errors import UserError
-from pul_core.learning.precision import inference_dtype, training_dtype
+from pul_core.learning.precision import inference_dtype, training_dtype, use_deterministic_algorithms
 from pul_core.settings import Machine
 from tasks.store.references import Compute, Reference
 
@@ -125,10 +125,9 @@ def prepare(compute: Compute) -> None:
     """
     torch.set_num_threads(compute.threads)
     torch.set_flush_denormal(True)  # again, because Prefect may have started this thread before `pul_core.learning` was imported
-    torch.use_deterministic_algorithms(compute.deterministic)
     if compute.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its start
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # with NaN: a debugging aid
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    use_deterministic_algorithms(compute.deterministic)
     with contextlib.suppress(OSError, AttributeError):  # another C library: only slower
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
