@@ -232,11 +232,17 @@ def evaluate_command(
         str, typer.Option(help="market1501, cross_camera, cuhk03_new, cuhk03_old, viper or multi_query (docs/protocols.md).")
     ] = "market1501",
     rerank: Annotated[bool, typer.Option("--rerank", help="Also report the scores after k-reciprocal re-ranking.")] = False,
+    statistics: Annotated[
+        bool,
+        typer.Option("--statistics", help="Use BatchNorm statistics of each camera, estimated from the training images of the data set."),
+    ] = False,
     ties: Annotated[str, typer.Option(help="How equal distances are ranked: pessimistic, optimistic or expected.")] = "pessimistic",
     unscored: Annotated[str, typer.Option(help="Queries without a correct match: left_out, or zero (counted as zero).")] = "left_out",
     backbone: Backbone = None,
     size: Size = None,
-    seed: Annotated[int, typer.Option(help="The seed of the random splits of cuhk03_old and viper.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="The seed of the random splits of cuhk03_old and viper, and of the choice of images for --statistics.")
+    ] = 0,
     device: Device = None,
     threads: Threads = None,
     as_json: Annotated[
@@ -260,6 +266,7 @@ def evaluate_command(
         "ties": ties,
         "unscored": unscored,
         "rerank": rerank,
+        "statistics": {"by_camera": statistics},
         "backbone": backbone,
         **parse_size(size),
         "machine": {"device": device, "threads": threads},

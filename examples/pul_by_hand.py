@@ -6,8 +6,7 @@ cluster them, select the reliable images, and fine-tune the original model on th
     python examples/pul_by_hand.py synthetic:0/source synthetic:0/target --backbone mobilenetv2_100 --size 96 48
     python examples/pul_by_hand.py data/market1501 data/mine --recipe modern
 
-A data set is drawn people, or a folder in the layout of Market-1501. With the same parameters, machine and number of threads, the models
-equal those of `pul run`, tensor by tensor.
+Data are drawn people, or folders like Market-1501. With equal parameters, machine and threads, the models equal those of `pul run`.
 """
 
 import argparse
@@ -26,6 +25,7 @@ from torch import nn
 from pul_core.clustering.centring import centre_by_camera
 from pul_core.clustering.cluster import cluster_features
 from pul_core.learning.backbone import build_backbone
+from pul_core.learning.camera_statistics import CameraStatistics, estimate_statistics
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.precision import inference_dtype, training_dtype
 from pul_core.learning.training import begin_training, train
@@ -44,41 +44,40 @@ def read_split(path: str, folder: str, size: tuple[int, int]) -> tuple[np.ndarra
     files = {file.name: file for file in Path(path, folder).glob("[!.]*.jpg")}
     if match := re.fullmatch(r"synthetic:(\d+)/(source|target)", path):
         seed, domain = int(match[1]), match[2]
-        plan = [image for image in plan_domain(domain, seed) if image.folder == folder]
-        files = {image.file_name: compress(draw_image(domain, seed, image)) for image in plan}
+        for image in (planned for planned in plan_domain(domain, seed) if planned.folder == folder):
+            drawn = Image.fromarray(draw_image(domain, seed, image))
+            drawn.save(files.setdefault(image.file_name, io.BytesIO()), format="JPEG", quality=90)  # as `pul run` does
     names = sorted(files)
     images = [ImageOps.exif_transpose(Image.open(files[name])).convert("RGB") for name in names]
     pixels = np.stack([np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR)) for image in images])
-    pids, camids = np.array([re.match(r"(-?\d+)_c(\d+)", name).groups() for name in names], np.int64).T
-    return pixels, pids, camids
-
-
-def compress(pixels: np.ndarray) -> io.BytesIO:
-    """Compress an image to JPEG with the quality of the drawn people that `pul run` reads."""
-    Image.fromarray(pixels).save(file := io.BytesIO(), format="JPEG", quality=90)
-    return file
+    return pixels, *np.array([re.match(r"(-?\d+)_c(\d+)", name).groups() for name in names], np.int64).T
 
 
 def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[tuple[nn.Module, Summary, int, str | None]]:
     """Yield, for the original model and then for each iteration: model, scores, size of the reliable set, and reason to stop."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = (recipe.model.height, recipe.model.width)
-    source_images, source_pids, _ = read_split(source, "bounding_box_train", size)
-    target_images, _, target_camids = read_split(target, "bounding_box_train", size)
-    query, gallery = read_split(target, "query", size), read_split(target, "bounding_box_test", size)
+    labelled, unlabelled = (read_split(path, "bounding_box_train", size) for path in (source, target))
+    query, gallery = (read_split(target, folder, size) for folder in ("query", "bounding_box_test"))
 
-    def extract(model: nn.Module, images: np.ndarray) -> np.ndarray:
-        return np.concatenate(list(extract_features(model, images, device=device, dtype=inference_dtype(device))))
+    def estimate(model: nn.Module) -> CameraStatistics | None:
+        options = {"seed": derive_seed(seed, "statistics"), "device": device}
+        return estimate_statistics(model, *unlabelled[::2], recipe.statistics, **options) if recipe.statistics.by_camera else None
 
-    def learn(start: nn.Module, images: np.ndarray, rows: np.ndarray, classes: np.ndarray, num_classes: int, settings: Training, *step):
+    def extract(model: nn.Module, statistics: CameraStatistics | None, images: np.ndarray, _: np.ndarray, camids: np.ndarray) -> np.ndarray:
+        options = {"statistics": statistics, "camids": camids, "device": device, "dtype": inference_dtype(device)}
+        return np.concatenate(list(extract_features(model, images, **options)))
+
+    def learn(start: nn.Module, split: tuple, rows: np.ndarray, classes: np.ndarray, num_classes: int, settings: Training, *step):
         options = {"seed": derive_seed(seed, *step), "device": device, "dtype": training_dtype(device)}
         training = begin_training(copy.deepcopy(start), settings, num_classes=num_classes, classes=classes, **options)
-        for epoch in train(training, images, rows, classes, settings, seed=options["seed"]):
+        images, _, camids = split
+        for epoch in train(training, images, rows, classes, settings, camids=camids[rows], seed=options["seed"]):
             print(f"  epoch {epoch.epoch}: loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}")
         return training.backbone
 
-    def score(model: nn.Module) -> Summary:
-        features = [extract(model, images) for images, _, _ in (query, gallery)]
+    def score(model: nn.Module, statistics: CameraStatistics | None) -> Summary:
+        features = [extract(model, statistics, *split) for split in (query, gallery)]
         if recipe.model.centre_cameras:
             camids = np.concatenate([camids for _, _, camids in (query, gallery)])
             features = np.split(centre_by_camera(np.concatenate(features), camids, device=device), [len(features[0])])
@@ -86,22 +85,23 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
         return summarise(score_protocol(PROTOCOLS["market1501"], *sets, device=device).scores)
 
     initial = build_backbone(recipe.model.backbone, pretrained=recipe.model.weights == "imagenet", seed=derive_seed(seed, "initial"))
-    rows = np.flatnonzero(source_pids > 0)
-    pids, classes = np.unique(source_pids[rows], return_inverse=True)
-    original = model = learn(initial, source_images, rows, classes, len(pids), recipe.pretraining, "pretrain")
-    yield original, score(original), 0, None
+    rows = np.flatnonzero(labelled[1] > 0)
+    pids, classes = np.unique(labelled[1][rows], return_inverse=True)
+    original = model = learn(initial, labelled, rows, classes, len(pids), recipe.pretraining, "pretrain")
+    yield original, score(original, None), 0, None
     options = {"clustering": recipe.clustering, "algorithm": recipe.algorithm, "centre_cameras": recipe.model.centre_cameras}
-    sizes, stop = [], None
+    sizes, stop, statistics = [], None, estimate(original)
     while stop is None:
         t = len(sizes) + 1
-        features = extract(model, target_images)
-        clusters, _ = cluster_features(features, target_camids, **options, seed=derive_seed(seed, t, "cluster"), device=device)
+        features = extract(model, statistics, *unlabelled)
+        clusters, _ = cluster_features(features, unlabelled[2], **options, seed=derive_seed(seed, t, "cluster"), device=device)
         rows, pseudo_labels, _, num_classes = select_reliable(clusters, recipe.selection)
         sizes.append(np.count_nonzero(clusters.cluster[rows] >= 0))
         stop = reason_to_stop(sizes, recipe.stopping, num_clusters=len(clusters.centre), num_images=len(features))
         start = original if recipe.model.start_from == "original" else model
-        model = learn(start, target_images, rows, pseudo_labels, num_classes, recipe.fine_tuning, t, "fine_tune")
-        yield model, score(model), sizes[-1], stop
+        model = learn(start, unlabelled, rows, pseudo_labels, num_classes, recipe.fine_tuning, t, "fine_tune")
+        statistics = estimate(model)
+        yield model, score(model, statistics), sizes[-1], stop
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
 from pul_core.seeds import derive_seed
-from pul_core.settings import Machine
+from pul_core.settings import Machine, Statistics
 from tasks.decode import decode
 from tasks.engine.compute import resolve_compute
 from tasks.evaluate import evaluate
@@ -17,19 +17,26 @@ from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import import_model
 from tasks.preflight import check_evaluation
+from tasks.statistics import statistics_of
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Overrides, override
 from tasks.store.model_file import model_size
-from tasks.store.references import Compute, ImageSet
+from tasks.store.references import Compute, ImageSet, TargetStatistics
 from tasks.store.scores import read_metrics_and_cmc
 
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 
 
-def features_of(model: Artifact, images: ImageSet, split: str, compute: Compute) -> Artifact:
+def features_of(model: Artifact, images: ImageSet, split: str, compute: Compute, statistics: TargetStatistics | None = None) -> Artifact:
     """Decode a split at the input size of the model and extract its features."""
     pixels = decode(images, split=split, **model_size(model))
-    return extract_features(model, pixels, compute=compute, iteration=0, split=split)
+    return extract_features(model, pixels, statistics, compute=compute, iteration=0, split=split)
+
+
+def statistics_on(model: Artifact, images: ImageSet, settings: Statistics, compute: Compute, seed: int) -> TargetStatistics | None:
+    """Estimate the statistics of a model on the training images of a data set."""
+    pixels = decode(images, split="train", **model_size(model))
+    return statistics_of(model, pixels, images, settings=settings, seed=derive_seed(seed, "statistics"), compute=compute, iteration=0)
 
 
 @flow(name="evaluate", validate_parameters=True)
@@ -42,6 +49,7 @@ def evaluate_model(
     ties: Ties = "pessimistic",
     unscored: Unscored = "left_out",
     rerank: bool = False,
+    statistics: Overrides[Statistics] = Overrides[Statistics](),
     backbone: str | None = None,
     height: Pixels | None = None,
     width: Pixels | None = None,
@@ -62,13 +70,14 @@ def evaluate_model(
         backbone: A timm model name. Empty: that of the model file, or recognised by its tensors.
         height: Input size in pixels. Empty: that of the model file, or 256 if it states none.
         width: Input size in pixels. Empty: that of the model file, or 128 if it states none.
-        seed: The seed of the random splits of cuhk03_old and viper.
+        seed: The seed of the random splits of cuhk03_old and viper, and of the images that statistics are estimated from.
     """
-    compute = resolve_compute(override(Machine(), machine))
+    compute, settings = resolve_compute(override(Machine(), machine)), override(Statistics(), statistics)
     images = index(data, "target", layout, pattern)
-    labels = check_evaluation(images, data)
+    labels = check_evaluation(images, data, settings)
     imported = import_model(model, backbone=backbone, height=height, width=width)
-    query, gallery = (features_of(imported, images, split, compute.inference) for split in ("query", "gallery"))
+    by_camera = statistics_on(imported, images, settings, compute.analysis, seed) if settings.by_camera else None
+    query, gallery = (features_of(imported, images, split, compute.inference, by_camera) for split in ("query", "gallery"))
     scores = {
         ranking: evaluate(
             query,

@@ -11,7 +11,7 @@ from pydantic import Field
 from flows.pretrain import original_model_of
 from pul_core.recipes import RecipeName
 from pul_core.seeds import derive_seed
-from pul_core.settings import Clustering, Data, Dbscan, FewLabels, KMeans, Machine, Model, Selection, Stopping, Training
+from pul_core.settings import Clustering, Data, Dbscan, FewLabels, KMeans, Machine, Model, Selection, Statistics, Stopping, Training
 from pul_core.stopping import EXPLANATIONS, reason_to_stop
 from tasks.cluster import cluster, select
 from tasks.decode import decode
@@ -22,11 +22,12 @@ from tasks.few_labels import reveal
 from tasks.index import index
 from tasks.models import complete_plan
 from tasks.preflight import check_plan, check_sets
+from tasks.statistics import statistics_of
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Overrides, Plan, resolve_plan
-from tasks.store.references import ImageSet, Iteration, Pixels
+from tasks.store.references import ImageSet, Iteration, Pixels, TargetStatistics
 from tasks.tracking.runs import close_run, finish_run, track_iteration, track_run
-from tasks.training import fine_tune
+from tasks.training import cameras_for, fine_tune
 
 
 def _close(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -42,6 +43,7 @@ def pul(
     original_model: str | None = None,
     recipe: RecipeName = "paper",
     model: Overrides[Model] = Overrides[Model](),
+    statistics: Overrides[Statistics] = Overrides[Statistics](),
     pretraining: Overrides[Training] = Overrides[Training](),
     clustering: Overrides[Clustering] = Overrides[Clustering](),
     kmeans: Overrides[KMeans] = Overrides[KMeans](),
@@ -77,7 +79,14 @@ def pul(
     original, size = original_model_of(plan, sources, compute)
     pixels = {split: decode(images, split=split, **size) for split in images.splits}
 
-    current = Iteration(iteration=0, model=original, scores=score(original, images, pixels, plan, compute, 0))
+    statistics = estimate(original, images, pixels, plan, compute, 0)
+    current = Iteration(
+        iteration=0,
+        model=original,
+        statistics=statistics,
+        scores=score(original, None, images, pixels, plan, compute, 0),  # direct transfer
+        scores_statistics=score(original, statistics, images, pixels, plan, compute, 0) if statistics else None,
+    )
     history = [track_iteration(run, current, images.labels)]
     reliable_sizes: list[int] = []
     reason = None
@@ -86,6 +95,7 @@ def pul(
         features = extract_features(
             current.model,
             pixels["train"],
+            statistics,
             compute=compute.inference,
             iteration=t - 1,
             split="train",
@@ -108,11 +118,13 @@ def pul(
             current.model if plan.model.start_from == "last" else original,
             pixels["train"],
             reliable,
+            cameras_for(plan.fine_tuning, [images]),
             settings=plan.fine_tuning,
             seed=derive_seed(plan.seed, t, "fine_tune"),
             compute=compute.training,
             iteration=t,
         )
+        statistics = estimate(trained.model, images, pixels, plan, compute, t)
         current = Iteration(
             iteration=t,
             model=trained.model,
@@ -121,14 +133,31 @@ def pul(
             reliable=reliable,
             reliable_before=current.reliable,
             trained=trained,
-            scores=score(trained.model, images, pixels, plan, compute, t),
+            statistics=statistics,
+            scores=score(trained.model, statistics, images, pixels, plan, compute, t),
         )
         history.append(track_iteration(run, current, images.labels))
     finish_run(run, history, reason, EXPLANATIONS[reason])
     return run.id
 
 
-def score(model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Plan, compute: Resources, iteration: int) -> Artifact | None:
+def estimate(
+    model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Plan, compute: Resources, iteration: int
+) -> TargetStatistics | None:
+    """Estimate a model's statistics on the target, or return None if the plan takes those of the model."""
+    seed = derive_seed(plan.seed, "statistics")
+    return statistics_of(model, pixels["train"], images, settings=plan.statistics, seed=seed, compute=compute.analysis, iteration=iteration)
+
+
+def score(
+    model: Artifact,
+    statistics: TargetStatistics | None,
+    images: ImageSet,
+    pixels: dict[str, Pixels],
+    plan: Plan,
+    compute: Resources,
+    iteration: int,
+) -> Artifact | None:
     """Score a model on the target's labelled queries and gallery, or return None if it has none. The scores do not influence the run."""
     if not images.scorable or images.labels is None:
         return None
@@ -136,6 +165,7 @@ def score(model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Pl
         extract_features(
             model,
             pixels[split],
+            statistics,
             compute=compute.inference,
             iteration=iteration,
             split=split,

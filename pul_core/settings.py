@@ -13,6 +13,7 @@ from annotated_types import Ge, Interval, Unit, doc
 from pul_core.errors import UserError
 
 Schedule = Literal["constant", "one_cycle"]
+CameraBatches = Literal["mixed", "single", "separate"]
 CentreFrom = Literal["members", "all"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Share = Interval(ge=0, le=1)
@@ -81,6 +82,28 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """The BatchNorm statistics with which the target's features are extracted, estimated from its training images without labels."""
+
+    by_camera: Annotated[
+        bool,
+        doc(
+            "Extract with the statistics of each camera instead of those of the model. Iteration 0 is still scored with those of the model."
+        ),
+    ] = False
+    images_per_camera: Annotated[
+        int, Interval(ge=2, le=100_000), Unit("images"), doc("Largest number of a camera's images to use, drawn."), ReadIf("by_camera")
+    ] = 512
+    min_images: Annotated[
+        int,
+        Interval(ge=2, le=100_000),
+        Unit("images"),
+        doc("A camera with fewer training images, a new one and an unknown one get statistics of all cameras."),
+        ReadIf("by_camera"),
+    ] = 16
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optimisation:
     """The optimiser and its learning rates."""
 
@@ -131,6 +154,13 @@ class Training:
         Unit("images"),
         doc("P x K batches: K images of each of batch_size / K classes. 0: all images are shuffled."),
     ] = 0
+    camera_batches: Annotated[
+        CameraBatches,
+        doc(
+            "mixed: cameras are ignored. single: the images of a batch are from one camera. separate: the images of each camera in a batch "
+            "are normalised separately. Use the last two with statistics.by_camera."
+        ),
+    ] = "mixed"
     batch_norm: Annotated[bool, doc("Insert a BatchNorm layer between the features and the classifier.")] = True
     dropout: Annotated[float, Interval(ge=0, lt=1), doc("Dropout: probability of zeroing a feature before the classifier.")] = 0.0
     label_smoothing: Annotated[float, Interval(ge=0, lt=1), doc("Probability that is spread evenly over all classes.")] = 0.1
@@ -263,6 +293,7 @@ class Recipe:
     """The settings of the method. `algorithm` is the section that `clustering.algorithm` names."""
 
     model: Model = Model()
+    statistics: Statistics = Statistics()
     pretraining: Training = Training()
     clustering: Clustering = Clustering()
     kmeans: KMeans = KMeans()

@@ -6,27 +6,31 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from pul_core.arrays import Features, Images
+from pul_core.arrays import Features
 from pul_core.learning import extraction
 from tasks.engine.checkpoints import step_checkpoint
 from tasks.engine.compute import prepare
 from tasks.engine.progress import progress, step_logger
 from tasks.engine.steps import step
-from tasks.store.artifacts import Artifact, vector_type, vectors, write_batches
+from tasks.store.artifacts import Artifact, read_table, vector_type, vectors, write_batches
 from tasks.store.model_file import read_model
-from tasks.store.readers import open_pixels
-from tasks.store.references import Compute, Pixels
+from tasks.store.readers import camids, open_pixels
+from tasks.store.references import Compute, Pixels, TargetStatistics
+from tasks.store.statistics_file import statistics_from
 
 ROW_GROUP = 4096  # images
 
 
 @step("extract-features-{iteration}-{split}")
-def extract_features(model: Artifact, pixels: Pixels, *, compute: Compute, iteration: int, split: str) -> Artifact:
+def extract_features(
+    model: Artifact, pixels: Pixels, statistics: TargetStatistics | None = None, *, compute: Compute, iteration: int, split: str
+) -> Artifact:
     """Write the features of a split: features.parquet (row, feature). Memory holds one row group.
 
     Args:
         model: the model that computes the features.
         pixels: the images.
+        statistics: BatchNorm statistics by camera; None: those of the model.
         compute: device, threads and precision.
         iteration: of the model; names the task run.
         split: names the task run.
@@ -36,15 +40,19 @@ def extract_features(model: Artifact, pixels: Pixels, *, compute: Compute, itera
     rows, images = open_pixels(pixels)
     d = int(backbone.num_features)  # type: ignore[arg-type]
     schema = pa.schema([pa.field("row", pa.int64()), pa.field("feature", vector_type(d), nullable=False)])
+    by_camera = statistics_from(read_table(statistics.statistics)) if statistics else None
+    cameras = camids(read_table(statistics.images, ["camid"]))[rows] if statistics else rows  # which are not read without statistics
     repeated: list[int] = []
 
-    def extract(name: str, part: Images) -> Features:
+    def extract(part: slice) -> Features:
+        name, block_images = str(part.start), images[part]
         if saved := checkpoint.load(name):
-            progress_bar.restore(len(part))
+            progress_bar.restore(len(block_images))
             return np.frombuffer(saved, np.float32).reshape(-1, d)
         blocks = []
         features_of = partial(extraction.extract_features, batch_size=compute.batch_size, device=compute.device, dtype=compute.dtype)
-        for block in features_of(backbone, part, on_float32_fallback=repeated.append):
+        options = {"statistics": by_camera, "camids": cameras[part], "on_float32_fallback": repeated.append}
+        for block in features_of(backbone, block_images, **options):
             blocks.append(block)
             progress_bar.advance(len(block))
         features = np.concatenate(blocks)
@@ -55,7 +63,7 @@ def extract_features(model: Artifact, pixels: Pixels, *, compute: Compute, itera
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(rows), ROW_GROUP):
             part = slice(start, start + ROW_GROUP)
-            yield pa.record_batch([pa.array(rows[part]), vectors(extract(str(start), images[part]))], schema=schema)
+            yield pa.record_batch([pa.array(rows[part]), vectors(extract(part))], schema=schema)
 
     with progress(f"extract features {iteration} {split}", len(rows)) as progress_bar, step_checkpoint() as checkpoint:
         features = write_batches("features", schema, batches(), len(rows))

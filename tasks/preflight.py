@@ -20,12 +20,14 @@ from pul_core.clustering.suggestion import MIN_IMAGES
 from pul_core.errors import DataError, UserError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA, identity_in_split
 from pul_core.learning.backbone import build_backbone, check_backbone
+from pul_core.learning.camera_statistics import batch_norm_layers
 from pul_core.learning.extraction import extract_features
+from pul_core.learning.foreign_weights import shape_of
 from pul_core.learning.training import begin_training, train
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
-from pul_core.settings import Dbscan, KMeans, Machine
+from pul_core.settings import Dbscan, KMeans, Machine, Statistics
 from tasks.data.check import (
     ADVICE,
     Finding,
@@ -107,13 +109,15 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
 
 
 def check_plan(plan: Plan) -> None:
-    """Check what only a library would reject: the machine, the backbone with its input size, and the initial weights.
+    """Check what only a library would reject: the machine, the backbone with its input size and layers, and the initial weights.
 
     Raises:
         UserError: one of them cannot be used.
     """
     check_machine(plan.machine)
     check_backbone(plan.model.backbone, plan.model.height, plan.model.width)
+    if plan.statistics.by_camera or _trains_by_camera(plan):
+        batch_norm_layers(shape_of(plan.model.backbone))
     if plan.source:
         check_weights(plan.model.weights, plan.model.backbone)
 
@@ -143,7 +147,8 @@ def validate_evaluation(parameters: Mapping[str, Any]) -> None:
         if parameters[name] not in values:
             raise UserError(f"{name} must be one of {', '.join(values)}, got {parameters[name]!r}")
     data = parameters["data"]
-    check_scorable(count_images(data, parameters["layout"], parameters["pattern"]), data)
+    statistics = override(Statistics(), Overrides[Statistics].model_validate(parameters["statistics"]))
+    check_scorable(count_images(data, parameters["layout"], parameters["pattern"]), data, statistics)
     _check_inference(parameters)
 
 
@@ -252,12 +257,13 @@ def check_sets(sources: list[ImageSet], target: ImageSet | None, plan: Plan) -> 
         step_logger().warning("%s", warning)
 
 
-def check_evaluation(images: ImageSet, data: str) -> Artifact:
+def check_evaluation(images: ImageSet, data: str, statistics: Statistics | None = None) -> Artifact:
     """Check that the indexed data set of an evaluation can be scored.
 
     Args:
         images: the indexed data set.
         data: its name in error messages.
+        statistics: as for `check_scorable`.
 
     Returns:
         The identities.
@@ -268,7 +274,7 @@ def check_evaluation(images: ImageSet, data: str) -> Artifact:
     table, labels = read_table(images.images), read_table(images.labels) if images.labels else None
     query = usable_rows(table, "query")
     is_labelled = labels is not None and bool((column(labels, "pid")[query] > DISTRACTOR_PID).any())
-    check_scorable(_count_usable(images, table).model_copy(update={"labelled_queries": is_labelled}), data)
+    check_scorable(_count_usable(images, table).model_copy(update={"labelled_queries": is_labelled}), data, statistics)
     if labels is None or images.labels is None or not answerable_queries(table, labels).any():
         raise DataError(
             f"none of the {len(query)} query images of {data} has a match in the gallery from another camera, so nothing can be scored: "
@@ -277,12 +283,13 @@ def check_evaluation(images: ImageSet, data: str) -> Artifact:
     return images.labels
 
 
-def check_scorable(counts: Counts, data: str) -> None:
-    """Check that a data set has labelled queries, and a gallery that is not limited to the queries' camera.
+def check_scorable(counts: Counts, data: str, statistics: Statistics | None = None) -> None:
+    """Check that a data set has labelled queries, a gallery that is not limited to the queries' camera, and images for statistics.
 
     Args:
         counts: of the data set.
         data: its name in error messages.
+        statistics: whether BatchNorm statistics are estimated from its training images; None: they are not.
 
     Raises:
         DataError: the data set cannot be scored.
@@ -294,6 +301,8 @@ def check_scorable(counts: Counts, data: str) -> None:
         raise DataError(f"none of the {query} query images of {data} has an identity, so nothing can be scored: give a labelled data set")
     if counts.single_camera:
         raise DataError(f"{data} cannot be scored: {ADVICE['single_camera']}")
+    if statistics and statistics.by_camera and counts.splits.get("train", 0) < 2:
+        raise DataError(f"{data} has no training images to estimate statistics from: leave the statistics out, or give such images")
 
 
 def run_warnings(target: Counts, plan: Plan) -> Iterator[str]:
@@ -306,11 +315,20 @@ def run_warnings(target: Counts, plan: Plan) -> Iterator[str]:
     images = target.splits.get("train", 0)
     if target.single_camera and target.splits.get("query") and target.splits.get("gallery"):
         yield f"the run can adapt the model, but its scores will be missing: {ADVICE['single_camera']}"
+    if _trains_by_camera(plan) and not plan.statistics.by_camera:
+        yield (
+            "the model is trained with BatchNorm statistics by camera (camera_batches), but features are extracted with one set of "
+            "statistics, to which it is not adapted: set statistics.by_camera=true"
+        )
     if isinstance(plan.algorithm, Dbscan) and images < FEW_IMAGES * plan.algorithm.num_neighbours:
         yield (
             f"the target has only {images} training images for {plan.algorithm.num_neighbours} neighbours of each (dbscan.num_neighbours), "
             "so all may end up in one cluster: choose fewer neighbours than a person has images, or give more images"
         )
+
+
+def _trains_by_camera(plan: Plan) -> bool:
+    return any(training.camera_batches != "mixed" for training in (plan.pretraining, plan.fine_tuning))
 
 
 def _check_source(images: ImageSet) -> Counts:
@@ -441,6 +459,10 @@ def estimate_run(run: ValidatedRun) -> Estimate:
     k = plan.kmeans.num_clusters or default_num_clusters(n)
     train_speed, extract_speed, d, num_weights = _probe(plan, max(k, 2), compute)
     scored = target.splits.get("query", 0) + target.splits.get("gallery", 0)
+    statistics_images = 0
+    if plan.statistics.by_camera:
+        own = (min(size, plan.statistics.images_per_camera) for size in target.camera_sizes)
+        statistics_images = sum(own) + min(n, plan.statistics.images_per_camera)
     memory_images = n if plan.fine_tuning.memory.entries != "none" else 0  # extracted once more, to initialise the memory
     source_images = source.splits["train"] if source else 0
     pixels = (source_images + n + scored) * plan.model.height * plan.model.width * 3
@@ -448,7 +470,7 @@ def estimate_run(run: ValidatedRun) -> Estimate:
     features = (n + scored) * d * 4  # bytes
     return Estimate(
         pretrain_seconds=source_images * plan.pretraining.epochs / train_speed,
-        iteration_seconds=(n + scored + memory_images) / extract_speed
+        iteration_seconds=(n + scored + memory_images + statistics_images) / extract_speed
         + n * plan.fine_tuning.epochs / train_speed
         + _clustering_seconds(plan.algorithm, n, k, d),
         disk_bytes=pixels + weights + features,
@@ -471,7 +493,7 @@ def _probe(plan: Plan, num_classes: int, compute: Resources) -> tuple[float, flo
     classes = rows % num_classes
     device, dtype = compute.training.device, compute.training.dtype
     training = begin_training(backbone, settings, num_classes=num_classes, classes=classes, seed=0, device=device, dtype=dtype)
-    epochs = train(training, images, rows, classes, settings, seed=0)
+    epochs = train(training, images, rows, classes, settings, camids=rows % 2, seed=0)
     epoch_ends = [time.monotonic() for _ in epochs]
     train_speed = len(images) / (epoch_ends[1] - epoch_ends[0])  # the first epoch is a warm-up
     started = time.monotonic()

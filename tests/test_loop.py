@@ -1,4 +1,4 @@
-"""The wiring of the loop, with a stub for every step: which model fine-tuning starts from."""
+"""The wiring of the loop, with a stub for every step: which model fine-tuning starts from, and which statistics features have."""
 
 from types import SimpleNamespace
 
@@ -35,9 +35,11 @@ def loop(monkeypatch):
     monkeypatch.setattr(module, "fine_tune", fine_tune)
     monkeypatch.setattr(module, "Iteration", lambda **parts: SimpleNamespace(**({"reliable": None} | parts)))
 
-    def run(fine_tuning=None, **model):
+    def run(fine_tuning=None, statistics=None, **model):
         stopping = {"max_iterations": 3, "stop_when_stable": False}
-        module.pul.fn(target="crops", original_model="model.pth", model=model, fine_tuning=fine_tuning, stopping=stopping)
+        module.pul.fn(
+            target="crops", original_model="model.pth", model=model, statistics=statistics, fine_tuning=fine_tuning, stopping=stopping
+        )
         return calls
 
     return run
@@ -61,3 +63,26 @@ def test_the_first_iteration_does_not_depend_on_start_from(loop):
     first, _, _, first_from_last, _, _ = loop({"memory": {"entries": "clusters"}}, start_from="last")
     assert first == first_from_last
     assert first[1].memory == Memory(entries="clusters")
+
+
+def test_features_have_the_statistics_of_their_model_but_those_of_direct_transfer(loop, monkeypatch):
+    extracted, scored = [], []
+    target = SimpleNamespace(images="images", labels="labels", splits=["train", "query", "gallery"], scorable=True)
+    monkeypatch.setattr(module, "index", lambda *_: target)
+    monkeypatch.setattr(module, "statistics_of", lambda model, *_, settings, **__: f"statistics of {model}" if settings.by_camera else None)
+    monkeypatch.setattr(
+        module, "extract_features", lambda model, _pixels, statistics, split, **_: extracted.append((split, model, statistics))
+    )
+    monkeypatch.setattr(module, "evaluate", lambda *_, **__: "scores")
+    monkeypatch.setattr(module, "track_iteration", lambda _run, iteration, _labels: scored.append(vars(iteration)))
+    loop(statistics={"by_camera": True})
+    of_train, of_query = ([place[1:] for place in extracted if place[0] == split] for split in ("train", "query"))
+    models = ["original", "model 1", "model 2", "model 3"]
+    assert of_train == [(model, f"statistics of {model}") for model in models[:3]]
+    assert of_query == [("original", None), *((model, f"statistics of {model}") for model in models)]
+    assert [iteration.get("scores_statistics") for iteration in scored] == ["scores", None, None, None]
+
+    extracted.clear(), scored.clear()
+    loop()
+    assert {statistics for *_, statistics in extracted} == {None} and len(extracted) == 3 + 2 * 4
+    assert [iteration.get("scores_statistics") for iteration in scored] == [None] * 4

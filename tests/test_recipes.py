@@ -125,6 +125,7 @@ def test_no_recipe_uses_the_switches_of_other_methods(recipe):
     assert (recipe.model.start_from, recipe.fine_tuning.memory.entries) == ("original", "none")
     assert (recipe.fine_tuning.images_per_class, recipe.pretraining.images_per_class) == (0, 0)
     assert (recipe.dbscan.margin, recipe.selection.keep_unclustered) == (0, False)
+    assert (recipe.statistics.by_camera, recipe.fine_tuning.camera_batches, recipe.pretraining.camera_batches) == (False, "mixed", "mixed")
 
 
 @pytest.mark.parametrize("flow", [pul, pretrain_original, evaluate_model, suggest_clusters, sweep])
@@ -159,6 +160,8 @@ def test_no_description_contains_what_the_form_renders_as_a_tag():
         ({"fine_tuning": {"memory": {"entries": "triplet"}}}, ValidationError, "'none', 'clusters' or 'images'"),
         ({"fine_tuning": {"memory": {"momentum": 1.1}}}, ValidationError, "less than or equal to 1"),
         ({"fine_tuning": {"memory": {"temperature": 0}}}, ValidationError, "greater than 0"),
+        ({"fine_tuning": {"camera_batches": "one"}}, ValidationError, "'mixed', 'single' or 'separate'"),
+        ({"statistics": {"min_images": 1}}, ValidationError, "greater than or equal to 2"),
         ({"fine_tuning": {"images_per_class": -1}}, ValidationError, "greater than or equal to 0"),
         ({"fine_tuning": {"images_per_class": 33}}, UserError, r"at most batch_size \(32\), got 33"),
         ({"pretraining": {"images_per_class": 9, "batch_size": 8}}, UserError, r"at most batch_size \(8\), got 9"),
@@ -175,7 +178,7 @@ def test_the_switches_of_other_methods_are_in_the_documents_with_their_sources()
     page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     table = [line for line in page.splitlines() if line.startswith("| `")]
     switches = ("start_from", "memory.entries", "memory.momentum", "memory.temperature", "images_per_class")
-    for name in (*switches, "margin", "independent_share", "keep_unclustered"):
+    for name in (*switches, "margin", "independent_share", "keep_unclustered", "statistics.by_camera", "camera_batches"):
         (row,) = [line for line in table if line.startswith(f"| `{name}`")]
         assert "20" in row.split("|")[-2], f"{name} has no source"
 

@@ -10,12 +10,14 @@ from dataclasses import fields
 import pytest
 
 from pul_core.recipes import RECIPES
-from pul_core.settings import Augmentation, Clustering, Dbscan, Memory, Optimisation, Recipe, Training
+from pul_core.settings import Augmentation, Clustering, Dbscan, Memory, Optimisation, Recipe, Statistics, Training
 from tasks.engine import code, steps
 from tasks.engine.steps import cache_token, step_key
+from tasks.statistics import statistics_of
 from tasks.store.artifacts import Artifact
 from tasks.store.config import parameters_of, resolve_plan
-from tasks.store.references import Compute, ImageSet, Pixels
+from tasks.store.references import Compute, ImageSet, Pixels, TargetStatistics
+from tasks.training import cameras_for
 
 ARTIFACT = Artifact(kind="features", uri="features/ab.parquet", sha256="ab" * 32, rows=3)
 COMPUTE = Compute(device="cpu", threads=2, dtype="float32")
@@ -71,6 +73,7 @@ def test_the_device_index_does_not_change_the_key():
         (Training(optimisation=Optimisation(momentum=0.5)), Training(optimisation=Optimisation(optimiser="sgd", momentum=0.5))),
         (Training(memory=Memory(temperature=0.1)), Training(memory=Memory(entries="clusters", temperature=0.1))),
         (Clustering(whitening=0, shrinkage=0.1), Clustering(whitening=0.7, shrinkage=0.1)),
+        (Statistics(min_images=9), Statistics(by_camera=True, min_images=9)),
         (Dbscan(independent_share=0.5), Dbscan(margin=0.02, independent_share=0.5)),
     ],
 )
@@ -78,7 +81,7 @@ def test_a_setting_counts_only_where_it_is_read(unread, read):
     defaults = {Clustering: Clustering(whitening=0)}.get(type(unread), type(unread)())
     assert cache_token(unread) == cache_token(defaults)
     flat = str(cache_token(read))
-    assert flat != str(cache_token(type(read)())) and re.search(r"momentum|temperature|shrinkage|independent_share", flat)
+    assert flat != str(cache_token(type(read)())) and re.search(r"momentum|temperature|shrinkage|independent_share|min_images", flat)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -95,6 +98,19 @@ def test_the_root_the_name_and_the_labels_of_a_data_set_do_not_change_the_key():
     images = ImageSet(name="a", root="/a", layout="folder", images=ARTIFACT, labels=ARTIFACT, splits={})
     changed = {"root": "/b", "name": "b", "labels": ARTIFACT.model_copy(update={"sha256": "ff" * 32})}
     assert key(images=images) == key(images=images.model_copy(update=changed))
+
+
+def test_the_cameras_of_a_data_set_are_part_of_a_key_only_if_they_are_read():
+    """The step estimate_statistics would fail: there are no such files."""
+    images = ImageSet(name="a", root="/a", layout="folder", images=ARTIFACT, labels=None, splits={})
+    pixels = Pixels(decoded=ARTIFACT, pixels=ARTIFACT, height=64, width=32)
+    arguments = {"settings": Statistics(), "seed": 0, "compute": COMPUTE, "iteration": 0}
+    assert statistics_of(ARTIFACT, pixels, images, **arguments) is None
+    assert cameras_for(Training(), [images]) is None
+    assert cameras_for(Training(camera_batches="single"), [images]) == [ARTIFACT]
+    statistics = TargetStatistics(statistics=ARTIFACT, images=ARTIFACT)
+    changed = statistics.model_copy(update={"images": ARTIFACT.model_copy(update={"sha256": "cd" * 32})})
+    assert key(statistics=None) != key(statistics=statistics) != key(statistics=changed)
 
 
 def test_the_input_size_is_part_of_decoded_images():
@@ -253,6 +269,7 @@ STEPS = {
     "decode": "tasks.decode",
     "pretrain": "tasks.training",
     "fine_tune": "tasks.training",
+    "estimate_statistics": "tasks.statistics",
     "extract_features": "tasks.extract",
     "cluster": "tasks.cluster",
     "select": "tasks.cluster",
@@ -260,6 +277,8 @@ STEPS = {
     "suggest": "tasks.suggest",
 }
 TRAINING = {"pretrain", "fine_tune"}
+EXTRACTION = TRAINING | {"extract_features"}
+INFERENCE = EXTRACTION | {"estimate_statistics"}
 ALL = set(STEPS)
 # An edit appends a definition to a module, which is code; `MODULE:TEXT` replaces a text in it instead.
 EDITS = {
@@ -268,11 +287,12 @@ EDITS = {
     "pul_core.learning.memory": TRAINING,
     "pul_core.learning.batches": TRAINING,
     "pul_core.seeds": TRAINING,
-    "pul_core.learning.backbone": TRAINING | {"extract_features"},
-    "pul_core.learning.constants": TRAINING | {"extract_features"},
-    "pul_core.learning.feeding": TRAINING | {"extract_features"},
-    "pul_core.learning.precision": TRAINING | {"extract_features"},
-    "pul_core.learning.extraction": TRAINING | {"extract_features"},
+    "pul_core.learning.backbone": INFERENCE,
+    "pul_core.learning.constants": INFERENCE,
+    "pul_core.learning.feeding": INFERENCE,
+    "pul_core.learning.precision": INFERENCE,
+    "pul_core.learning.camera_statistics": INFERENCE,
+    "pul_core.learning.extraction": EXTRACTION,
     "pul_core.clustering.kmeans": {"cluster"},
     "pul_core.clustering.whitening": {"cluster"},
     "pul_core.clustering.density": {"cluster", "suggest"},
@@ -300,7 +320,8 @@ EDITS = {
     "tasks.store.artifacts": ALL,
     "tasks.store.config": set(),
     "tasks.store.scores": set(),
-    "tasks.store.model_file": TRAINING | {"extract_features"},
+    "tasks.store.model_file": INFERENCE,
+    "tasks.store.statistics_file": {"extract_features", "estimate_statistics"},
     "tasks.engine.steps": set(),
     "tasks.engine.checkpoints": set(),
     "tasks.engine.compute": set(),
@@ -354,7 +375,19 @@ def test_rewording_docstrings_and_messages_changes_no_key(changed_steps, module)
 
 def test_every_step_is_in_the_table():
     found = set()
-    for module in ("decode", "training", "extract", "cluster", "evaluate", "suggest", "models", "few_labels", "index", "preflight"):
+    for module in (
+        "decode",
+        "training",
+        "extract",
+        "statistics",
+        "cluster",
+        "evaluate",
+        "suggest",
+        "models",
+        "few_labels",
+        "index",
+        "preflight",
+    ):
         loaded = importlib.import_module(f"tasks.{module}")
         found |= {name for name, value in vars(loaded).items() if getattr(getattr(value, "task", None), "persist_result", False)}
     assert found == ALL

@@ -1,26 +1,31 @@
 """Feature extraction, one batch at a time: memory use does not grow with the number of images."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pul_core.arrays import Features, Images
+from pul_core.arrays import Features, Images, Ints
 from pul_core.errors import NotFiniteError
 from pul_core.learning.backbone import normalise
+from pul_core.learning.camera_statistics import BackboneOnCamera, CameraStatistics
 from pul_core.learning.feeding import read_batches
 from pul_core.learning.precision import autocast, fast_products
 from pul_core.settings import Dtype
 
 BATCH_SIZES = {"cuda": 256}  # images; a constant for each kind of device, because rounding depends on it
 BATCH_SIZE = 32  # on all others
+BLOCK = 1024  # images that are grouped by camera before they are divided into batches
 
 
 def extract_features(
     backbone: nn.Module,
     images: Images,
     *,
+    statistics: CameraStatistics | None = None,
+    camids: Ints | None = None,
     batch_size: int | None = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
@@ -30,9 +35,14 @@ def extract_features(
 
     A batch whose bfloat16 or float16 features are not all finite is computed again in float32.
 
+    With statistics, the images of each camera are normalised with those of the camera. A batch then holds images of one camera, taken from
+    a block of up to 1024 images, and the features of a block are yielded together.
+
     Args:
         backbone: (b, 3, h, w) -> (b, d), as returned by ``build_backbone``; it is moved to the device and set to evaluation mode.
         images: (n, h, w, 3) uint8, may be memory-mapped.
+        statistics: BatchNorm statistics by camera; None: those of the backbone.
+        camids: (n,) camera of each image, -1 is unknown; read with ``statistics`` only.
         batch_size: images per batch; affects the speed, and the features only by rounding. None: 256 on a GPU, 32 on a CPU.
         device: a torch device.
         dtype: number format of the forward pass, see `inference_dtype`; the features are returned as float32.
@@ -43,8 +53,9 @@ def extract_features(
 
     Raises:
         NotFiniteError: a feature is NaN or infinite in float32.
+        ValueError: statistics without the camera of each image.
 
-    Source: Fan et al. 2018, section 4 (average pool, 2048-d).
+    Source: Fan et al. 2018, section 4 (average pool, 2048-d); Zhuang et al. 2020 (statistics by camera).
 
     Example:
         >>> from pul_core.learning.backbone import build_backbone
@@ -53,6 +64,12 @@ def extract_features(
         [(4, 512), (1, 512)]
     """
     backbone.eval().to(device)
+    if statistics is not None:
+        if camids is None or len(camids) != len(images):
+            raise ValueError("statistics by camera require the camera of each image")
+        options = {"batch_size": batch_size, "device": device, "dtype": dtype, "on_float32_fallback": on_float32_fallback}
+        yield from _extract_by_camera(backbone, images, statistics, camids, options)
+        return
     size = batch_size or BATCH_SIZES.get(torch.device(device).type, BATCH_SIZE)
     starts = range(0, len(images), size)
     pixels_on_device = read_batches(images, [slice(start, start + size) for start in starts], device=device)
@@ -70,6 +87,27 @@ def extract_features(
             )
         if falls_back and on_float32_fallback:
             on_float32_fallback(len(pixels))
+        yield features
+
+
+def _extract_by_camera(
+    backbone: nn.Module, images: Images, statistics: CameraStatistics, camids: Ints, options: dict[str, Any]
+) -> Iterator[Features]:
+    """Yield the features of blocks of images, those of each camera normalised with its statistics; options are of `extract_features`."""
+    entry = statistics.entries(camids)
+    on_camera = {number: BackboneOnCamera(backbone, statistics, number, device=options["device"]) for number in np.unique(entry).tolist()}
+    for start in range(0, len(images), BLOCK):
+        block, entries = images[start : start + BLOCK], entry[start : start + BLOCK]
+        order = np.argsort(entries, kind="stable")
+        extracted = np.concatenate(
+            [
+                features
+                for number in np.unique(entries).tolist()
+                for features in extract_features(on_camera[number], block[entries == number], **options)
+            ]
+        )
+        features = np.empty_like(extracted)
+        features[order] = extracted
         yield features
 
 

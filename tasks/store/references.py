@@ -85,6 +85,13 @@ class TrainedModel(Reference):
     training: Artifact
 
 
+class TargetStatistics(Reference):
+    """``statistics`` of a model on a target has (layer, camid, images, mean, variance); ``images`` has the target's cameras."""
+
+    statistics: Artifact
+    images: Artifact
+
+
 class Compute(Reference):
     """What a step computes on, and how."""
 
@@ -104,7 +111,11 @@ class Compute(Reference):
 
 
 class Iteration(Reference):
-    """The artifacts of an iteration. Iteration 0, the original model, only has a model and scores."""
+    """The artifacts of an iteration. Iteration 0, the original model, only has a model, its scores and its statistics.
+
+    ``scores`` of iteration 0 are those of direct transfer, ``scores_statistics`` those of the same model with ``statistics``. The scores of
+    later iterations are with ``statistics`` if there are any.
+    """
 
     iteration: int
     model: Artifact
@@ -113,4 +124,6 @@ class Iteration(Reference):
     reliable: Reliable | None = None
     reliable_before: Reliable | None = None
     trained: TrainedModel | None = None
+    statistics: TargetStatistics | None = None
     scores: Artifact | None = None
+    scores_statistics: Artifact | None = None

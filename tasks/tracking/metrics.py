@@ -45,13 +45,21 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
     if iteration.trained:
         metrics["seconds_fine_tune"] = iteration.trained.model.seconds
         metrics["num_images_seen"] = int(column(read_table(iteration.trained.training), "images").sum())
+    if iteration.statistics:
+        metrics["seconds_statistics"] = iteration.statistics.statistics.seconds
     if iteration.scores:
         try:
-            metrics |= metrics_of(read_summary(iteration.scores))
+            metrics |= score_metrics(iteration.scores, iteration.scores_statistics)
         except UserError as error:  # scores never influence the run, so a target that cannot be scored does not stop it
             step_logger().warning("The model of iteration %d has no scores: %s", iteration.iteration, error)
         metrics["seconds_evaluate"] = iteration.scores.seconds
     return metrics
+
+
+def score_metrics(scores: Artifact, scores_statistics: Artifact | None) -> dict[str, float]:
+    """Return the scores of a model, and, where there are separate ones with statistics by camera, those as ``NAME_statistics``."""
+    by_camera = metrics_of(read_summary(scores_statistics)) if scores_statistics else {}
+    return metrics_of(read_summary(scores)) | {f"{name}_statistics": by_camera[name] for name in by_camera if not name.startswith("num_")}
 
 
 def reliable_set_changes(before: Reliable, after: Reliable) -> dict[str, float]:

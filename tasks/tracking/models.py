@@ -10,8 +10,9 @@ import mlflow
 import numpy as np
 from mlflow.entities import Run
 from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
+from pul_core.identities import NO_CAMERA
 from tasks.store.artifacts import Artifact, locate, read_bytes, verify
 from tasks.store.model_file import model_size
 from tasks.tracking import reid_model
@@ -20,12 +21,13 @@ from tasks.tracking.client import client
 MODEL_ID_TAG = "pul.model_id"  # tag of a nested run: the id of the iteration's model in MLflow
 
 
-def log_iteration_model(run: Run, model: Artifact) -> str:
+def log_iteration_model(run: Run, model: Artifact, statistics: Artifact | None = None) -> str:
     """Log a model to the MLflow run of its iteration, unless the run already has one.
 
     Args:
         run: the MLflow run.
         model: a model file of this project.
+        statistics: its BatchNorm statistics by camera, joined to the model; it then takes the camera of each image as a parameter.
 
     Returns:
         The id of the model in MLflow.
@@ -35,6 +37,7 @@ def log_iteration_model(run: Run, model: Artifact) -> str:
     size = model_size(model)
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, size["height"], size["width"], 3))])
     features = Schema([TensorSpec(np.dtype(np.float32), (-1, -1))])
+    cameras = ParamSchema([ParamSpec("camids", DataType.long, [NO_CAMERA], (-1,))]) if statistics else None
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow recommends an input example
         pending = mlflow.initialize_logged_model("model", run.info.run_id, params=run.data.params, experiment_id=run.info.experiment_id)
@@ -45,8 +48,9 @@ def log_iteration_model(run: Run, model: Artifact) -> str:
             model_id=pending.model_id,
             run_id=run.info.run_id,
             python_model=reid_model.__file__,
-            artifacts={"weights": str(_named_file(model, Path(folder, "model.safetensors")))},
-            signature=ModelSignature(images, features),
+            artifacts={"weights": str(_named_file(model, Path(folder, "model.safetensors")))}
+            | ({"statistics": str(_named_file(statistics, Path(folder, "statistics.parquet")))} if statistics else {}),
+            signature=ModelSignature(images, features, cameras),
             pip_requirements=[f"{package}=={version(package)}" for package in ("pul-reid", "safetensors", "timm", "torch")],
         )
     client().set_tag(run.info.run_id, MODEL_ID_TAG, logged.model_id)

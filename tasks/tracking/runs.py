@@ -132,10 +132,13 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
     """
     metrics = iteration_metrics(iteration, labels)
     parent = client().get_run(run.mlflow_run_id)
-    fingerprint = " ".join(artifact.sha256[:16] for artifact in (iteration.model, iteration.scores) if artifact)
+    fingerprint = " ".join(
+        artifact.sha256[:16] for artifact in (iteration.model, iteration.scores, iteration.scores_statistics) if artifact
+    )
     nested, is_repeated = _iteration_run(run, parent, iteration.iteration, fingerprint)
     # The model comes first: MLflow would look up the history of each metric that the run has already, to link it to the model.
-    model_id = log_iteration_model(nested, iteration.model)
+    statistics = iteration.statistics if iteration.iteration else None  # iteration 0 is direct transfer
+    model_id = log_iteration_model(nested, iteration.model, statistics.statistics if statistics else None)
     nested_metrics = [Metric(key, value, 0, 0, model_id=model_id) for key, value in metrics.items()] + _training_curves(iteration.trained)
     client().log_batch(nested.info.run_id, [metric for metric in nested_metrics if metric.key not in nested.data.metrics])
     parent_metrics = [Metric(key, value, 0, iteration.iteration) for key, value in metrics.items()]
@@ -143,8 +146,7 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
     client().set_terminated(nested.info.run_id, "FINISHED")
     folder = Path(run.folder, f"iteration={iteration.iteration}")
     folder.mkdir(exist_ok=True)
-    artifacts = artifacts_in(iteration.model_copy(update={"reliable_before": None}))  # that one is of the iteration before
-    _link_artifacts(folder, {"model" if artifact.kind == "models" else artifact.kind: artifact for artifact in artifacts})
+    _link_artifacts(folder, _links(iteration))
     status.iterations[iteration.iteration] = metrics | {"seconds": sum_seconds(metrics)}
     return metrics
 
@@ -314,6 +316,13 @@ def _training_curves(trained: TrainedModel | None) -> list[Metric]:
     epochs = read_table(trained.training).to_pylist() if trained else []
     curves = (("training_loss", "loss"), ("training_accuracy", "accuracy"))
     return [Metric(name, epoch[key], 0, epoch["epoch"]) for name, key in curves for epoch in epochs]
+
+
+def _links(iteration: Iteration) -> dict[str, Artifact]:
+    """Return the artifacts of an iteration by the names of their links; what belongs to the iteration before or to the run is left out."""
+    artifacts = artifacts_in(iteration.model_copy(update={"reliable_before": None, "scores_statistics": None}))
+    links = {"model" if artifact.kind == "models" else artifact.kind: artifact for artifact in artifacts if artifact.kind != "images"}
+    return links | ({"scores_statistics": iteration.scores_statistics} if iteration.scores_statistics else {})
 
 
 def _link_artifacts(folder: Path, artifacts: dict[str, Artifact]) -> None:

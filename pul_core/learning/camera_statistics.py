@@ -1,0 +1,156 @@
+"""BatchNorm statistics by camera: estimated from the training images of a target, without labels, and used to extract its features.
+
+A backbone normalises every layer with the mean and variance of the images that it was trained on. Each camera has light and colours of its
+own, so its images are normalised better with its own statistics. No weight changes.
+"""
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pul_core.arrays import Features, Ints
+from pul_core.errors import UserError
+from pul_core.identities import NO_CAMERA
+from pul_core.learning.backbone import normalise
+from pul_core.learning.feeding import PixelSource, read_batches
+from pul_core.learning.precision import fast_products
+from pul_core.settings import Statistics
+
+BATCH_SIZE = 64  # images of one camera that are normalised together; the statistics are those of its batches, averaged
+
+BatchNorm = nn.modules.batchnorm._BatchNorm  # includes timm's BatchNorm with an activation
+
+
+@dataclass(frozen=True)
+class CameraStatistics:
+    """The mean and the variance of each channel before each BatchNorm layer, one entry per camera and one, the last, for all others."""
+
+    camids: Ints  # (c,) the cameras with statistics of their own, ascending
+    num_images: Ints  # (c + 1,) number of images that each entry is estimated from
+    means: dict[str, Features]  # by the layer's name, (c + 1, channels)
+    variances: dict[str, Features]  # by the layer's name, (c + 1, channels)
+
+    def entries(self, camids: Ints) -> Ints:
+        """Return the entry of each image's camera: c, the last one, for a small, new or unknown camera.
+
+        Args:
+            camids: (n,) camera of each image; -1 is unknown.
+
+        Example:
+            >>> CameraStatistics(np.array([2, 5]), np.array([9, 9, 9]), {}, {}).entries(np.array([5, 2, 3, -1]))
+            array([1, 0, 2, 2])
+        """
+        return np.where(np.isin(camids, self.camids), np.searchsorted(self.camids, camids), len(self.camids))
+
+
+def estimate_statistics(
+    backbone: nn.Module, images: PixelSource, camids: Ints, settings: Statistics, *, seed: int, device: str = "cpu"
+) -> CameraStatistics:
+    """Estimate the BatchNorm statistics of each camera, and those of all cameras together.
+
+    Images of a camera pass through the backbone in batches. Each BatchNorm layer normalises a batch by its own mean and variance, and the
+    layer's statistics are the averages of these over the batches, which have about equal sizes. Nothing else is in training mode.
+
+    The last entry is estimated likewise from images of all cameras, equally many of each as far as there are (those of unknown cameras
+    count as one camera), ``images_per_camera`` in total.
+
+    Args:
+        backbone: (b, 3, h, w) -> (b, d); not changed.
+        images: (n, h, w, 3) uint8, may be memory-mapped.
+        camids: (n,) camera of each image; -1 is unknown.
+        settings: how many images of a camera are used, and how many it must have.
+        seed: seed of the choice of the images and of their batches; a camera's statistics do not depend on images of other cameras.
+        device: a torch device. The forward passes are in float32.
+
+    Returns:
+        The statistics, on the CPU.
+
+    Raises:
+        UserError: there are fewer than two images, or the backbone has no BatchNorm layer with statistics, e.g. a transformer.
+
+    Source: Zhuang et al. 2020 (Camera-based Batch Normalization); the entry for other cameras is ours.
+
+    Example:
+        >>> from pul_core.learning.backbone import build_backbone
+        >>> images = np.random.default_rng(0).integers(0, 256, (9, 64, 32, 3), np.uint8)
+        >>> camids = np.array([1, 1, 1, 1, 7, 7, 7, 7, 3])
+        >>> statistics = estimate_statistics(build_backbone("resnet10t"), images, camids, Statistics(min_images=4), seed=0)
+        >>> statistics.camids, statistics.num_images, statistics.means["conv1.1"].shape
+        (array([1, 7]), array([4, 4, 9]), (3, 24))
+    """
+    if len(camids) < 2:
+        raise UserError(f"BatchNorm statistics require at least 2 images, got {len(camids)}: add images, or set statistics.by_camera=false")
+    collector = copy.deepcopy(backbone).eval().to(device)
+    layers = batch_norm_layers(collector)
+    for layer in layers.values():
+        layer.train()
+        layer.momentum = None  # the plain average over the batches
+    cameras, sizes = np.unique(camids, return_counts=True)
+    share = math.ceil(settings.images_per_camera / len(cameras))
+    own = cameras[(sizes >= settings.min_images) & (cameras != NO_CAMERA)]
+    pooled = np.concatenate([_draw(np.flatnonzero(camids == camid), share, seed) for camid in cameras])
+    drawn = [*(_draw(np.flatnonzero(camids == camid), settings.images_per_camera, seed) for camid in own), _draw(pooled, len(pooled), seed)]
+    entries = []
+    for rows in drawn:
+        batches = np.array_split(rows, math.ceil(len(rows) / BATCH_SIZE))
+        _collect(collector, layers, read_batches(images, batches, device=device))
+        entries.append({name: (_to_array(layer.running_mean), _to_array(layer.running_var)) for name, layer in layers.items()})
+    means, variances = ({name: np.stack([entry[name][part] for entry in entries]) for name in layers} for part in (0, 1))
+    return CameraStatistics(own, np.array([len(rows) for rows in drawn]), means, variances)
+
+
+def batch_norm_layers(backbone: nn.Module) -> dict[str, BatchNorm]:
+    """Return the BatchNorm layers of a backbone that have statistics, by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    layers = {name: part for name, part in backbone.named_modules() if isinstance(part, BatchNorm) and part.running_mean is not None}
+    if not layers:
+        raise UserError(
+            f"{type(backbone).__name__} has no BatchNorm layer, so it has no statistics by camera: set statistics.by_camera=false and "
+            "camera_batches=mixed, or choose a convolutional backbone"
+        )
+    return layers
+
+
+class BackboneOnCamera(nn.Module):
+    """A backbone that normalises with one entry of statistics; it shares all weights with the original, which is not changed."""
+
+    def __init__(self, backbone: nn.Module, statistics: CameraStatistics, entry: int, *, device: str = "cpu") -> None:
+        super().__init__()
+        self.backbone = backbone
+        values = {"running_mean": statistics.means, "running_var": statistics.variances}
+        self.statistics = {
+            f"{layer}.{name}": torch.from_numpy(layers[layer][entry]).to(device) for name, layers in values.items() for layer in layers
+        }
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the features (b, d) of images (b, 3, h, w) of the camera."""
+        features: Tensor = torch.func.functional_call(self.backbone, self.statistics, (pixels,))
+        return features
+
+
+def _draw(rows: Ints, count: int, seed: int) -> Ints:
+    """Draw up to ``count`` of the rows in random order."""
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).numpy()[:count]]
+
+
+@torch.no_grad()
+def _collect(backbone: nn.Module, layers: dict[str, BatchNorm], batches: Iterable[Tensor]) -> None:
+    """Replace the statistics of the layers by those of batches (b, 3, h, w) uint8."""
+    for layer in layers.values():
+        layer.reset_running_stats()
+    with fast_products():
+        for pixels in batches:
+            backbone(normalise(pixels))
+
+
+def _to_array(tensor: Tensor | None) -> Features:
+    assert tensor is not None
+    return tensor.numpy(force=True).copy()

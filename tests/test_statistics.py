@@ -1,0 +1,156 @@
+"""The step estimate_statistics: its file, the features and the MLflow model that use it, and what is checked before a run."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pul_core.errors import UserError
+from pul_core.learning.camera_statistics import CameraStatistics, estimate_statistics
+from pul_core.learning.extraction import extract_features as extract
+from pul_core.settings import Statistics, Training
+from tasks.extract import extract_features
+from tasks.index import index
+from tasks.preflight import Counts, check_plan, run_warnings
+from tasks.statistics import statistics_of
+from tasks.store.artifacts import column, locate, read_table, write_table
+from tasks.store.config import resolve_plan
+from tasks.store.model_file import read_model
+from tasks.store.readers import open_pixels
+from tasks.store.references import Reliable
+from tasks.store.statistics_file import statistics_from, write_statistics
+from tasks.tracking.reid_model import ReIDModel
+from tasks.training import cameras_for, fine_tune, pretrain
+
+SETTINGS = Statistics(by_camera=True, images_per_camera=10, min_images=8)
+
+
+@pytest.fixture
+def target(home, tiny_pair):
+    """36 training images, 18 on each of two cameras."""
+    return index.fn(str(tiny_pair[1]), "target")
+
+
+@pytest.fixture
+def statistics(model, pixels, target, compute):
+    return statistics_of(model, pixels, target, settings=SETTINGS, seed=3, compute=compute, iteration=0)
+
+
+@pytest.fixture
+def cameras(target, pixels):
+    return column(read_table(target.images), "camid")[open_pixels(pixels)[0]]
+
+
+def same(one, other):
+    assert one.camids.tolist() == other.camids.tolist() and one.num_images.tolist() == other.num_images.tolist()
+    for values, expected in ((one.means, other.means), (one.variances, other.variances)):
+        assert list(values) == list(expected)
+        assert all(values[layer].dtype == np.float32 and np.array_equal(values[layer], expected[layer]) for layer in expected)
+    return True
+
+
+def test_a_file_has_a_row_for_each_layer_and_camera_and_comes_back(home):
+    means = {"a": np.arange(6, dtype=np.float32).reshape(3, 2), "b.c": np.ones((3, 4), np.float32)}
+    written = CameraStatistics(np.array([2, 9]), np.array([5, 6, 7]), means, {layer: values + 0.5 for layer, values in means.items()})
+    artifact = write_statistics(written)
+    rows = read_table(artifact).to_pylist()
+    assert [(row["layer"], row["camid"], row["images"]) for row in rows[:4]] == [("a", 2, 5), ("a", 9, 6), ("a", None, 7), ("b.c", 2, 5)]
+    assert rows[1]["mean"] == [2, 3] and rows[1]["variance"] == [2.5, 3.5]
+    assert same(statistics_from(read_table(artifact)), written)
+    none = CameraStatistics(np.empty(0, np.int64), np.array([7]), {"a": means["a"][:1]}, {"a": means["a"][1:2]})
+    assert same(statistics_from(read_table(write_statistics(none))), none)
+
+
+def test_the_step_writes_the_statistics_of_the_core(model, pixels, statistics, cameras):
+    backbone, _ = read_model(model)
+    expected = estimate_statistics(backbone, open_pixels(pixels)[1], cameras, SETTINGS, seed=3)
+    assert expected.camids.tolist() == [1, 2] and expected.num_images.tolist() == [10, 10, 10]
+    assert same(statistics_from(read_table(statistics.statistics)), expected)
+
+
+def test_the_step_extracts_with_them(model, pixels, statistics, cameras, compute):
+    backbone, _ = read_model(model)
+    by_camera = statistics_from(read_table(statistics.statistics))
+    expected = np.concatenate(list(extract(backbone, open_pixels(pixels)[1], statistics=by_camera, camids=cameras)))
+    place = {"compute": compute, "iteration": 0, "split": "train"}
+    table = read_table(extract_features.fn(model, pixels, statistics, **place))
+    np.testing.assert_array_equal(column(table, "feature"), expected)
+    assert column(table, "row").tolist() == open_pixels(pixels)[0].tolist()
+    assert not np.array_equal(column(read_table(extract_features.fn(model, pixels, **place)), "feature"), expected)
+
+
+def test_the_model_in_mlflow_uses_them(model, pixels, statistics, cameras):
+    images = open_pixels(pixels)[1]
+    backbone, _ = read_model(model)
+    by_camera = statistics_from(read_table(statistics.statistics))
+
+    def predict(camids=None, **artifacts):
+        loaded, context = ReIDModel(), SimpleNamespace(artifacts={"weights": locate(model), **artifacts})
+        loaded.load_context(context)
+        return loaded.predict(context, images, params=None if camids is None else {"camids": np.array(camids)})
+
+    joined = {"statistics": locate(statistics.statistics)}
+
+    def expected(camids):
+        return np.concatenate(list(extract(backbone, images, statistics=by_camera, camids=camids)))
+
+    np.testing.assert_array_equal(predict(cameras, **joined), expected(cameras))
+    np.testing.assert_array_equal(predict([2], **joined), expected(np.full(36, 2)))
+    np.testing.assert_array_equal(predict(**joined), expected(np.full(36, -1)))
+    np.testing.assert_array_equal(predict(), np.concatenate(list(extract(backbone, images))))
+
+
+@pytest.mark.parametrize("kind", ["single", "separate"])
+def test_fine_tuning_reads_the_cameras_of_its_images(model, pixels, target, compute, kind):
+    """With the cameras of all other images unknown, or with those of the images exchanged, the same model; with others, another."""
+    rows = open_pixels(pixels)[0][:24]
+    table = {"row": rows, "pseudo_label": np.arange(24) // 6, "similarity": np.ones(24)}
+    reliable = Reliable(reliable=write_table("reliable", pa.table(table)), num_classes=4)
+    images = read_table(target.images)
+    camids = column(images, "camid")
+
+    def digest(camids, settings=Training(epochs=1, batch_size=12, camera_batches=kind)):
+        told = write_table("images", images.set_column(images.schema.get_field_index("camid"), "camid", pa.array(camids, pa.int64())))
+        cameras = cameras_for(settings, [target.model_copy(update={"images": told})])
+        return fine_tune.fn(model, pixels, reliable, cameras, settings=settings, seed=0, compute=compute, iteration=1).model.sha256
+
+    own = digest(camids)
+    assert own == digest(np.where(np.isin(np.arange(len(camids)), rows), camids, -1))
+    assert own not in (digest(np.where(np.arange(len(camids)) % 3, 1, 2)), digest(camids, Training(epochs=1, batch_size=12)))
+
+
+def test_cameras_of_several_sources_are_different_ones(home, tiny_pair, market, tmp_path, model, pixels, compute):
+    """Two sources on camera 1 each, learned in batches of one camera, give the model of one source with two cameras."""
+    from tasks.decode import decode
+
+    one = index.fn(str(tiny_pair[0]), "source")
+    other = index.fn(str(market(tmp_path / "other", range(40, 44))), "source")
+    settings = Training(epochs=1, batch_size=8, camera_batches="single")
+    decoded = [decode.fn(source, split="train", height=64, width=32) for source in (one, other)]
+
+    def digest(numbers):
+        cameras = []
+        for source, number in zip((one, other), numbers, strict=True):
+            images = read_table(source.images)
+            camids = pa.array([number] * images.num_rows, pa.int64())
+            cameras.append(write_table("images", images.set_column(images.schema.get_field_index("camid"), "camid", camids)))
+        return pretrain.fn(model, decoded, [one.labels, other.labels], cameras, settings=settings, seed=0, compute=compute).model.sha256
+
+    assert digest([1, 1]) == digest([3, 1]) != digest([None, None])
+
+
+def test_a_run_with_a_transformer_is_refused_and_statistics_are_advised_where_training_needs_them():
+    def plan(**parameters):
+        return resolve_plan({"target": "x", "original_model": "x"} | parameters)
+
+    transformer = {"backbone": "vit_tiny_patch16_224", "height": 224, "width": 224}
+    check_plan(plan(model=transformer))
+    for switches in ({"statistics": {"by_camera": True}}, {"fine_tuning": {"camera_batches": "single"}}):
+        with pytest.raises(UserError, match=r"no BatchNorm layer.*set statistics\.by_camera=false and camera_batches=mixed"):
+            check_plan(plan(model=transformer, **switches))
+    target = Counts(splits={"train": 100}, camera_sizes=(50, 50))
+    by_camera = {"pretraining": {"camera_batches": "separate"}}
+    (warning,) = run_warnings(target, plan(**by_camera))
+    assert "set statistics.by_camera=true" in warning
+    assert list(run_warnings(target, plan(**by_camera, statistics={"by_camera": True}))) == []
