@@ -79,13 +79,13 @@ def pul(
     original, size = original_model_of(plan, sources, compute)
     pixels = {split: decode(images, split=split, **size) for split in images.splits}
 
-    statistics = estimate(original, images, pixels, plan, compute, 0)
+    by_camera = estimate(original, images, pixels, plan, compute, 0)
     current = Iteration(
         iteration=0,
         model=original,
-        statistics=statistics,
+        statistics=by_camera,
         scores=score(original, None, images, pixels, plan, compute, 0),  # direct transfer
-        scores_statistics=score(original, statistics, images, pixels, plan, compute, 0) if statistics else None,
+        scores_statistics=score(original, by_camera, images, pixels, plan, compute, 0) if by_camera else None,
     )
     history = [track_iteration(run, current, images.labels)]
     reliable_sizes: list[int] = []
@@ -95,7 +95,7 @@ def pul(
         features = extract_features(
             current.model,
             pixels["train"],
-            statistics,
+            by_camera,
             compute=compute.inference,
             iteration=t - 1,
             split="train",
@@ -124,7 +124,7 @@ def pul(
             compute=compute.training,
             iteration=t,
         )
-        statistics = estimate(trained.model, images, pixels, plan, compute, t)
+        by_camera = estimate(trained.model, images, pixels, plan, compute, t)
         current = Iteration(
             iteration=t,
             model=trained.model,
@@ -133,8 +133,8 @@ def pul(
             reliable=reliable,
             reliable_before=current.reliable,
             trained=trained,
-            statistics=statistics,
-            scores=score(trained.model, statistics, images, pixels, plan, compute, t),
+            statistics=by_camera,
+            scores=score(trained.model, by_camera, images, pixels, plan, compute, t),
         )
         history.append(track_iteration(run, current, images.labels))
     finish_run(run, history, reason, EXPLANATIONS[reason])

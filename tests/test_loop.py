@@ -13,7 +13,7 @@ def loop(monkeypatch):
     """A function that runs the flow's function and returns start model and settings of every fine-tuning so far."""
     calls = []
 
-    def fine_tune(start, _pixels, _reliable, *, settings, iteration, **_):
+    def fine_tune(start, _pixels, _reliable, _cameras, *, settings, iteration, **_):
         calls.append((start, settings))
         return SimpleNamespace(model=f"model {iteration}")
 

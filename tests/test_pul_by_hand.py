@@ -104,14 +104,18 @@ SIZES = {
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_its_models_equal_those_of_the_flow_tensor_by_tensor(by_hand, module_home, tiny, drawn_pair, recipe):
+@pytest.mark.parametrize(("recipe", "by_camera"), [*((recipe, False) for recipe in RECIPES), ("modern", True)])
+def test_its_models_equal_those_of_the_flow_tensor_by_tensor(by_hand, module_home, tiny, drawn_pair, recipe, by_camera):
     from flows.pul import pul
     from tasks.tracking.results import read_results
 
     source, target = map(str, drawn_pair)
     kept = {name: tiny[name] for name in ("model", "pretraining", "fine_tuning", "stopping", "machine")}
     parameters = kept | SIZES[recipe] | {"recipe": recipe, "source": source, "target": target, "seed": 4}
+    if by_camera:
+        trainings = {"pretraining": "single", "fine_tuning": "separate"}
+        parameters |= {name: kept[name] | {"camera_batches": batches} for name, batches in trainings.items()}
+        parameters["statistics"] = {"by_camera": True, "images_per_camera": 8, "min_images": 4}
     results = read_results(pul(**parameters))
     by_flow = [module_home / "runs" / results["run"] / f"iteration={t}" / "model.safetensors" for t in range(3)]
     assert len(results["iterations"]) == len(by_flow)

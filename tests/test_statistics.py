@@ -7,18 +7,20 @@ import pyarrow as pa
 import pytest
 
 from pul_core.errors import UserError
-from pul_core.learning.camera_statistics import CameraStatistics, estimate_statistics
+from pul_core.learning import camera_statistics
+from pul_core.learning.camera_statistics import CameraStatistics
 from pul_core.learning.extraction import extract_features as extract
 from pul_core.settings import Statistics, Training
 from tasks.extract import extract_features
 from tasks.index import index
+from tasks.operations import purge
 from tasks.preflight import Counts, check_plan, run_warnings
-from tasks.statistics import statistics_of
+from tasks.statistics import estimate_statistics
 from tasks.store.artifacts import column, locate, read_table, write_table
 from tasks.store.config import resolve_plan
 from tasks.store.model_file import read_model
 from tasks.store.readers import open_pixels
-from tasks.store.references import Reliable
+from tasks.store.references import Reliable, TargetStatistics
 from tasks.store.statistics_file import statistics_from, write_statistics
 from tasks.tracking.reid_model import ReIDModel
 from tasks.training import cameras_for, fine_tune, pretrain
@@ -34,7 +36,8 @@ def target(home, tiny_pair):
 
 @pytest.fixture
 def statistics(model, pixels, target, compute):
-    return statistics_of(model, pixels, target, settings=SETTINGS, seed=3, compute=compute, iteration=0)
+    statistics = estimate_statistics.fn(model, pixels, target.images, settings=SETTINGS, seed=3, compute=compute, iteration=0)
+    return TargetStatistics(statistics=statistics, images=target.images)
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_a_file_has_a_row_for_each_layer_and_camera_and_comes_back(home):
 
 def test_the_step_writes_the_statistics_of_the_core(model, pixels, statistics, cameras):
     backbone, _ = read_model(model)
-    expected = estimate_statistics(backbone, open_pixels(pixels)[1], cameras, SETTINGS, seed=3)
+    expected = camera_statistics.estimate_statistics(backbone, open_pixels(pixels)[1], cameras, SETTINGS, seed=3)
     assert expected.camids.tolist() == [1, 2] and expected.num_images.tolist() == [10, 10, 10]
     assert same(statistics_from(read_table(statistics.statistics)), expected)
 
@@ -154,3 +157,9 @@ def test_a_run_with_a_transformer_is_refused_and_statistics_are_advised_where_tr
     (warning,) = run_warnings(target, plan(**by_camera))
     assert "set statistics.by_camera=true" in warning
     assert list(run_warnings(target, plan(**by_camera, statistics={"by_camera": True}))) == []
+
+
+def test_statistics_are_deleted_with_the_images_they_are_estimated_from(statistics, target, monkeypatch):
+    monkeypatch.setattr(purge, "running_runs", list)
+    digest = read_table(target.images)["sha256"][0].as_py()
+    assert locate(statistics.statistics) in {str(path) for path in purge.purge_images({digest}).removed}

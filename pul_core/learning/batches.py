@@ -4,6 +4,7 @@ A batch is an array of positions.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ def single_camera_batches(classes: Ints, camids: Ints, *, batch_size: int, image
         >>> [camids[batch].tolist() for batch in single_camera_batches(classes, camids, **options)]
         [[1, 1, 1], [2, 2, 2], [2, 2, 2], [1, 1, 1]]
     """
-    options = {"batch_size": batch_size, "images_per_class": images_per_class, "generator": generator}
+    options: dict[str, Any] = {"batch_size": batch_size, "images_per_class": images_per_class, "generator": generator}
     batches = [group[batch] for group in camera_groups(camids) for batch in epoch_batches(classes[group], **options)]
     return [batches[position] for position in torch.randperm(len(batches), generator=generator).tolist()]
 

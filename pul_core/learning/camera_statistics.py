@@ -138,7 +138,8 @@ class BackboneOnCamera(nn.Module):
 
 def _draw(rows: Ints, count: int, seed: int) -> Ints:
     """Draw up to ``count`` of the rows in random order."""
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).numpy()[:count]]
+    drawn: Ints = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].numpy()
+    return rows[drawn]
 
 
 @torch.no_grad()

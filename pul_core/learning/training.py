@@ -269,7 +269,7 @@ def _train_step(
     training.optimiser.zero_grad(set_to_none=True)
     with fast_products():
         with autocast(training.device, training.dtype):
-            pooled = torch.cat([training.backbone(part) for part in normalise(pixels).split(sizes)])
+            pooled = torch.cat([training.backbone(part) for part in torch.split(normalise(pixels), sizes)])
             features = training.classifier[:-1](pooled)
             logits = training.classifier[-1](features)
             loss = F.cross_entropy(logits, classes, label_smoothing=label_smoothing)

@@ -27,7 +27,7 @@ def statistics_from(table: pa.Table) -> CameraStatistics:
     layers = list(dict.fromkeys(table["layer"].to_pylist()))
     entries = table.num_rows // len(layers)
     means, variances = (
-        {layer: np.stack(rows) for layer, rows in zip(layers, np.split(column(table, name), len(layers)), strict=True)}
+        {layer: np.stack(list(rows)) for layer, rows in zip(layers, np.split(column(table, name), len(layers)), strict=True)}
         for name in ("mean", "variance")
     )
     camids = np.array(table["camid"][: entries - 1].to_pylist(), np.int64)

@@ -50,7 +50,7 @@ def log_iteration_model(run: Run, model: Artifact, statistics: Artifact | None =
             python_model=reid_model.__file__,
             artifacts={"weights": str(_named_file(model, Path(folder, "model.safetensors")))}
             | ({"statistics": str(_named_file(statistics, Path(folder, "statistics.parquet")))} if statistics else {}),
-            signature=ModelSignature(images, features, cameras),
+            signature=ModelSignature(images, features, cameras),  # type: ignore[arg-type] # None is the default
             pip_requirements=[f"{package}=={version(package)}" for package in ("pul-reid", "safetensors", "timm", "torch")],
         )
     client().set_tag(run.info.run_id, MODEL_ID_TAG, logged.model_id)
