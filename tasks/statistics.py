@@ -3,7 +3,7 @@
 from pul_core.learning import camera_statistics
 from pul_core.settings import Statistics
 from tasks.engine.compute import prepare
-from tasks.engine.progress import step_logger
+from tasks.engine.progress import progress
 from tasks.engine.steps import step
 from tasks.store.artifacts import Artifact, read_table
 from tasks.store.model_file import read_model
@@ -51,6 +51,10 @@ def estimate_statistics(
     backbone, _ = read_model(model)
     rows, decoded = open_pixels(pixels)
     cameras = camids(read_table(images, ["camid"]))[rows]
-    statistics = camera_statistics.estimate_statistics(backbone, decoded, cameras, settings, seed=seed, device=compute.device)
-    step_logger().info("statistics %d: of %d cameras, from %d images", iteration, len(statistics.camids), statistics.num_images[:-1].sum())
+    num_images = sum(len(drawn) for drawn in camera_statistics.draw_images(cameras, settings, seed=seed)[1])
+    with progress(f"estimate statistics {iteration}", num_images) as progress_bar:
+        statistics = camera_statistics.estimate_statistics(
+            backbone, decoded, cameras, settings, seed=seed, device=compute.device, on_batch=progress_bar.advance
+        )
+        progress_bar.note = f", {len(statistics.camids)} cameras with statistics of their own"
     return write_statistics(statistics)

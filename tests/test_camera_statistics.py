@@ -84,14 +84,16 @@ def test_statistics_are_averages_over_batches_of_drawn_images(images, monkeypatc
     monkeypatch.setattr(camera_statistics, "BATCH_SIZE", 4)
     batches, collect = [], camera_statistics._collect
 
-    def spy(backbone, layers, pixels):
+    def spy(backbone, layers, pixels, on_batch):
         batches.append([batch.permute(0, 2, 3, 1).numpy() for batch in pixels])
-        collect(backbone, layers, (torch.from_numpy(batch).permute(0, 3, 1, 2) for batch in batches[-1]))
+        collect(backbone, layers, (torch.from_numpy(batch).permute(0, 3, 1, 2) for batch in batches[-1]), on_batch)
 
     monkeypatch.setattr(camera_statistics, "_collect", spy)
     camids = np.repeat([1, 3], [11, 4])
-    statistics = estimate(Colour(), images, camids, replace(SMALL, images_per_camera=7))
+    counted = []
+    statistics = estimate(Colour(), images, camids, replace(SMALL, images_per_camera=7), on_batch=counted.append)
     assert [[len(batch) for batch in entry] for entry in batches] == [[4, 3], [4], [4, 4]]
+    assert counted == [4, 3, 4, 4, 4]
     assert statistics.camids.tolist() == [1, 3] and statistics.num_images.tolist() == [7, 4, 8]
     row_of = {image.tobytes(): row for row, image in enumerate(images)}
     drawn = [[row_of[image.tobytes()] for batch in entry for image in batch] for entry in batches]

@@ -139,10 +139,10 @@ def test_a_damaged_artifact_is_computed_again_and_the_result_is_the_same(module_
     assert models(module_home, again.result()) == before
 
 
-@pytest.mark.parametrize("switches", [{}, "by_camera"])
+@pytest.mark.parametrize("switches", [{}, BY_CAMERA], ids=["plain", "by camera"])
 def test_labels_of_the_target_do_not_influence_the_models(module_home, parameters, tiny_pair, monkeypatch, tmp_path, switches):
     """Scrambled identities of the target change the scores, but not a byte of the models."""
-    parameters = parameters | {"seed": 11} | (BY_CAMERA if switches else {})
+    parameters = parameters | {"seed": 11} | switches
     import tasks.index as module
     from tasks.tracking.results import read_results
 

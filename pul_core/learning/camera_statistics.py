@@ -6,7 +6,7 @@ own, so its images are normalised better with its own statistics. No weight chan
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,15 +49,20 @@ class CameraStatistics:
 
 
 def estimate_statistics(
-    backbone: nn.Module, images: PixelSource, camids: Ints, settings: Statistics, *, seed: int, device: str = "cpu"
+    backbone: nn.Module,
+    images: PixelSource,
+    camids: Ints,
+    settings: Statistics,
+    *,
+    seed: int,
+    device: str = "cpu",
+    on_batch: Callable[[int], None] | None = None,
 ) -> CameraStatistics:
     """Estimate the BatchNorm statistics of each camera, and those of all cameras together.
 
     Images of a camera pass through the backbone in batches. Each BatchNorm layer normalises a batch by its own mean and variance, and the
-    layer's statistics are the averages of these over the batches, which have about equal sizes. Nothing else is in training mode.
-
-    The last entry is estimated likewise from images of all cameras, equally many of each as far as there are (those of unknown cameras
-    count as one camera), ``images_per_camera`` in total.
+    layer's statistics are the averages of these over the batches, which have about equal sizes. Nothing else is in training mode. The
+    images of each camera, and those of all cameras for the last entry, are drawn by `draw_images`.
 
     Args:
         backbone: (b, 3, h, w) -> (b, d); not changed.
@@ -66,6 +71,7 @@ def estimate_statistics(
         settings: how many images of a camera are used, and how many it must have.
         seed: seed of the choice of the images and of their batches; a camera's statistics do not depend on images of other cameras.
         device: a torch device. The forward passes are in float32.
+        on_batch: called after each batch with its number of images; in total these are the images of `draw_images`.
 
     Returns:
         The statistics, on the CPU.
@@ -90,18 +96,40 @@ def estimate_statistics(
     for layer in layers.values():
         layer.train()
         layer.momentum = None  # the plain average over the batches
+    cameras, drawn = draw_images(camids, settings, seed=seed)
+    entries = []
+    for rows in drawn:
+        batches = np.array_split(rows, math.ceil(len(rows) / BATCH_SIZE))
+        _collect(collector, layers, read_batches(images, batches, device=device), on_batch)
+        entries.append({name: (_to_array(layer.running_mean), _to_array(layer.running_var)) for name, layer in layers.items()})
+    means, variances = ({name: np.stack([entry[name][part] for entry in entries]) for name in layers} for part in (0, 1))
+    return CameraStatistics(cameras, np.array([len(rows) for rows in drawn]), means, variances)
+
+
+def draw_images(camids: Ints, settings: Statistics, *, seed: int) -> tuple[Ints, list[Ints]]:
+    """Draw the images from which statistics are estimated, in random order.
+
+    Args:
+        camids: (n,) camera of each image; -1 is unknown.
+        settings: how many images of a camera are used, and how many it must have.
+        seed: seed of the choice and the order.
+
+    Returns:
+        The cameras with statistics of their own (c,), ascending, and c + 1 arrays of positions in ``camids``: up to ``images_per_camera``
+        images of each of them; and as many images of all cameras together, equally many of each as far as there are, where unknown cameras
+        count as one.
+
+    Example:
+        >>> cameras, drawn = draw_images(np.array([4, 4, 4, 4, 4, 9, -1]), Statistics(images_per_camera=3, min_images=2), seed=0)
+        >>> cameras, [len(rows) for rows in drawn], sorted(drawn[1].tolist())[-2:]
+        (array([4]), [3, 3], [5, 6])
+    """
     cameras, sizes = np.unique(camids, return_counts=True)
     share = math.ceil(settings.images_per_camera / len(cameras))
     own = cameras[(sizes >= settings.min_images) & (cameras != NO_CAMERA)]
     pooled = np.concatenate([_draw(np.flatnonzero(camids == camid), share, seed) for camid in cameras])
-    drawn = [*(_draw(np.flatnonzero(camids == camid), settings.images_per_camera, seed) for camid in own), _draw(pooled, len(pooled), seed)]
-    entries = []
-    for rows in drawn:
-        batches = np.array_split(rows, math.ceil(len(rows) / BATCH_SIZE))
-        _collect(collector, layers, read_batches(images, batches, device=device))
-        entries.append({name: (_to_array(layer.running_mean), _to_array(layer.running_var)) for name, layer in layers.items()})
-    means, variances = ({name: np.stack([entry[name][part] for entry in entries]) for name in layers} for part in (0, 1))
-    return CameraStatistics(own, np.array([len(rows) for rows in drawn]), means, variances)
+    drawn = [_draw(np.flatnonzero(camids == camid), settings.images_per_camera, seed) for camid in own]
+    return own, [*drawn, _draw(pooled, len(pooled), seed)]
 
 
 def batch_norm_layers(backbone: nn.Module) -> dict[str, BatchNorm]:
@@ -143,13 +171,15 @@ def _draw(rows: Ints, count: int, seed: int) -> Ints:
 
 
 @torch.no_grad()
-def _collect(backbone: nn.Module, layers: dict[str, BatchNorm], batches: Iterable[Tensor]) -> None:
+def _collect(backbone: nn.Module, layers: dict[str, BatchNorm], batches: Iterable[Tensor], on_batch: Callable[[int], None] | None) -> None:
     """Replace the statistics of the layers by those of batches (b, 3, h, w) uint8."""
     for layer in layers.values():
         layer.reset_running_stats()
     with fast_products():
         for pixels in batches:
             backbone(normalise(pixels))
+            if on_batch:
+                on_batch(len(pixels))
 
 
 def _to_array(tensor: Tensor | None) -> Features:
