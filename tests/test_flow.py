@@ -198,7 +198,7 @@ def test_statistics_by_camera_are_reported_beside_direct_transfer_and_joined_to_
     )
     runs = MlflowClient().search_runs(
         [MlflowClient().get_experiment_by_name(results["experiment"]).experiment_id],
-        f"tags.`pul.flow_run_id` = '{state.state_details.flow_run_id}' and tags.`pul.iteration` IN ('0', '2')",
+        f"tags.`pul.flow_run_id` = '{state.state_details.flow_run_id}' and tags.`pul.kind` = 'iteration'",
     )
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8)
     for item in runs:
