@@ -100,7 +100,7 @@ class Statistics:
         Unit("images"),
         doc("A camera with fewer training images, a new one and an unknown one get statistics of all cameras."),
         ReadIf("by_camera"),
-    ] = 16
+    ] = 32
 
 
 @dataclass(frozen=True, kw_only=True)
