@@ -13,11 +13,13 @@ equal those of `pul run`, tensor by tensor.
 import argparse
 import copy
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait for others sleep; read when torch is imported
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -45,18 +47,14 @@ def read_split(path: str, folder: str, size: tuple[int, int]) -> tuple[np.ndarra
     if match := re.fullmatch(r"synthetic:(\d+)/(source|target)", path):
         seed, domain = int(match[1]), match[2]
         plan = [image for image in plan_domain(domain, seed) if image.folder == folder]
-        files = {image.file_name: compress(draw_image(domain, seed, image)) for image in plan}
+        files = {image.file_name: io.BytesIO() for image in plan}
+        for image in plan:
+            Image.fromarray(draw_image(domain, seed, image)).save(files[image.file_name], format="JPEG", quality=90)
     names = sorted(files)
     images = [ImageOps.exif_transpose(Image.open(files[name])).convert("RGB") for name in names]
     pixels = np.stack([np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR)) for image in images])
     pids, camids = np.array([re.match(r"(-?\d+)_c(\d+)", name).groups() for name in names], np.int64).T
     return pixels, pids, camids
-
-
-def compress(pixels: np.ndarray) -> io.BytesIO:
-    """Compress an image to JPEG with the quality of the drawn people that `pul run` reads."""
-    Image.fromarray(pixels).save(file := io.BytesIO(), format="JPEG", quality=90)
-    return file
 
 
 def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[tuple[nn.Module, Summary, int, str | None]]:
