@@ -83,9 +83,10 @@ def find_centres(points: Tensor, unit: Tensor, assignments: Tensor, centre_from:
         order = distances.argsort(stable=True)  # both sorts are stable: the first of equally near images
         centre = order[assignments[order].argsort(stable=True)][sizes.cumsum(0) - sizes]
     centre_features = unit[centre]
-    similarity, similarity_any = [], []
-    for block, cluster in zip(torch.split(unit, CHUNK), torch.split(assignments, CHUNK), strict=True):
-        cosines = block @ centre_features.T
-        similarity.append(cosines.gather(1, cluster[:, None]).squeeze(1))
-        similarity_any.append(cosines.max(1).values)
-    return centre.cpu().numpy(), torch.cat(similarity).cpu().numpy(), torch.cat(similarity_any).cpu().numpy()
+    # Allocated beforehand: results that stay between the blocks would keep the C library from using a block's memory for the next one.
+    similarity, similarity_any = unit.new_empty(2, len(unit))
+    for block in (slice(start, start + CHUNK) for start in range(0, len(unit), CHUNK)):
+        cosines = unit[block] @ centre_features.T
+        similarity[block] = cosines.gather(1, assignments[block, None]).squeeze(1)
+        similarity_any[block] = cosines.amax(1)
+    return centre.cpu().numpy(), similarity.cpu().numpy(), similarity_any.cpu().numpy()
