@@ -13,13 +13,11 @@ equal those of `pul run`, tensor by tensor.
 import argparse
 import copy
 import io
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait for others sleep; read when torch is imported
 import numpy as np
 import torch
 from PIL import Image, ImageOps

@@ -1,13 +1,10 @@
-"""Defaults of the process: denormal numbers are zero in all threads, and waiting threads sleep."""
+"""A default of the process: denormal numbers are zero in all threads."""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
 
 COUNT_DENORMALS = """
 import sys
@@ -25,19 +22,6 @@ results = [products.detach(), weights.grad, moments * 1e-3, moments.mul_(0.5) * 
 bits = torch.cat([tensor.flatten().view(torch.int32) for tensor in results])
 print(torch.get_num_threads(), int((((bits & 0x7F800000) == 0) & ((bits & 0x7FFFFF) != 0)).sum()))
 """
-PRINT_POLICY_WHEN_TORCH_IS_IMPORTED = """
-import importlib, os, runpy, sys
-
-class Watch:
-    def find_spec(self, name, path=None, target=None):
-        if name == "torch":
-            print(os.environ.get("OMP_WAIT_POLICY"))
-            os._exit(0)  # also where an error of an import would be caught
-
-sys.meta_path.insert(0, Watch())
-sys.stdout.reconfigure(line_buffering=True)
-runpy.run_path(sys.argv[1]) if sys.argv[1].endswith(".py") else importlib.import_module(sys.argv[1])
-"""
 
 
 def run(program: str, *arguments: str, **environment: str) -> str:
@@ -53,12 +37,3 @@ def test_no_thread_computes_denormal_numbers(threads):
 def test_the_count_of_denormals_can_fail():
     program = COUNT_DENORMALS.replace("import torch\n", "import torch\ntorch.set_flush_denormal(False)\n")
     assert int(run(program, "2").split()[1]) > 0
-
-
-@pytest.mark.parametrize("entry", ["flows.pul", "flows.pretrain", "flows.sweep", "tasks.training", "examples/pul_by_hand.py"])
-def test_waiting_threads_sleep_unless_the_user_chose_otherwise(entry, tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    arguments = (str(ROOT / entry),) if entry.endswith(".py") else (entry,)
-    assert run(PRINT_POLICY_WHEN_TORCH_IS_IMPORTED, *arguments, PREFECT_HOME=str(tmp_path)) == "passive"
-    policy = run(PRINT_POLICY_WHEN_TORCH_IS_IMPORTED, *arguments, PREFECT_HOME=str(tmp_path), OMP_WAIT_POLICY="active")
-    assert policy == "active"
