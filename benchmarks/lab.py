@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the project need not be installed
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # also if Python does not add it
 import numpy as np
 import torch
 from lab_loop import Loop, Record, iterate, score, timed, train_source
-from lab_queue import Plan, plans, read_queue
+from lab_queue import IDENTITY, Plan, plans, read_queue
 from lab_table import markdown, tabulate
 from packed import Sets, pack
 from safetensors import safe_open
@@ -36,10 +37,19 @@ DIRECT = "direct transfer"  # why nothing follows the record of a set on which a
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Read the records of a folder. A last line that is incomplete, because its process was killed, is ignored."""
+    """Read the records of a folder, those of a run in succession.
+
+    A last line that is incomplete, because its process was killed, is ignored. A run that started again because its model was lost replaces
+    what it had recorded of the same and later iterations.
+    """
     file = folder / "records.jsonl"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    runs: dict[tuple[Any, ...], list[Record]] = {}
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        record = json.loads(line)
+        history = runs.setdefault(tuple(record[name] for name in IDENTITY), [])
+        history[record["iteration"] :] = [record]
+    return [record for history in runs.values() for record in history]
 
 
 def remove_incomplete_record(folder: Path) -> None:
@@ -99,6 +109,8 @@ def run_plan(plan: Plan, sets: Sets, folder: Path) -> None:
         )
     if records and records[-1]["stop"]:
         return
+    while len(records) > 1 and not model_file(folder, plan, len(records) - 1).exists():
+        records.pop()
     original, pretrain_seconds = original_model(plan, sets, folder)
     if not records:
         seconds = {"pretrain": pretrain_seconds}

@@ -16,6 +16,7 @@ from pul_core.recipes import RECIPES, RecipeName
 from pul_core.settings import Recipe
 
 S = TypeVar("S")
+IDENTITY = ("experiment", "source", "target", "seed")  # of a run in the records
 BOUNDS = {"gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le}
 
 
@@ -52,7 +53,7 @@ class Plan:
     @property
     def identity(self) -> dict[str, Any]:
         """What identifies the records of this plan."""
-        return {"experiment": self.experiment, "source": self.source, "target": self.target, "seed": self.seed}
+        return {name: getattr(self, name) for name in IDENTITY}
 
     @property
     def source_key(self) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, fields, is_dataclass
@@ -111,6 +112,15 @@ def test_a_killed_run_continues_and_has_the_records_of_an_undisturbed_one(run, t
     assert run("killed") == (0, undisturbed) and len(calls) == 6, "nothing is missing"
 
 
+def test_an_unfinished_run_whose_models_are_lost_starts_again(run, tmp_path):
+    _, undisturbed = run("out", EXPERIMENTS[:1])
+    file = tmp_path / "out" / "records.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    shutil.rmtree(tmp_path / "out" / "models")
+    assert run("out", EXPERIMENTS[:1]) == (0, undisturbed)
+    assert len(file.read_text().splitlines()) == 4, "iteration 1 was run again"
+
+
 @pytest.mark.parametrize("recipe", ["paper", "modern"])
 def test_the_loop_equals_the_example(run, recipe):
     settings = SETTINGS | {"kmeans.num_clusters": 8, "selection.min_similarity": 0.4 if recipe == "paper" else -1}
@@ -145,7 +155,7 @@ def test_records_with_other_settings_and_crashes_are_reported_and_the_other_expe
 
 
 def test_a_loop_without_clusters_ends_with_a_record_that_says_so(run):
-    settings = SETTINGS | {"dbscan.max_distance": 1e-6}
+    settings = SETTINGS | {"dbscan.min_samples": 100}
     _, records = run("failed", [EXPERIMENTS[0] | {"set": settings}])
     assert len(records) == 2 and records[1]["stop"].startswith("failed: only 0 of")
 
