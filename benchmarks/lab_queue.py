@@ -87,12 +87,7 @@ def read_queue(file: Path) -> list[Experiment]:
 
 
 def change(settings: S, path: str, value: Any) -> S:
-    """Return settings with another value at a dotted path; the path, the type and the bounds are those of the settings' class.
-
-    Example:
-        >>> change(Recipe(), "fine_tuning.optimisation.weight_decay", 0).fine_tuning.optimisation.weight_decay
-        0
-    """
+    """Return settings with another value at a dotted path; the path, the type and the bounds are those of the settings' class."""
     name, _, rest = path.partition(".")
     hints = get_type_hints(type(settings), include_extras=True)
     if name not in hints:
