@@ -32,7 +32,7 @@ def cluster_quality(clusters: Ints, pids: Ints) -> ClusterQuality | None:
     Example:
         >>> quality = cluster_quality(np.array([0, 0, 0, 1, 2, -1]), np.array([7, 7, 8, 8, 8, 8]))
         >>> round(quality.purity, 3), quality.clusters_per_person
-        (0.833, 2.0)
+        (0.8, 2.0)
     """
     used = (clusters >= 0) & (pids > JUNK_PID)
     if not used.any():
