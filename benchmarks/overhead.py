@@ -32,6 +32,7 @@ import numpy as np
 SPLITS = {"bounding_box_train": 12_936, "query": 3_368, "bounding_box_test": 15_913}  # Market-1501
 NUM_TRAIN, NUM_IMAGES = SPLITS["bounding_box_train"], sum(SPLITS.values())
 PEOPLE, CAMERAS = 750, 6
+BATCH_SIZE = 32  # of feature extraction on a CPU
 RELIABLE_SHARE = 0.8  # of the training images
 PARTS = ("orchestration", "tracking", "storage", "hashing", "models", "steps")
 
@@ -110,11 +111,11 @@ def stub_features(clock: Clock, d: int) -> Callable[..., Any]:
     features = np.random.default_rng(1).normal(size=(NUM_IMAGES, d)).astype(np.float32)
     calls = itertools.count()
 
-    def extract_features(backbone: Any, images: Any, *args: Any, batch_size: int = 32, **kwargs: Any) -> Iterator[Any]:
+    def extract_features(backbone: Any, images: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         with clock.part("computing"):
             values = features[: len(images)] + np.float32(next(calls))  # new bytes
-        for start in range(0, len(images), batch_size):
-            yield values[start : start + batch_size]
+        for start in range(0, len(images), BATCH_SIZE):
+            yield values[start : start + BATCH_SIZE]
 
     return extract_features
 

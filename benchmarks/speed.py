@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ["OMP_WAIT_POLICY"] = "passive"  # as in a run; read when torch is imported
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the project need not be installed
 sys.path.insert(0, str(Path(__file__).parent))  # also if Python does not add it (PYTHONSAFEPATH)
 
@@ -120,7 +119,7 @@ def compare_waiting(options: argparse.Namespace) -> Iterator[Row]:
             yield Row(f"{state}_passive_over_{policy}", what, "images/s", ours, f"OMP_WAIT_POLICY {policy}", peer)
 
 
-def run_learning(options: argparse.Namespace, *arguments: str, cases: object = None, policy: str = "passive") -> dict:
+def run_learning(options: argparse.Namespace, *arguments: str, cases: object = None, policy: str = "unset") -> dict:
     """Run learning.py in a process of its own, with a wait policy of OpenMP."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {} if policy == "unset" else {"OMP_WAIT_POLICY": policy}

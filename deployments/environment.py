@@ -59,9 +59,6 @@ def configure() -> Path:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "GIT_PYTHON_REFRESH": "quiet",
-        # Threads that wait for the slowest one sleep instead of spinning: where another process takes a core, training is several times as
-        # fast (docs/adr/0013). It is read when libgomp is loaded, that is, when torch is imported.
-        "OMP_WAIT_POLICY": "passive",
         "PYTHONSAFEPATH": "1",  # otherwise a tasks.py or logging.py in the working folder is imported by `python -m uvicorn`
     }
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PUL_ARTIFACTS"):

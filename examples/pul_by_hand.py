@@ -44,9 +44,10 @@ def read_split(path: str, folder: str, size: tuple[int, int]) -> tuple[np.ndarra
     files = {file.name: file for file in Path(path, folder).glob("[!.]*.jpg")}
     if match := re.fullmatch(r"synthetic:(\d+)/(source|target)", path):
         seed, domain = int(match[1]), match[2]
-        for image in (planned for planned in plan_domain(domain, seed) if planned.folder == folder):
-            drawn = Image.fromarray(draw_image(domain, seed, image))
-            drawn.save(files.setdefault(image.file_name, io.BytesIO()), format="JPEG", quality=90)  # as `pul run` does
+        plan = [image for image in plan_domain(domain, seed) if image.folder == folder]
+        files = {image.file_name: io.BytesIO() for image in plan}
+        for image in plan:
+            Image.fromarray(draw_image(domain, seed, image)).save(files[image.file_name], format="JPEG", quality=90)
     names = sorted(files)
     images = [ImageOps.exif_transpose(Image.open(files[name])).convert("RGB") for name in names]
     pixels = np.stack([np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR)) for image in images])

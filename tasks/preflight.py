@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pydantic import Field
 
+from pul_core.arrays import Features
 from pul_core.clustering.density import cluster_by_density
-from pul_core.clustering.kmeans import default_num_clusters
+from pul_core.clustering.kmeans import cluster_by_kmeans, default_num_clusters
 from pul_core.clustering.neighbours import nearest_neighbours, neighbours_by_camera
 from pul_core.clustering.suggestion import MIN_IMAGES
 from pul_core.errors import DataError, UserError
@@ -57,7 +57,7 @@ from tasks.store.references import ImageSet, Reference
 
 PROBE_BATCHES = 4  # batches that are timed for an estimate
 FEW_IMAGES = 5  # times as many images as DBSCAN's neighbours, or fewer, are probably all in one cluster
-KMEANS_PASSES = 25  # a typical number of iterations of k-means
+SAMPLE = 2048  # images that are clustered for an estimate
 MIN_TRAINING_IMAGES = 4
 CHOICES: dict[str, tuple[str, ...]] = {"protocol": get_args(ProtocolName), "ties": get_args(Ties), "unscored": get_args(Unscored)}
 
@@ -504,39 +504,37 @@ def _probe(plan: Plan, num_classes: int, compute: Resources) -> tuple[float, flo
 
 
 def _clustering_seconds(algorithm: KMeans | Dbscan, n: int, k: int, d: int) -> float:
-    if isinstance(algorithm, KMeans):
-        return algorithm.num_restarts * _kmeans_seconds(n, k, d)
-    return _density_seconds(n, d, algorithm)
-
-
-def _density_seconds(n: int, d: int, settings: Dbscan) -> float:
-    """Return the estimated seconds of a clustering by density: a sample of drawn people, 16 images each, on two cameras, is clustered.
-
-    The time of the neighbour search grows with n squared; that of the rest grows with n.
-    """
-    rows = min(n, 2048)
+    """Return the estimated seconds of a clustering: a sample of drawn people, 16 images each, is clustered."""
+    rows = min(n, SAMPLE)
     generator = np.random.default_rng(0)
     people = generator.standard_normal((rows // 16 + 1, d), np.float32)
     features = people[np.arange(rows) // 16] + generator.standard_normal((rows, d), np.float32) * np.float32(0.5)
+    if isinstance(algorithm, KMeans):
+        return _kmeans_seconds(features, algorithm, n, k)
+    return _density_seconds(features, algorithm, n)
+
+
+def _density_seconds(features: Features, settings: Dbscan, n: int) -> float:
+    """Return the estimated seconds of a clustering by density of n images, of which the features (m, d) are a sample on two cameras.
+
+    The time of the neighbour search grows with n squared; that of the rest grows with n.
+    """
+    cameras, growth = np.arange(len(features)) % 2, n / len(features)
     started = time.monotonic()
     if settings.camera_aware:
-        neighbours_by_camera(features, np.arange(rows) % 2, settings.num_neighbours, settings.num_neighbours)
+        neighbours_by_camera(features, cameras, settings.num_neighbours, settings.num_neighbours)
     else:
         nearest_neighbours(features, settings.num_neighbours + 1)
     search = time.monotonic() - started
     started = time.monotonic()
-    cluster_by_density(features, np.arange(rows) % 2, settings)
+    cluster_by_density(features, cameras, settings)
     rest = max(time.monotonic() - started - search, 0)
-    return search * (n / rows) ** 2 + rest * n / rows
+    return search * growth**2 + rest * growth
 
 
-def _kmeans_seconds(n: int, k: int, d: int) -> float:
-    """Return the estimated seconds of a k-means clustering: one block of distances is timed, and multiplied by the number of blocks."""
-    rows = min(n, 2048)
-    block, centroids = torch.rand(rows, d), torch.rand(k, d)
-    block @ centroids.T
+def _kmeans_seconds(features: Features, settings: KMeans, n: int, k: int) -> float:
+    """Return the estimated seconds of k-means of n images, of which the features (m, d) are a sample: the time grows with n and with K."""
+    clusters = min(k, max(1, len(features) // 16))
     started = time.monotonic()
-    block @ centroids.T
-    seconds = time.monotonic() - started
-    trials = 2 + int(np.log(max(k, 2)))  # of k-means++ seeding; each counts twice, because its matrix products are thin and slow
-    return n / rows * seconds * (KMEANS_PASSES + 2 * trials)
+    cluster_by_kmeans(features, replace(settings, num_clusters=clusters), seed=0)
+    return (time.monotonic() - started) * n / len(features) * k / clusters

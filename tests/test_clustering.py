@@ -139,9 +139,9 @@ def test_the_feature_nearest_a_centroid_may_belong_to_another_cluster(centre_fro
 
 def test_more_restarts_are_never_worse():
     features = noise(4, 200, 5)
-    inertias = [run(features, 20, num_restarts=restarts).inertia for restarts in (1, 2, 4, 8)]
-    assert inertias == sorted(inertias, reverse=True)
-    assert inertias[-1] < inertias[0]
+    inertias = [[run(features, 20, num_restarts=restarts, seed=seed).inertia for restarts in (1, 2, 4, 8)] for seed in range(4)]
+    assert all(of_seed == sorted(of_seed, reverse=True) for of_seed in inertias)
+    assert sum(of_seed[-1] < of_seed[0] for of_seed in inertias) >= 2
 
 
 def test_another_seed_gives_another_start():
@@ -188,7 +188,7 @@ def test_fewer_distinct_points_than_clusters_are_fewer_clusters(distinct, k, d, 
 @pytest.mark.fault("k-means: a cluster that empties", "it starts again at the point that is worst off")
 def test_a_cluster_that_lost_all_its_points_starts_again_elsewhere(monkeypatch):
     """All centroids start at one image, so all clusters but one are empty after the first pass."""
-    monkeypatch.setattr(kmeans, "_plus_plus", lambda points, k, generator: torch.zeros(k, dtype=torch.int64))
+    monkeypatch.setattr(kmeans, "_seeds", lambda points, k, generator: torch.zeros(k, dtype=torch.int64))
     people = np.repeat(np.arange(5), 6)
     features = np.eye(5, dtype=np.float32)[people] * 3 + noise(0, 30, 5) * 0.1
     assert len(run(features, 5).centre) == 5

@@ -106,17 +106,45 @@ def test_seeds_are_those_of_greedy_k_means_plus_plus_with_the_same_draws(seed):
     n, d = int(rng.integers(2, 60)), int(rng.integers(1, 6))
     k = int(rng.integers(1, n + 1))
     features = rng.normal(size=(n, d)).astype(np.float32)
-    chosen = kmeans._plus_plus(torch.from_numpy(features), k, torch.Generator().manual_seed(seed)).numpy()
+    weights = rng.integers(1, 5, n) if rng.random() < 0.7 else np.ones(n)
+    tensors = torch.from_numpy(features), torch.from_numpy(weights.astype(np.float32))
+    chosen = kmeans._plus_plus(*tensors, k, torch.Generator().manual_seed(seed)).numpy()
     draws = torch.rand(k, 2 + int(np.log(k)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).numpy()
     points = features.astype(np.float64)
     everything = squared_distances(points, points)
     closest = np.ones(n)
     for position, fractions in enumerate(draws):
-        candidates = np.searchsorted(closest.cumsum(), fractions * closest.sum())
-        potentials = np.minimum(everything[candidates], closest if position else np.inf).sum(1)
+        candidates = np.searchsorted((closest * weights).cumsum(), fractions * (closest * weights).sum())
+        potentials = np.minimum(everything[candidates], closest if position else np.inf) @ weights
         assert potentials[candidates == chosen[position]].min() <= potentials.min() + 1e-4  # within rounding
         closest = np.minimum(everything[chosen[position]], closest if position else np.inf)
     assert len(set(chosen.tolist())) == k
+
+
+@few
+@given(seed=seeds)
+def test_candidates_are_drawn_by_their_distance_to_those_of_earlier_rounds(seed):
+    points, _ = people(seed, n=300, d=5, k=20)
+    count = int(np.random.default_rng(seed).integers(2, 150))
+    candidates, nearest = kmeans._draw_candidates(torch.from_numpy(points), count, torch.Generator().manual_seed(seed))
+    distances = squared_distances(points.astype(np.float64), points[candidates].astype(np.float64))
+    np.testing.assert_allclose(distances[np.arange(300), nearest], distances.min(1), atol=1e-5)
+    rounds = np.array_split(np.arange(count), min(kmeans.ROUNDS, count))
+    generator = torch.Generator().manual_seed(seed)
+    for part in rounds:
+        closest = distances[:, : part[0]].min(1) if part[0] else np.ones(300)
+        draws = (np.arange(len(part)) + torch.rand(len(part), generator=generator, dtype=torch.float64).numpy()) / len(part)
+        upper = closest.cumsum() / closest.sum()  # a point is drawn if a draw is in its interval
+        chosen = candidates[part].numpy()
+        assert (draws <= upper[chosen] + 1e-5).all()
+        assert (draws >= np.append(0, upper)[chosen] - 1e-5).all()
+
+
+def test_seeds_of_planted_people_are_one_for_each():
+    points, who = people(8, n=3000, d=20, k=25, spread=0.05)
+    for seed in range(5):
+        chosen = kmeans._seeds(torch.from_numpy(points), 25, torch.Generator().manual_seed(seed))
+        assert sorted(who[chosen].tolist()) == list(range(25))
 
 
 @few
@@ -133,7 +161,7 @@ def test_principal_coordinates_keep_almost_as_much_as_the_best_ones():
     features = noise(0, 500, 300) * np.linspace(3, 0.1, 300, dtype=np.float32)
     coordinates = kmeans._principal_coordinates(torch.from_numpy(features), torch.Generator().manual_seed(0))
     best = np.linalg.svd(features, compute_uv=False) ** 2
-    for dims in (kmeans.SEED_DIMS, kmeans.COARSE_DIMS):
+    for dims in (kmeans.COARSE_DIMS // 2, kmeans.COARSE_DIMS):
         kept = float(coordinates[:, :dims].square().sum())
         assert 0.85 * best[:dims].sum() < kept <= 1.0001 * best[:dims].sum()
 

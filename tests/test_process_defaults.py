@@ -1,4 +1,4 @@
-"""Defaults of the process: denormal numbers are zero in all threads, and waiting threads sleep."""
+"""A default of the process: denormal numbers are zero in all threads."""
 
 import os
 import subprocess
@@ -22,7 +22,6 @@ results = [products.detach(), weights.grad, moments * 1e-3, moments.mul_(0.5) * 
 bits = torch.cat([tensor.flatten().view(torch.int32) for tensor in results])
 print(torch.get_num_threads(), int((((bits & 0x7F800000) == 0) & ((bits & 0x7FFFFF) != 0)).sum()))
 """
-PRINT_POLICY = "from deployments.environment import configure; import os; configure(); print(os.environ['OMP_WAIT_POLICY'])"
 
 
 def run(program: str, *arguments: str, **environment: str) -> str:
@@ -38,9 +37,3 @@ def test_no_thread_computes_denormal_numbers(threads):
 def test_the_count_of_denormals_can_fail():
     program = COUNT_DENORMALS.replace("import torch\n", "import torch\ntorch.set_flush_denormal(False)\n")
     assert int(run(program, "2").split()[1]) > 0
-
-
-def test_waiting_threads_sleep_unless_the_user_chose_otherwise(tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert run(PRINT_POLICY, PUL_HOME=str(tmp_path)) == "passive"
-    assert run(PRINT_POLICY, PUL_HOME=str(tmp_path), OMP_WAIT_POLICY="active") == "active"

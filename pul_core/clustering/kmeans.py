@@ -11,11 +11,12 @@ import torch
 from torch import Generator, Tensor
 
 from pul_core.arrays import Features, unit_rows
-from pul_core.clustering.centres import CHUNK, Clusters, find_centres, mean_points
+from pul_core.clustering.centres import CHUNK, Clusters, find_centres, mean_points, row_blocks
 from pul_core.errors import UserError
 from pul_core.settings import KMeans
 
-COARSE_DIMS, SEED_DIMS = 128, 64  # principal dimensions in which k-means first runs to its end, and in which its seeds are chosen
+COARSE_DIMS = 128  # principal dimensions in which seeds are chosen and k-means first runs to its end
+CANDIDATES, ROUNDS = 4, 10  # candidates for each seed, and the rounds in which they are drawn
 
 
 def default_num_clusters(num_images: int) -> int:
@@ -46,8 +47,9 @@ def cluster_by_kmeans(features: Features, settings: KMeans, *, seed: int, device
     Raises:
         UserError: K is out of range, or a feature is not finite or a zero vector.
 
-    Source: Fan et al. 2018, equations 1 and 2; greedy k-means++ initialisation (Arthur and Vassilvitskii 2007). The start in the principal
-    dimensions and the skipped distances are ours; the result is a fixed point of Lloyd's passes in all dimensions.
+    Source: Fan et al. 2018, equations 1 and 2; seeds by k-means|| (Bahmani et al. 2012), reduced by greedy k-means++ (Arthur and
+    Vassilvitskii 2007). The start in the principal dimensions and the skipped distances are ours; the result is a fixed point of Lloyd's
+    passes in all dimensions.
 
     Example:
         >>> points = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], np.float32)
@@ -76,15 +78,14 @@ def _run(points: Tensor, k: int, max_passes: int, generator: Generator) -> tuple
     """
     if points.shape[1] > COARSE_DIMS:
         coarse = _principal_coordinates(points, generator)
-        seeds = _plus_plus(coarse[:, :SEED_DIMS].contiguous(), k, generator)
-        start, _ = _lloyd(coarse, coarse[seeds], max_passes)
+        start, _ = _lloyd(coarse, coarse[_seeds(coarse, k, generator)], max_passes)
         assignments, passes = _lloyd(points, mean_points(points, start, k)[0], max_passes, start)
     else:
-        assignments, passes = _lloyd(points, points[_plus_plus(points, k, generator)], max_passes)
+        assignments, passes = _lloyd(points, points[_seeds(points, k, generator)], max_passes)
     centroids, _ = mean_points(points, assignments, k)  # the last pass may have moved points
     inertia = torch.zeros((), dtype=torch.float64, device=points.device)
-    for block, cluster in zip(torch.split(points, CHUNK), torch.split(assignments, CHUNK), strict=True):
-        inertia += (block - centroids[cluster]).square().sum(dtype=torch.float64)
+    for block in row_blocks(len(points)):
+        inertia += (points[block] - centroids[assignments[block]]).square().sum(dtype=torch.float64)
     return assignments, float(inertia), passes
 
 
@@ -101,8 +102,47 @@ def _principal_coordinates(points: Tensor, generator: Generator) -> Tensor:
     return torch.mm(coordinates, rotation.flip(1))
 
 
-def _plus_plus(points: Tensor, k: int, generator: Generator) -> Tensor:
-    """Choose k initial centroids; each is the best of 2 + ln k points drawn in proportion to their squared distance to the chosen ones.
+def _seeds(points: Tensor, k: int, generator: Generator) -> Tensor:
+    """Choose k initial centroids: candidates are drawn many at a time, then reduced to k with the number of points near each as weights.
+
+    Choosing among all points one by one reads them k times, in operations that are too small for several threads or a GPU.
+    """
+    if CANDIDATES * k >= len(points):
+        return _plus_plus(points, torch.ones(len(points), device=points.device), k, generator)
+    candidates, nearest = _draw_candidates(points, CANDIDATES * k, generator)
+    weights = torch.bincount(nearest, minlength=len(candidates)).to(points.dtype)
+    return candidates[_plus_plus(points[candidates], weights, k, generator)]
+
+
+def _draw_candidates(points: Tensor, num_candidates: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Draw candidates in rounds, in proportion to the squared distance to the nearest one of the rounds before.
+
+    Returns:
+        Indices of the points that were drawn, and the (n,) position of the one that is nearest to each point.
+    """
+    n, device = len(points), points.device
+    squares = points.square().sum(1)
+    candidates = torch.empty(num_candidates, dtype=torch.int64, device=device)
+    closest, nearest = torch.ones(n, device=device), torch.zeros(n, dtype=torch.int64, device=device)  # the first ones are drawn uniformly
+    for part in np.array_split(np.arange(num_candidates), min(ROUNDS, num_candidates)):
+        size, first, last = len(part), int(part[0]), int(part[-1]) + 1
+        draws = torch.rand(size, generator=generator, dtype=torch.float64, device="cpu").to(device)
+        draws = (torch.arange(size, device=device) + draws) / size  # spread evenly
+        cumulated = closest.cumsum(0, dtype=torch.float64)
+        candidates[first:last] = torch.searchsorted(cumulated, draws * cumulated[-1]).clamp_(max=n - 1)
+        drawn, offsets = points[candidates[first:last]], squares[candidates[first:last]]
+        if not first:
+            closest.fill_(torch.inf)
+        for block in row_blocks(n):
+            found = torch.addmm(offsets, points[block], drawn.T, alpha=-2).min(1)
+            distances = (found.values + squares[block]).clamp_(min=0)
+            nearest[block] = torch.where(distances < closest[block], found.indices + first, nearest[block])
+            closest[block] = torch.minimum(distances, closest[block])
+    return candidates, nearest
+
+
+def _plus_plus(points: Tensor, weights: Tensor, k: int, generator: Generator) -> Tensor:
+    """Choose k points (of n, d); each is the best of 2 + ln k that are drawn in proportion to weight x squared distance to the chosen ones.
 
     All random numbers are drawn at once, on the CPU: they are the same on every device, and no step waits for a transfer.
     """
@@ -110,16 +150,16 @@ def _plus_plus(points: Tensor, k: int, generator: Generator) -> Tensor:
     draws = torch.rand(k, 2 + int(np.log(k)), generator=generator, dtype=torch.float64, device="cpu").to(device)
     squares = points.square().sum(1)
     chosen = torch.empty(k, dtype=torch.int64, device=device)
-    closest = torch.ones(n, device=device)  # the first one is drawn uniformly
+    closest = torch.ones(n, device=device)  # the first one is drawn by its weight alone
     for position in range(k):
-        cumulated = closest.cumsum(0, dtype=torch.float64)
-        candidates = torch.searchsorted(cumulated, draws[position] * cumulated[-1]).clamp_(max=n - 1)
-        offsets = squares[candidates][:, None] + squares
-        distances = torch.addmm(offsets, points[candidates], points.T, alpha=-2).clamp_(min=0)  # (num_draws, n)
+        cumulated = (closest * weights).cumsum(0, dtype=torch.float64)
+        drawn = torch.searchsorted(cumulated, draws[position] * cumulated[-1]).clamp_(max=n - 1)
+        offsets = squares[drawn][:, None] + squares
+        distances = torch.addmm(offsets, points[drawn], points.T, alpha=-2).clamp_(min=0)  # (num_draws, n)
         if position:
             distances = torch.minimum(distances, closest)
-        best = distances.sum(1).argmin(0, keepdim=True)  # a tensor: the host does not wait for it
-        closest, chosen[position : position + 1] = distances[best][0], candidates[best]
+        best = (distances @ weights).argmin(0, keepdim=True)  # a tensor: the host does not wait for it
+        closest, chosen[position : position + 1] = distances[best][0], drawn[best]
     return chosen
 
 
@@ -147,8 +187,7 @@ def _lloyd(points: Tensor, centroids: Tensor, max_passes: int, assignments: Tens
         passes += 1
         previous, before = assignments, distances
         assignments, distances = assignments.clone(), distances.masked_fill(stale, torch.inf)
-        everything = (slice(start, start + CHUNK) for start in range(0, n, CHUNK))
-        _assign(points, everything, centroids, moved[:k], assignments, distances)
+        _assign(points, row_blocks(n), centroids, moved[:k], assignments, distances)
         farther = torch.nonzero(stale & (distances > before)).flatten()
         _assign(points, torch.split(farther, CHUNK), centroids, ~moved[:k], assignments, distances)
         changed = assignments != previous

@@ -135,7 +135,7 @@ def unused_folder_notes(folder: str, cameras: bool = True) -> Iterator[tuple[str
         folder: relative to the root of the data set; empty for the root itself.
         cameras: whether names that look like cameras are noted, too.
     """
-    for name in folder.split("/") if folder else ():
+    for depth, name in enumerate(folder.split("/") if folder else ()):
         split = "validation" if compact(name) in HELD_OUT_NAMES else split_of_name(name)
         if split in ("query", "gallery", "validation"):
             yield (
@@ -144,7 +144,8 @@ def unused_folder_notes(folder: str, cameras: bool = True) -> Iterator[tuple[str
                 "images, a pattern with a group split, or a layout such as folder-per-identity",
             )
         elif cameras and looks_like_camera(name):
-            yield "camera", f"folders such as {name!r} look like cameras, but are not used: give a pattern such as '(?P<camera>[^/]+)/'"
+            pattern = ("^" + "[^/]+/" * depth if depth else "") + "(?P<camera>[^/]+)/"
+            yield "camera", f"folders such as {name!r} look like cameras, but are not used: give a pattern such as '{pattern}'"
 
 
 def unused_name_notes(root: Path) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def _parse_date(text: str, origin: str) -> float:
     except ValueError:
         reason = "is not a time"
         if re.match(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b", text):
-            reason = "is ambiguous, because day and month may be exchanged"
+            reason = "does not begin with the year, and the order of day and month differs between countries"
         elif re.match(r"\d{1,2}:\d{2}", text):
             reason = "has no date"
         raise DataError(f"{origin}: {text!r} {reason}: {ADVICE}") from None

@@ -1,10 +1,7 @@
 """The metrics of an iteration, computed from its artifacts."""
 
-import numpy as np
-from sklearn.metrics import normalized_mutual_info_score
-
 from pul_core.errors import UserError
-from pul_core.identities import JUNK_PID
+from pul_core.scoring.diagnostics import cluster_quality
 from pul_core.self_paced import label_agreement, overlap
 from tasks.engine.progress import step_logger
 from tasks.store.artifacts import Artifact, column, read_table
@@ -87,17 +84,7 @@ def oracle_diagnostics(clusters: Clusters, reliable: Reliable, labels: Artifact)
         images whose identity is the most frequent one of their class. Empty if no selected image has a known identity.
     """
     pids = column(read_table(labels), "pid")
-    is_known = pids > JUNK_PID
     clustered, selected = read_table(clusters.clusters), read_selected(reliable)
-    clustered = clustered.filter(is_known[column(clustered, "row")] & (column(clustered, "cluster") >= 0))
-    selected = selected.filter(is_known[column(selected, "row")])
-    if selected.num_rows == 0:
-        return {}
-    selected_pids, classes = pids[column(selected, "row")], column(selected, "pseudo_label")
-    pairs, counts = np.unique(np.stack((classes, selected_pids)), axis=1, return_counts=True)
-    largest_counts = np.zeros(reliable.num_classes, np.int64)
-    np.maximum.at(largest_counts, pairs[0], counts)
-    return {
-        "oracle_nmi": float(normalized_mutual_info_score(pids[column(clustered, "row")], column(clustered, "cluster"))),
-        "oracle_reliable_purity": float(largest_counts.sum() / len(selected_pids)),
-    }
+    of_clusters = cluster_quality(column(clustered, "cluster"), pids[column(clustered, "row")])
+    of_selected = cluster_quality(column(selected, "pseudo_label"), pids[column(selected, "row")])
+    return {"oracle_nmi": of_clusters.nmi, "oracle_reliable_purity": of_selected.purity} if of_clusters and of_selected else {}
