@@ -72,8 +72,7 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
     def learn(start: nn.Module, split: tuple, rows: np.ndarray, classes: np.ndarray, num_classes: int, settings: Training, *step):
         options = {"seed": derive_seed(seed, *step), "device": device, "dtype": training_dtype(device)}
         training = begin_training(copy.deepcopy(start), settings, num_classes=num_classes, classes=classes, **options)
-        images, _, camids = split
-        for epoch in train(training, images, rows, classes, settings, camids=camids[rows], seed=options["seed"]):
+        for epoch in train(training, split[0], rows, classes, settings, camids=split[2][rows], seed=options["seed"]):
             print(f"  epoch {epoch.epoch}: loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}")
         return training.backbone
 
