@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # also if Python does not add it
 
 import numpy as np
 import torch
-from lab_loop import Loop, Record, iterate, score, timed, train_source
+from lab_loop import Loop, Record, estimate, iterate, score, score_direct, timed, train_source
 from lab_queue import IDENTITY, Plan, plans, read_queue
 from lab_table import markdown, tabulate
 from packed import Sets, pack
@@ -114,7 +114,7 @@ def run_plan(plan: Plan, sets: Sets, folder: Path) -> None:
     if not records:
         seconds = {"pretrain": pretrain_seconds}
         with timed(seconds, "score"):
-            scores = score(original, plan, sets)
+            scores = score_direct(original, plan, sets)
         stop = None if plan.has_loop else DIRECT
         records = [common | {"iteration": 0, "images_seen": 0} | scores | {"stop": stop, "seconds": seconds}]
         append_record(folder, records[0])
@@ -129,9 +129,9 @@ def run_iterations(loop: Loop, plan: Plan, sets: Sets, folder: Path, common: Rec
     while (last := loop.records[-1])["stop"] is None:
         t = len(loop.records)
         try:
-            model, record = iterate(loop, plan)
+            model, record = iterate(loop, plan, sets)
             with timed(record["seconds"], "score"):
-                record |= score(model, plan, sets)
+                record |= score(model, estimate(model, plan, sets), plan, sets)
         except UserError as error:  # a result, too: e.g. there are too few clusters to train on
             record = {"images_seen": last["images_seen"], "stop": f"failed: {error}", "seconds": {}}
         else:

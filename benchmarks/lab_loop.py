@@ -14,6 +14,7 @@ from torch import nn
 from pul_core.arrays import Features, Ints
 from pul_core.clustering.centring import centre_by_camera
 from pul_core.clustering.cluster import cluster_features
+from pul_core.learning.camera_statistics import CameraStatistics, estimate_statistics
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.precision import inference_dtype, training_dtype
 from pul_core.learning.training import begin_training, train
@@ -37,23 +38,41 @@ class Loop(NamedTuple):
     records: list[Record]  # of all finished iterations, iteration 0 included
 
 
-def extract(model: nn.Module, images: np.ndarray, device: str) -> Features:
-    return np.concatenate(list(extract_features(model, images, device=device, dtype=inference_dtype(device))))
+def estimate(model: nn.Module, plan: Plan, sets: Sets) -> CameraStatistics | None:
+    """Estimate the statistics of a model on the training images of the target, if the recipe uses them."""
+    settings, part = plan.recipe.statistics, sets.split(plan.target_set, "train")
+    options = {"seed": derive_seed(plan.seed, "statistics"), "device": plan.device}
+    return estimate_statistics(model, part.pixels, part.camids, settings, **options) if settings.by_camera else None
+
+
+def extract(model: nn.Module, statistics: CameraStatistics | None, part: Split, device: str) -> Features:
+    options = {"statistics": statistics, "camids": part.camids, "device": device, "dtype": inference_dtype(device)}
+    return np.concatenate(list(extract_features(model, part.pixels, **options)))
 
 
 def learn(
-    start: nn.Module, images: np.ndarray, rows: Ints, classes: Ints, num_classes: int, settings: Training, seed: int, device: str
+    start: nn.Module, part: Split, rows: Ints, classes: Ints, num_classes: int, settings: Training, seed: int, device: str
 ) -> tuple[nn.Module, int]:
     """Train a copy of a model; return it and the number of images seen."""
     options = {"seed": seed, "device": device, "dtype": training_dtype(device)}
     training = begin_training(copy.deepcopy(start), settings, num_classes=num_classes, classes=classes, **options)
-    return training.backbone, sum(epoch.images for epoch in train(training, images, rows, classes, settings, seed=seed))
+    epochs = train(training, part.pixels, rows, classes, settings, camids=part.camids[rows], seed=seed)
+    return training.backbone, sum(epoch.images for epoch in epochs)
 
 
-def score(model: nn.Module, plan: Plan, sets: Sets) -> Record:
+def score_direct(original: nn.Module, plan: Plan, sets: Sets) -> Record:
+    """Score direct transfer, for which no image of the target was used; what its statistics alone are worth stands beside it."""
+    scores = score(original, None, plan, sets)
+    if plan.recipe.statistics.by_camera:
+        by_camera = score(original, estimate(original, plan, sets), plan, sets)
+        scores |= {f"{name}_statistics": value for name, value in by_camera.items()}
+    return scores
+
+
+def score(model: nn.Module, statistics: CameraStatistics | None, plan: Plan, sets: Sets) -> Record:
     """Score a model on the queries and the gallery of the target, on plain features and, if the recipe does so, on centred ones."""
     parts = [sets.split(plan.target_set, split) for split in ("query", "gallery")]
-    plain = [extract(model, part.pixels, plan.device) for part in parts]
+    plain = [extract(model, statistics, part, plan.device) for part in parts]
     if not plan.recipe.model.centre_cameras:
         return score_features(plain, parts, plan.device)
     centred = centre_by_camera(np.concatenate(plain), np.concatenate([part.camids for part in parts]), device=plan.device)
@@ -75,17 +94,20 @@ def train_source(plan: Plan, sets: Sets) -> nn.Module:
     rows = np.flatnonzero(identities[1] > 0)
     people, classes = np.unique(identities[:, rows], axis=1, return_inverse=True)
     images = parts[0].pixels if len(parts) == 1 else np.concatenate([part.pixels for part in parts])
+    first = np.cumsum([0, *(part.camids.max() + 1 for part in parts)])  # cameras of two sources are different ones
+    camids = np.concatenate([part.camids + start for part, start in zip(parts, first, strict=False)])
     initial = sets.initial_model(plan.recipe.model.backbone, plan.recipe.model.weights, plan.seed)
     seed = derive_seed(plan.seed, "pretrain")
-    return learn(initial, images, rows, classes, people.shape[1], plan.recipe.pretraining, seed, plan.device)[0]
+    joined = Split(images, identities[1], camids)
+    return learn(initial, joined, rows, classes, people.shape[1], plan.recipe.pretraining, seed, plan.device)[0]
 
 
-def iterate(loop: Loop, plan: Plan) -> tuple[nn.Module, Record]:
+def iterate(loop: Loop, plan: Plan, sets: Sets) -> tuple[nn.Module, Record]:
     """Run one iteration; return its model and its record, without scores."""
     recipe, t, seconds = plan.recipe, len(loop.records), {}
     options = {"clustering": recipe.clustering, "algorithm": recipe.algorithm, "centre_cameras": recipe.model.centre_cameras}
     with timed(seconds, "extract"):
-        features = extract(loop.model, loop.train.pixels, plan.device)
+        features = extract(loop.model, estimate(loop.model, plan, sets), loop.train, plan.device)
     with timed(seconds, "cluster"):
         seed = derive_seed(plan.seed, t, "cluster")
         clusters, _ = cluster_features(features, loop.train.camids, **options, seed=seed, device=plan.device)
@@ -95,7 +117,7 @@ def iterate(loop: Loop, plan: Plan) -> tuple[nn.Module, Record]:
     start = loop.original if recipe.model.start_from == "original" else loop.model
     with timed(seconds, "fine_tune"):
         seed = derive_seed(plan.seed, t, "fine_tune")
-        model, images = learn(start, loop.train.pixels, rows, pseudo_labels, num_classes, recipe.fine_tuning, seed, plan.device)
+        model, images = learn(start, loop.train, rows, pseudo_labels, num_classes, recipe.fine_tuning, seed, plan.device)
     of_clusters = cluster_quality(clusters.cluster, loop.train.pids)
     of_selected = cluster_quality(np.where(is_clustered, pseudo_labels, -1), loop.train.pids[rows])
     return model, {
