@@ -1,5 +1,6 @@
 """The result of k-means or DBSCAN: the cluster of each image, a centre image per cluster, and cosines to the centres."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from pul_core.arrays import Features, Ints, unit_rows
 from pul_core.settings import CentreFrom
 
 CHUNK = 1024  # rows per block of distances: memory grows with CHUNK x K, not with N x K
+CENTROIDS = 64  # centroids per block of distances to all images
 
 
 class Clusters(NamedTuple):
@@ -51,6 +53,19 @@ def clusters_with_centres(features: Features, assignments: Ints, *, device: str 
     return Clusters(assignments, centre, similarity, similarity_any)
 
 
+def row_blocks(n: int, size: int = CHUNK) -> Iterator[slice]:
+    """Yield consecutive blocks of n rows; the last may be smaller.
+
+    Write what is computed of a block into a tensor that is allocated beforehand: small results that are kept between the blocks would keep
+    the C library from using a block's memory for the next one.
+
+    Example:
+        >>> list(row_blocks(5, 3))
+        [slice(0, 3, None), slice(3, 5, None)]
+    """
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
 def mean_points(points: Tensor, assignments: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the centroid (k, d) and the size (k,) of each cluster. The centroid of an empty cluster is 0.
 
@@ -76,16 +91,18 @@ def find_centres(points: Tensor, unit: Tensor, assignments: Tensor, centre_from:
     centroids, sizes = mean_points(points, assignments, int(assignments.max()) + 1)
     if centre_from == "all":
         offsets = points.square().sum(1)
-        centre = torch.cat([(offsets - 2 * (block @ points.T)).min(1).indices for block in torch.split(centroids, 64)])
+        centre = torch.empty_like(sizes)
+        for block in row_blocks(len(centroids), CENTROIDS):
+            centre[block] = (offsets - 2 * (centroids[block] @ points.T)).min(1).indices
     else:
-        blocks = zip(torch.split(points, CHUNK), torch.split(assignments, CHUNK), strict=True)
-        distances = torch.cat([(block - centroids[cluster]).square().sum(1) for block, cluster in blocks])
+        distances = points.new_empty(len(points))
+        for block in row_blocks(len(points)):
+            distances[block] = (points[block] - centroids[assignments[block]]).square().sum(1)
         order = distances.argsort(stable=True)  # both sorts are stable: the first of equally near images
         centre = order[assignments[order].argsort(stable=True)][sizes.cumsum(0) - sizes]
     centre_features = unit[centre]
-    # Allocated beforehand: results that stay between the blocks would keep the C library from using a block's memory for the next one.
     similarity, similarity_any = unit.new_empty(2, len(unit))
-    for block in (slice(start, start + CHUNK) for start in range(0, len(unit), CHUNK)):
+    for block in row_blocks(len(unit)):
         cosines = unit[block] @ centre_features.T
         similarity[block] = cosines.gather(1, assignments[block, None]).squeeze(1)
         similarity_any[block] = cosines.amax(1)
