@@ -53,7 +53,7 @@ def clusters_with_centres(features: Features, assignments: Ints, *, device: str 
     return Clusters(assignments, centre, similarity, similarity_any)
 
 
-def row_blocks(n: int, size: int = CHUNK) -> Iterator[slice]:
+def row_blocks(n: int, size: int) -> Iterator[slice]:
     """Yield consecutive blocks of n rows; the last may be smaller.
 
     Write what is computed of a block into a tensor that is allocated beforehand: small results that are kept between the blocks would keep
@@ -96,13 +96,13 @@ def find_centres(points: Tensor, unit: Tensor, assignments: Tensor, centre_from:
             centre[block] = (offsets - 2 * (centroids[block] @ points.T)).min(1).indices
     else:
         distances = points.new_empty(len(points))
-        for block in row_blocks(len(points)):
+        for block in row_blocks(len(points), CHUNK):
             distances[block] = (points[block] - centroids[assignments[block]]).square().sum(1)
         order = distances.argsort(stable=True)  # both sorts are stable: the first of equally near images
         centre = order[assignments[order].argsort(stable=True)][sizes.cumsum(0) - sizes]
     centre_features = unit[centre]
     similarity, similarity_any = unit.new_empty(2, len(unit))
-    for block in row_blocks(len(unit)):
+    for block in row_blocks(len(unit), CHUNK):
         cosines = unit[block] @ centre_features.T
         similarity[block] = cosines.gather(1, assignments[block, None]).squeeze(1)
         similarity_any[block] = cosines.amax(1)

@@ -84,7 +84,7 @@ def _run(points: Tensor, k: int, max_passes: int, generator: Generator) -> tuple
         assignments, passes = _lloyd(points, points[_seeds(points, k, generator)], max_passes)
     centroids, _ = mean_points(points, assignments, k)  # the last pass may have moved points
     inertia = torch.zeros((), dtype=torch.float64, device=points.device)
-    for block in row_blocks(len(points)):
+    for block in row_blocks(len(points), CHUNK):
         inertia += (points[block] - centroids[assignments[block]]).square().sum(dtype=torch.float64)
     return assignments, float(inertia), passes
 
@@ -133,7 +133,7 @@ def _draw_candidates(points: Tensor, num_candidates: int, generator: Generator) 
         drawn, offsets = points[candidates[first:last]], squares[candidates[first:last]]
         if not first:
             closest.fill_(torch.inf)
-        for block in row_blocks(n):
+        for block in row_blocks(n, CHUNK):
             found = torch.addmm(offsets, points[block], drawn.T, alpha=-2).min(1)
             distances = (found.values + squares[block]).clamp_(min=0)
             nearest[block] = torch.where(distances < closest[block], found.indices + first, nearest[block])
@@ -187,7 +187,7 @@ def _lloyd(points: Tensor, centroids: Tensor, max_passes: int, assignments: Tens
         passes += 1
         previous, before = assignments, distances
         assignments, distances = assignments.clone(), distances.masked_fill(stale, torch.inf)
-        _assign(points, row_blocks(n), centroids, moved[:k], assignments, distances)
+        _assign(points, row_blocks(n, CHUNK), centroids, moved[:k], assignments, distances)
         farther = torch.nonzero(stale & (distances > before)).flatten()
         _assign(points, torch.split(farther, CHUNK), centroids, ~moved[:k], assignments, distances)
         changed = assignments != previous
