@@ -37,8 +37,9 @@ class Loop(NamedTuple):
     records: list[Record]  # of all finished iterations, iteration 0 included
 
 
-def extract(model: nn.Module, images: np.ndarray, device: str) -> Features:
-    return np.concatenate(list(extract_features(model, images, device=device, dtype=inference_dtype(device))))
+def extract(model: nn.Module, images: np.ndarray, plan: Plan) -> Features:
+    options = {"flip": plan.recipe.model.flip, "device": plan.device, "dtype": inference_dtype(plan.device)}
+    return np.concatenate(list(extract_features(model, images, **options)))
 
 
 def learn(
@@ -53,7 +54,7 @@ def learn(
 def score(model: nn.Module, plan: Plan, sets: Sets) -> Record:
     """Score a model on the queries and the gallery of the target, on plain features and, if the recipe does so, on centred ones."""
     parts = [sets.split(plan.target_set, split) for split in ("query", "gallery")]
-    plain = [extract(model, part.pixels, plan.device) for part in parts]
+    plain = [extract(model, part.pixels, plan) for part in parts]
     if not plan.recipe.model.centre_cameras:
         return score_features(plain, parts, plan.device)
     centred = centre_by_camera(np.concatenate(plain), np.concatenate([part.camids for part in parts]), device=plan.device)
@@ -75,7 +76,7 @@ def train_source(plan: Plan, sets: Sets) -> nn.Module:
     rows = np.flatnonzero(identities[1] > 0)
     people, classes = np.unique(identities[:, rows], axis=1, return_inverse=True)
     images = parts[0].pixels if len(parts) == 1 else np.concatenate([part.pixels for part in parts])
-    initial = sets.initial_model(plan.recipe.model.backbone, plan.recipe.model.weights, plan.seed)
+    initial = sets.initial_model(plan.recipe.model, plan.seed)
     seed = derive_seed(plan.seed, "pretrain")
     return learn(initial, images, rows, classes, people.shape[1], plan.recipe.pretraining, seed, plan.device)[0]
 
@@ -85,7 +86,7 @@ def iterate(loop: Loop, plan: Plan) -> tuple[nn.Module, Record]:
     recipe, t, seconds = plan.recipe, len(loop.records), {}
     options = {"clustering": recipe.clustering, "algorithm": recipe.algorithm, "centre_cameras": recipe.model.centre_cameras}
     with timed(seconds, "extract"):
-        features = extract(loop.model, loop.train.pixels, plan.device)
+        features = extract(loop.model, loop.train.pixels, plan)
     with timed(seconds, "cluster"):
         seed = derive_seed(plan.seed, t, "cluster")
         clusters, _ = cluster_features(features, loop.train.camids, **options, seed=seed, device=plan.device)
