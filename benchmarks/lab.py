@@ -30,7 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pul_core.errors import UserError
-from pul_core.learning.backbone import build_backbone
+from pul_core.learning.backbone import architecture, build_backbone
+from pul_core.settings import Model
 
 DIRECT = "direct transfer"  # why nothing follows the record of a set on which a source model is scored only
 
@@ -78,8 +79,8 @@ def save_model(file: Path, model: nn.Module, **notes: float) -> None:
     unfinished.replace(file)
 
 
-def load_model(file: Path, backbone: str) -> nn.Module:
-    model = build_backbone(backbone, initialise=False)
+def load_model(file: Path, settings: Model) -> nn.Module:
+    model = build_backbone(**architecture(settings), initialise=False)
     model.load_state_dict(load_file(file))
     return model
 
@@ -94,7 +95,7 @@ def original_model(plan: Plan, sets: Sets, folder: Path) -> tuple[nn.Module, flo
         save_model(file, model, **seconds)
     with safe_open(file, "pt") as opened:
         notes = json.loads(opened.metadata()["lab"])
-    return load_model(file, plan.recipe.model.backbone), notes["pretrain"]
+    return load_model(file, plan.recipe.model), notes["pretrain"]
 
 
 def run_plan(plan: Plan, sets: Sets, folder: Path) -> None:
@@ -120,7 +121,7 @@ def run_plan(plan: Plan, sets: Sets, folder: Path) -> None:
         append_record(folder, records[0])
     if plan.has_loop:
         last = len(records) - 1
-        model = load_model(model_file(folder, plan, last), plan.recipe.model.backbone) if last else original
+        model = load_model(model_file(folder, plan, last), plan.recipe.model) if last else original
         run_iterations(Loop(sets.split(plan.target_set, "train"), original, model, records), plan, sets, folder, common)
 
 

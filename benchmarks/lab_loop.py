@@ -45,9 +45,9 @@ def estimate(model: nn.Module, plan: Plan, sets: Sets) -> CameraStatistics | Non
     return estimate_statistics(model, part.pixels, part.camids, settings, **options) if settings.by_camera else None
 
 
-def extract(model: nn.Module, statistics: CameraStatistics | None, part: Split, device: str) -> Features:
-    options = {"statistics": statistics, "camids": part.camids, "device": device, "dtype": inference_dtype(device)}
-    return np.concatenate(list(extract_features(model, part.pixels, **options)))
+def extract(model: nn.Module, statistics: CameraStatistics | None, part: Split, plan: Plan) -> Features:
+    options = {"statistics": statistics, "camids": part.camids, "flip": plan.recipe.model.flip}
+    return np.concatenate(list(extract_features(model, part.pixels, **options, device=plan.device, dtype=inference_dtype(plan.device))))
 
 
 def learn(
@@ -72,7 +72,7 @@ def score_direct(original: nn.Module, plan: Plan, sets: Sets) -> Record:
 def score(model: nn.Module, statistics: CameraStatistics | None, plan: Plan, sets: Sets) -> Record:
     """Score a model on the queries and the gallery of the target, on plain features and, if the recipe does so, on centred ones."""
     parts = [sets.split(plan.target_set, split) for split in ("query", "gallery")]
-    plain = [extract(model, statistics, part, plan.device) for part in parts]
+    plain = [extract(model, statistics, part, plan) for part in parts]
     if not plan.recipe.model.centre_cameras:
         return score_features(plain, parts, plan.device)
     centred = centre_by_camera(np.concatenate(plain), np.concatenate([part.camids for part in parts]), device=plan.device)
@@ -96,7 +96,7 @@ def train_source(plan: Plan, sets: Sets) -> nn.Module:
     images = parts[0].pixels if len(parts) == 1 else np.concatenate([part.pixels for part in parts])
     first = np.cumsum([0, *(part.camids.max() + 1 for part in parts)])  # cameras of two sources are different ones
     camids = np.concatenate([part.camids + start for part, start in zip(parts, first, strict=False)])
-    initial = sets.initial_model(plan.recipe.model.backbone, plan.recipe.model.weights, plan.seed)
+    initial = sets.initial_model(plan.recipe.model, plan.seed)
     seed = derive_seed(plan.seed, "pretrain")
     joined = Split(images, identities[1], camids)
     return learn(initial, joined, rows, classes, people.shape[1], plan.recipe.pretraining, seed, plan.device)[0]
@@ -107,7 +107,7 @@ def iterate(loop: Loop, plan: Plan, sets: Sets) -> tuple[nn.Module, Record]:
     recipe, t, seconds = plan.recipe, len(loop.records), {}
     options = {"clustering": recipe.clustering, "algorithm": recipe.algorithm, "centre_cameras": recipe.model.centre_cameras}
     with timed(seconds, "extract"):
-        features = extract(loop.model, estimate(loop.model, plan, sets), loop.train, plan.device)
+        features = extract(loop.model, estimate(loop.model, plan, sets), loop.train, plan)
     with timed(seconds, "cluster"):
         seed = derive_seed(plan.seed, t, "cluster")
         clusters, _ = cluster_features(features, loop.train.camids, **options, seed=seed, device=plan.device)

@@ -17,9 +17,10 @@ from torch import nn
 
 from pul_core.arrays import Images, Ints
 from pul_core.errors import UserError
-from pul_core.learning.backbone import build_backbone
+from pul_core.learning.backbone import architecture, build_backbone
 from pul_core.learning.foreign_weights import load_foreign_state
 from pul_core.seeds import derive_seed
+from pul_core.settings import Model
 from pul_core.synthetic.people import PlannedImage, draw_image, plan_domain
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}  # of Market-1501, in the order of the rows
@@ -200,10 +201,11 @@ class Sets:
         """Return the digest of a file of weights, or the name of weights that are not in a file."""
         return weights if weights in ("imagenet", "random") else hashlib.blake2b((self.folder / weights).read_bytes()).hexdigest()
 
-    def initial_model(self, backbone: str, weights: str, seed: int) -> nn.Module:
+    def initial_model(self, settings: Model, seed: int) -> nn.Module:
         """Build the model that source training starts from."""
+        weights = settings.weights
         is_file = weights not in ("imagenet", "random")
-        model = build_backbone(backbone, pretrained=weights == "imagenet", seed=derive_seed(seed, "initial"))
+        model = build_backbone(**architecture(settings), pretrained=weights == "imagenet", seed=derive_seed(seed, "initial"))
         if is_file:
             file = self.folder / weights
             load_foreign_state(model, load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True))

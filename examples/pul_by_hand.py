@@ -24,7 +24,7 @@ from torch import nn
 
 from pul_core.clustering.centring import centre_by_camera
 from pul_core.clustering.cluster import cluster_features
-from pul_core.learning.backbone import build_backbone
+from pul_core.learning.backbone import architecture, build_backbone
 from pul_core.learning.camera_statistics import CameraStatistics, estimate_statistics
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.precision import inference_dtype, training_dtype
@@ -66,7 +66,13 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
         return estimate_statistics(model, *unlabelled[::2], recipe.statistics, **options) if recipe.statistics.by_camera else None
 
     def extract(model: nn.Module, statistics: CameraStatistics | None, images: np.ndarray, _: np.ndarray, camids: np.ndarray) -> np.ndarray:
-        options = {"statistics": statistics, "camids": camids, "device": device, "dtype": inference_dtype(device)}
+        options = {
+            "statistics": statistics,
+            "camids": camids,
+            "flip": recipe.model.flip,
+            "device": device,
+            "dtype": inference_dtype(device),
+        }
         return np.concatenate(list(extract_features(model, images, **options)))
 
     def learn(start: nn.Module, split: tuple, rows: np.ndarray, classes: np.ndarray, num_classes: int, settings: Training, *step):
@@ -84,7 +90,7 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
         sets = [FeatureSet(part, pids, camids) for part, (_, pids, camids) in zip(features, (query, gallery), strict=True)]
         return summarise(score_protocol(PROTOCOLS["market1501"], *sets, device=device).scores)
 
-    initial = build_backbone(recipe.model.backbone, pretrained=recipe.model.weights == "imagenet", seed=derive_seed(seed, "initial"))
+    initial = build_backbone(**architecture(recipe.model), pretrained=recipe.model.weights == "imagenet", seed=derive_seed(seed, "initial"))
     rows = np.flatnonzero(labelled[1] > 0)
     pids, classes = np.unique(labelled[1][rows], return_inverse=True)
     original = model = learn(initial, labelled, rows, classes, len(pids), recipe.pretraining, "pretrain")

@@ -11,7 +11,7 @@ from pul_core.settings import Data, Machine, Model, Training
 from tasks.decode import decode
 from tasks.engine.compute import Resources, resolve_compute
 from tasks.index import index
-from tasks.models import import_model, initial_model
+from tasks.models import import_model, initial_model, with_flip
 from tasks.preflight import check_plan, check_sets
 from tasks.store.artifacts import Artifact, locate
 from tasks.store.config import Overrides, Plan, resolve_plan
@@ -24,9 +24,9 @@ def original_model_of(plan: Plan, sources: list[ImageSet], compute: Resources) -
     """Train the model that the loop starts from, or import the one that the user gave; return it with its input size."""
     size = {"height": plan.model.height, "width": plan.model.width}
     if plan.original_model:
-        imported = import_model(plan.original_model, backbone=plan.model.backbone, **size)
+        imported = import_model(plan.original_model, backbone=plan.model.backbone, **size, default=plan.model)
         return imported, model_size(imported)
-    initial = initial_model(plan.model.backbone, weights=plan.model.weights, seed=derive_seed(plan.seed, "initial"), **size)
+    initial = initial_model(plan.model, seed=derive_seed(plan.seed, "initial"))
     pixels = [decode(source, split="train", **size) for source in sources]
     labels = [source.labels for source in sources if source.labels]
     trained = pretrain(
@@ -38,7 +38,7 @@ def original_model_of(plan: Plan, sources: list[ImageSet], compute: Resources) -
         seed=derive_seed(plan.seed, "pretrain"),
         compute=compute.training,
     )
-    return trained.model, size
+    return with_flip(trained.model) if plan.model.flip else trained.model, size
 
 
 @flow(name="pretrain", validate_parameters=True)

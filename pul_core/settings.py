@@ -16,6 +16,7 @@ Schedule = Literal["constant", "one_cycle"]
 CameraBatches = Literal["mixed", "single", "separate"]
 CentreFrom = Literal["members", "all"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Pool = Literal["average", "gem"]
 Share = Interval(ge=0, le=1)
 OneToThousand = Interval(ge=1, le=1000)
 
@@ -72,6 +73,19 @@ class Model:
     ] = "imagenet"
     height: Annotated[int, Interval(ge=32, le=1024), Unit("pixels"), doc("Input height.")] = 256
     width: Annotated[int, Interval(ge=16, le=1024), Unit("pixels"), doc("Input width.")] = 128
+    pool: Annotated[
+        Pool,
+        doc("Pooling of the last feature map: average, or gem (generalised mean, whose exponent is learned from 3; Radenovic et al.)."),
+    ] = "average"
+    last_stride: Annotated[
+        Literal[1, 2],
+        doc("Stride of the last stage that reduces the feature map; 1 doubles its height and width. ResNets, MobileNets, EfficientNets."),
+    ] = 2
+    neck: Annotated[
+        bool,
+        doc("Keep the BatchNorm before the classifier with the backbone: its output is compared, clustered and scored (Luo et al. 2019)."),
+    ] = False
+    flip: Annotated[bool, doc("Extract the mean of the features of an image and of its mirror image.")] = False
     centre_cameras: Annotated[
         bool, doc("Subtract the mean feature of an image's camera before clustering and scoring. Has no effect without camera ids.")
     ] = False
@@ -161,7 +175,9 @@ class Training:
             "are normalised separately. Use the last two with statistics.by_camera."
         ),
     ] = "mixed"
-    batch_norm: Annotated[bool, doc("Insert a BatchNorm layer between the features and the classifier.")] = True
+    batch_norm: Annotated[bool, doc("Insert a BatchNorm layer between the features and the classifier, unless the model has a neck.")] = (
+        True
+    )
     dropout: Annotated[float, Interval(ge=0, lt=1), doc("Dropout: probability of zeroing a feature before the classifier.")] = 0.0
     label_smoothing: Annotated[float, Interval(ge=0, lt=1), doc("Probability that is spread evenly over all classes.")] = 0.1
     optimisation: Optimisation = Optimisation()

@@ -35,7 +35,7 @@ def extract_features(
         split: names the task run.
     """
     prepare(compute)
-    backbone, _ = read_model(model)
+    backbone, config = read_model(model)
     rows, images = open_pixels(pixels)
     d = int(backbone.num_features)  # type: ignore[arg-type]
     schema = pa.schema([pa.field("row", pa.int64()), pa.field("feature", vector_type(d), nullable=False)])
@@ -54,6 +54,7 @@ def extract_features(
             block_images,
             statistics=by_camera,
             camids=None if cameras is None else cameras[part],
+            flip=config.flip,
             batch_size=compute.batch_size,
             device=compute.device,
             dtype=compute.dtype,

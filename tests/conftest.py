@@ -262,9 +262,10 @@ def skipped():
 @pytest.fixture
 def model(home):
     """The tiny model, untrained."""
+    from pul_core.settings import Model
     from tasks.models import initial_model
 
-    return initial_model.fn("resnet10t", weights="random", height=64, width=32, seed=0)
+    return initial_model.fn(Model(backbone="resnet10t", weights="random", height=64, width=32), seed=0)
 
 
 def touch_files(root: Path, *names: str) -> Path:

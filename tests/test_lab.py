@@ -124,6 +124,8 @@ def test_an_unfinished_run_whose_models_are_lost_starts_again(run, tmp_path):
 @pytest.mark.parametrize("recipe", ["paper", "modern"])
 def test_the_loop_equals_the_example(run, recipe):
     settings = SETTINGS | {"kmeans.num_clusters": 8, "selection.min_similarity": 0.4 if recipe == "paper" else -1}
+    if recipe == "modern":
+        settings |= {"model.pool": "gem", "model.last_stride": 1, "model.neck": True, "model.flip": True}
     _, records = run(recipe, [{"name": "same", **PAIR, **NETWORK, "recipe": recipe, "set": settings, "seeds": [10]}])
     resolved = resolve_recipe(Experiment(name="", source=(), recipe=recipe, set=settings, **NETWORK), SIZE)
     iterations = list(pul_by_hand.adapt("synthetic:10/source", "synthetic:10/target", resolved, 10))

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from pul_core.errors import DataError
 from pul_core.learning.backbone import build_backbone
+from pul_core.settings import Model
 from tasks.models import complete_plan, describe_model, import_model, initial_model, load_file_into, model_file
 from tasks.store.config import parameters_of, resolve_plan
 from tasks.store.model_file import ModelConfig, model_size, read_model, write_model
@@ -163,16 +164,17 @@ def test_a_malicious_pickle_is_refused_and_not_run(home, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(("weights", "message"), [("missing.pth", "does not exist: give a file"), ("imagenet-packaged", "mobilenetv2_100")])
 def test_weights_that_cannot_be_had(home, weights, message):
     with pytest.raises(DataError, match=message):
-        initial_model.fn("resnet10t", weights=weights, height=64, width=32, seed=0)
+        initial_model.fn(Model(backbone="resnet10t", weights=weights, height=64, width=32), seed=0)
 
 
 def test_random_weights_follow_the_seed(home):
-    first, again, other = (initial_model.fn("resnet10t", weights="random", height=64, width=32, seed=seed).sha256 for seed in (0, 0, 1))
+    model = Model(backbone="resnet10t", weights="random", height=64, width=32)
+    first, again, other = (initial_model.fn(model, seed=seed).sha256 for seed in (0, 0, 1))
     assert first == again != other
 
 
 def test_packaged_weights_are_trained_ones(home):
-    packaged, _ = read_model(initial_model.fn("mobilenetv2_100", weights="imagenet-packaged", height=64, width=32, seed=0))
+    packaged, _ = read_model(initial_model.fn(Model(backbone="mobilenetv2_100", weights="imagenet-packaged", height=64, width=32), seed=0))
     random = build_backbone("mobilenetv2_100", seed=0)
     assert not torch.equal(packaged.conv_stem.weight, random.conv_stem.weight)
     assert packaged.bn1.running_var.min() > 0

@@ -17,6 +17,7 @@ from PIL import Image
 from deployments.environment import configure
 from deployments.errors import user_message
 from pul_core.errors import DataError
+from pul_core.settings import Model
 from tasks.data.contact_sheet import write_sheet
 from tasks.data.locations import validate_location
 from tasks.data.manifests import list_manifest
@@ -67,7 +68,7 @@ def test_a_pickle_as_weights_is_refused(home, tmp_path, payload, name, legacy):
     with pytest.raises(DataError):
         import_model.fn(str(tmp_path / name), backbone="resnet10t", height=64, width=32)
     with pytest.raises(DataError):
-        initial_model.fn("resnet10t", weights=str(tmp_path / name), height=64, width=32, seed=0)
+        initial_model.fn(Model(backbone="resnet10t", weights=str(tmp_path / name), height=64, width=32), seed=0)
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("features", "parquet"), ("images", "parquet"), ("models", "safetensors"), ("runs", "json")])

@@ -9,7 +9,7 @@ import pytest
 from pul_core.clustering.whitening import whiten
 from pul_core.scoring.evaluation import Scores
 from pul_core.selection import UnreliableError
-from pul_core.settings import Clustering, Dbscan, Selection
+from pul_core.settings import Clustering, Dbscan, Model, Selection
 from tasks.cluster import cluster, select
 from tasks.decode import decode
 from tasks.evaluate import evaluate
@@ -186,7 +186,7 @@ def data(home, tiny_pair, plan):
 
 @pytest.fixture
 def original(data, plan, compute):
-    initial = initial_model.fn("resnet10t", weights="random", height=64, width=32, seed=0)
+    initial = initial_model.fn(Model(backbone="resnet10t", weights="random", height=64, width=32), seed=0)
     return pretrain.fn(initial, [data[2]], [data[0].labels], settings=plan.pretraining, seed=1, compute=compute).model
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pul_core.settings import Machine
+from pul_core.settings import Machine, Model
 from tasks.engine.compute import resolve_compute
 from tasks.models import initial_model
 from tasks.store.artifacts import write_table
@@ -49,7 +49,7 @@ def tracked_run(module_home):
 @pytest.fixture(scope="module")
 def iterations(module_home):
     """Two iterations whose results differ by their number."""
-    model = initial_model.fn("resnet10t", weights="random", height=64, width=32, seed=0)
+    model = initial_model.fn(Model(backbone="resnet10t", weights="random", height=64, width=32), seed=0)
 
     def iteration(number, before):
         rows = np.arange(8 - number)

@@ -1,18 +1,23 @@
-"""The backbone: a convolutional network that ends in global average pooling and maps an image to a feature. It has no classifier."""
+"""The backbone: a network of timm that maps an image to a feature, by pooling its last feature map. It has no classifier."""
 
 import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Protocol
 
 import timm
 import torch
+from timm.layers import SelectAdaptivePool2d
+from timm.models.efficientnet import EfficientNet
+from timm.models.mobilenetv3 import MobileNetV3
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pul_core.errors import UserError
 from pul_core.learning.constants import constant
+from pul_core.settings import Pool
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,11 +36,75 @@ class _WithoutInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0, initialise: bool = True) -> nn.Module:
-    """Build a backbone that maps normalised images (b, 3, h, w) to features (b, d) by global average pooling.
+class Network(Protocol):
+    """What describes the architecture of a backbone: settings of a model, or the config in the header of a model file."""
+
+    @property
+    def backbone(self) -> str: ...  # noqa: D102 - these are the settings of `pul_core.settings.Model`
+    @property
+    def pool(self) -> Pool: ...  # noqa: D102
+    @property
+    def last_stride(self) -> int: ...  # noqa: D102
+    @property
+    def neck(self) -> bool: ...  # noqa: D102
+
+
+def architecture(network: Network) -> dict[str, Any]:
+    """Return the arguments of `build_backbone` that state an architecture.
+
+    Example:
+        >>> from pul_core.settings import Model
+        >>> architecture(Model(backbone="resnet18", pool="gem"))
+        {'name': 'resnet18', 'pool': 'gem', 'last_stride': 2, 'neck': False}
+    """
+    return {"name": network.backbone, "pool": network.pool, "last_stride": network.last_stride, "neck": network.neck}
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling: ``(mean of max(x, eps)^p over the positions)^(1/p)``, with one exponent p that is learned.
+
+    p = 1 is average pooling of what is not negative, and a large p approaches maximum pooling. Maps (b, c, h, w) to (b, c, 1, 1).
+
+    Args:
+        exponent: the initial p.
+        eps: smallest value that is raised to the power.
+
+    Source: Radenovic et al. 2018 (Fine-tuning CNN image retrieval with no human annotation), section 3.2, with p = 3.
+
+    Example:
+        >>> GeM(2)(torch.tensor([1.0, 7]).view(1, 1, 1, 2)).item()
+        5.0
+    """
+
+    def __init__(self, exponent: float = 3, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.exponent, self.eps = nn.Parameter(torch.tensor([float(exponent)])), eps
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Return the pooled values, computed in float32 even under autocast: float16 overflows at the third power of 41."""
+        with torch.autocast(feature_map.device.type, enabled=False):
+            powers = feature_map.float().clamp(min=self.eps).pow(self.exponent)
+            return powers.mean((2, 3), keepdim=True).pow(1 / self.exponent)
+
+
+def build_backbone(
+    name: str,
+    *,
+    pool: Pool = "average",
+    last_stride: int = 2,
+    neck: bool = False,
+    pretrained: bool = False,
+    seed: int = 0,
+    initialise: bool = True,
+) -> nn.Module:
+    """Build a backbone that maps normalised images (b, 3, h, w) to features (b, d) by global pooling.
 
     Args:
         name: a timm model name, e.g. ``resnet50`` (torchvision's architecture and tensor names) or ``mobilenetv2_100``.
+        pool: ``average``, or ``gem`` for a `GeM` instead of the average.
+        last_stride: 1 removes the stride of the last stage that has one; no weight depends on it.
+        neck: whether the features pass through a BatchNorm layer, the module's attribute ``bn_neck``. Its bias remains 0, so that the
+            features of the training images are centred. In evaluation mode it changes nothing until it is trained, up to rounding.
         pretrained: download ImageNet weights from timm's hub; for ``resnet50`` these are torchvision's.
         seed: seed of the random initialisation.
         initialise: False leaves the parameters undefined, which saves most of the time; for a caller that loads all of them.
@@ -44,9 +113,10 @@ def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0, initia
         A module in channels_last memory format; its attribute ``num_features`` is d.
 
     Raises:
-        UserError: timm has no model of this name, or the model has layers between its pooling and its classifier.
+        UserError: timm has no model of this name, the model has layers between its pooling and its classifier, or it has nothing that
+            ``pool`` or ``last_stride`` could change.
 
-    Source: Fan et al. 2018, section 4 (ResNet-50, average pool, 2048-d); the library is timm.
+    Source: Fan et al. 2018, section 4 (ResNet-50, average pool, 2048-d); Luo et al. 2019 (last stride 1, neck). The library is timm.
 
     Example:
         >>> backbone = build_backbone("resnet10t")
@@ -65,17 +135,71 @@ def build_backbone(name: str, *, pretrained: bool = False, seed: int = 0, initia
     # Some MobileNets apply a wide convolution after the pooling, as a part of the head; this method uses the pooled feature map itself.
     if hasattr(backbone, "conv_head") and getattr(backbone, "head_hidden_size", backbone.num_features) != backbone.num_features:
         raise UserError(f"backbone {name} has layers between its pooling and its classifier: choose one that ends in average pooling")
+    if last_stride == 1:
+        _remove_last_stride(backbone, name)
+    if pool == "gem":
+        _replace_pooling(backbone, name)
+    if neck:
+        backbone.bn_neck = nn.BatchNorm1d(backbone.num_features)
+        backbone.bn_neck.bias.requires_grad_(False)
+        backbone.register_forward_hook(_apply_neck)  # so that the tensors keep timm's names
     return backbone.to(memory_format=torch.channels_last)
 
 
+def _apply_neck(backbone: nn.Module, _: tuple[Any, ...], features: Tensor) -> Tensor:
+    normalised: Tensor = backbone.bn_neck(features)
+    return normalised
+
+
+def _replace_pooling(backbone: nn.Module, name: str) -> None:
+    pools = [part for part in backbone.modules() if isinstance(part, SelectAdaptivePool2d) and isinstance(part.pool, nn.AdaptiveAvgPool2d)]
+    if len(pools) != 1:
+        raise UserError(
+            f"backbone {name} does not end in average pooling of a feature map: set model.pool=average, or choose e.g. resnet50"
+        )
+    pools[0].pool = GeM()
+
+
+def _remove_last_stride(backbone: nn.Module, name: str) -> None:
+    """Change the stride of the last stage that has one to 1."""
+    if isinstance(backbone, ResNet):
+        stages = [backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
+    else:
+        stages = list(backbone.blocks) if isinstance(backbone, EfficientNet | MobileNetV3) else []
+    strided = [_strided_layers(stage) for stage in stages]
+    layers = next((layers for layers in reversed(strided) if layers), {})
+    if not layers or not all(isinstance(layer, nn.Conv2d | nn.AvgPool2d) for layer in layers.values()):
+        raise UserError(
+            f"model.last_stride=1 is not defined for backbone {name}: set model.last_stride=2, or choose a ResNet, MobileNet or EfficientNet"
+        )
+    for (parent, child), layer in layers.items():
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+        else:  # the average before the projection of the shortcut, as in timm where the stride is 1
+            setattr(parent, child, nn.Identity())
+
+
+def _strided_layers(stage: nn.Module) -> dict[tuple[nn.Module, str], nn.Module]:
+    """Return the layers with a stride of 2 by their parents and their names."""
+    return {
+        (parent, name): layer
+        for parent in stage.modules()
+        for name, layer in parent.named_children()
+        if not list(layer.children()) and getattr(layer, "stride", 1) in (2, (2, 2))
+    }
+
+
 @functools.cache
-def check_backbone(name: str, height: int, width: int) -> None:
+def check_backbone(name: str, height: int, width: int, *, pool: Pool = "average", last_stride: int = 2, neck: bool = False) -> None:
     """Check that a backbone maps images of a size to one feature each, without memory for its weights.
 
     Args:
         name: as for `build_backbone`.
         height: of the images, in pixels.
         width: of the images, in pixels.
+        pool: as for `build_backbone`.
+        last_stride: as for `build_backbone`.
+        neck: as for `build_backbone`.
 
     Raises:
         UserError: as for `build_backbone`, or the backbone does not accept the size.
@@ -89,7 +213,7 @@ match model (224).): choose another size, or another backbone
     """
     try:
         with torch.device("meta"), torch.no_grad():
-            backbone = build_backbone(name).eval()
+            backbone = build_backbone(name, pool=pool, last_stride=last_stride, neck=neck).eval()
             shape = backbone(torch.zeros(2, 3, height, width)).shape
     except UserError:
         raise

@@ -26,6 +26,7 @@ def extract_features(
     *,
     statistics: CameraStatistics | None = None,
     camids: Ints | None = None,
+    flip: bool = False,
     batch_size: int | None = None,
     device: str = "cpu",
     dtype: Dtype = "float32",
@@ -43,6 +44,7 @@ def extract_features(
         images: (n, h, w, 3) uint8, may be memory-mapped.
         statistics: BatchNorm statistics by camera; None: those of the backbone.
         camids: (n,) camera of each image, -1 is unknown; read with ``statistics`` only.
+        flip: whether a feature is the mean of the features of the image and of its mirror image.
         batch_size: images per batch; affects the speed, and the features only by rounding. None: 256 on a GPU, 32 on a CPU.
         device: a torch device.
         dtype: number format of the forward pass, see `inference_dtype`; the features are returned as float32.
@@ -55,7 +57,8 @@ def extract_features(
         NotFiniteError: a feature is NaN or infinite in float32.
         ValueError: statistics without the camera of each image.
 
-    Source: Fan et al. 2018, section 4 (average pool, 2048-d); Zhuang et al. 2020 (statistics by camera).
+    Source: Fan et al. 2018, section 4 (average pool, 2048-d); Zhuang et al. 2020 (statistics by camera); mirror images
+    are common in the field's tests, e.g. in Person_reID_baseline_pytorch.
 
     Example:
         >>> from pul_core.learning.backbone import build_backbone
@@ -67,20 +70,20 @@ def extract_features(
     if statistics is not None:
         if camids is None or len(camids) != len(images):
             raise ValueError("statistics by camera require the camera of each image")
-        options = {"batch_size": batch_size, "device": device, "dtype": dtype, "on_float32_fallback": on_float32_fallback}
+        options = {"flip": flip, "batch_size": batch_size, "device": device, "dtype": dtype, "on_float32_fallback": on_float32_fallback}
         yield from _extract_by_camera(backbone, images, statistics, camids, options)
         return
     size = batch_size or BATCH_SIZES.get(torch.device(device).type, BATCH_SIZE)
     starts = range(0, len(images), size)
     pixels_on_device = read_batches(images, [slice(start, start + size) for start in starts], device=device)
-    batches = ((pixels, forward(backbone, pixels, dtype)) for pixels in pixels_on_device)
+    batches = ((pixels, forward(backbone, pixels, dtype, flip=flip)) for pixels in pixels_on_device)
     for start, (pixels, features) in zip(starts, _to_host(batches), strict=True):
         # On CPUs with AMX, bfloat16 convolutions of oneDNN return NaN at random for finite inputs, e.g. in resnet10t, whose stem has 24
         # channels; more often if freed memory holds NaN, and never with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16. The cause may be that of
         # https://github.com/uxlfoundation/oneDNN/issues/5717: an AMX kernel reads past the last valid column and multiplies by zero.
         falls_back = dtype != "float32" and not np.isfinite(features).all()
         if falls_back:
-            features = forward(backbone, pixels, "float32").numpy(force=True)
+            features = forward(backbone, pixels, "float32", flip=flip).numpy(force=True)
         if not np.isfinite(features).all():
             raise NotFiniteError(
                 f"features of images {start} to {start + len(pixels) - 1} are not finite: the weights are damaged, use another model"
@@ -112,10 +115,15 @@ def _extract_by_camera(
 
 
 @torch.inference_mode()
-def forward(backbone: nn.Module, pixels: Tensor, dtype: Dtype) -> Tensor:
-    """Return the features (b, d) float32 of pixels (b, 3, h, w) uint8, on their device; the backbone is in evaluation mode."""
+def forward(backbone: nn.Module, pixels: Tensor, dtype: Dtype, *, flip: bool = False) -> Tensor:
+    """Return the features (b, d) float32 of pixels (b, 3, h, w) uint8, on their device; the backbone is in evaluation mode.
+
+    With ``flip`` they are the means of the features of the images and of their mirror images.
+    """
     with fast_products(), autocast(pixels.device.type, dtype):
-        return backbone(normalise(pixels)).float()  # type: ignore[no-any-return]
+        images = normalise(pixels)
+        features: Tensor = backbone(images).float()
+        return (features + backbone(images.flip(3)).float()) / 2 if flip else features
 
 
 def _to_host(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Features]]:

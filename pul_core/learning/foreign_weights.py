@@ -15,6 +15,7 @@ from pul_core.learning.backbone import build_backbone
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 AVERAGED = re.compile(r"ema|teacher|mean|averag|swa", re.IGNORECASE)  # in the names of models whose weights are averaged over training
 COUNTER = "num_batches_tracked"  # of BatchNorm; missing in files from before PyTorch 0.4.1
+OWN = re.compile(r"(^|\.)bn_neck\.|\.exponent$")  # tensors that this project adds to a network of timm; they keep their values if missing
 COMMON_BACKBONES = (
     "resnet50",
     "resnet18",
@@ -78,6 +79,7 @@ def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> Load
     if not trunks:
         raise DataError(explain_misfit(backbone, state))
     trunk = next((trunk for trunk in trunks if AVERAGED.search(trunk.place)), trunks[0])
+    trunk.keys.update(_own_keys(trunk.place, backbone, state))
     weights = {name: state[key] for name, key in trunk.keys.items()}
     for name, tensor in weights.items():
         if not name.endswith(COUNTER) and not (tensor.is_floating_point() and bool(torch.isfinite(tensor).all())):
@@ -90,6 +92,18 @@ def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> Load
             f"{len(trunks)} models in the file fit, and {trunk.place.rstrip('.') or 'the outermost one'} is used, not {', '.join(others)}"
         )
     return Loaded(len(weights), trunk.place, _parts_beside(trunk, state), notes)
+
+
+def _own_keys(place: str, backbone: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the names in a checkpoint of the tensors that this project adds to a network, as far as they are there."""
+    keys = plain_names(state)
+    own = {name: tensor.shape for name, tensor in backbone.state_dict().items() if OWN.search(name)}
+    return {name: keys[place + name] for name, shape in own.items() if place + name in keys and state[keys[place + name]].shape == shape}
+
+
+def _required(backbone: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a backbone that a checkpoint must have, by name; batch counters among them, which it may lack."""
+    return {name: tensor for name, tensor in backbone.state_dict().items() if not OWN.search(name)}
 
 
 def recognise_backbone(state: Mapping[str, Tensor]) -> str | None:
@@ -117,7 +131,7 @@ def find_trunks(backbone: nn.Module, state: Mapping[str, Tensor]) -> list[Trunk]
         The trunks, in the order of the checkpoint. A trunk with further tensors between those of the backbone is another architecture and
         is not returned.
     """
-    expected, keys = backbone.state_dict(), plain_names(state)
+    expected, keys = _required(backbone), plain_names(state)
     order = {key: position for position, key in enumerate(state)}
     for trunks in (_by_name(expected, keys), _by_number(backbone, expected, keys), _by_order(expected, keys, state)):
         if complete := list(trunks):
@@ -224,8 +238,9 @@ def _is_complete(found: Mapping[str, str], expected: Mapping[str, Tensor]) -> bo
 def _inside(prefix: str, children: set[str], found: Mapping[str, str], keys: Mapping[str, str]) -> list[str]:
     """Return the tensors below a trunk's children that the backbone does not have, i.e. layers of another architecture."""
     used = set(found.values())
-    beside = [plain for plain, key in keys.items() if plain.startswith(prefix) and key not in used and not plain.endswith(COUNTER)]
-    return [plain for plain in beside if plain[len(prefix) :].split(".")[0] in children]
+    beside = [plain for plain, key in keys.items() if plain.startswith(prefix) and key not in used]
+    further = [plain for plain in beside if not plain.endswith(COUNTER) and not OWN.search(plain)]
+    return [plain for plain in further if plain[len(prefix) :].split(".")[0] in children]
 
 
 def _has_shapes(trunk: Trunk, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
@@ -246,7 +261,7 @@ def _parts_beside(trunk: Trunk, state: Mapping[str, Tensor]) -> list[str]:
 
 def explain_misfit(backbone: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Return why a checkpoint does not fit a backbone, and what to do."""
-    expected, keys = backbone.state_dict(), plain_names(state)
+    expected, keys = _required(backbone), plain_names(state)
     prefix = next(iter(_prefixes(expected, keys)), "")
     found = {name: keys[prefix + name] for name in expected if prefix + name in keys}
     missing = [name for name in expected if name not in found and not name.endswith(COUNTER)]

@@ -91,8 +91,9 @@ def begin_training(
 ) -> TrainingState:
     """Add a new classifier to a backbone and create the optimiser of both; all layers are trained.
 
-    The classifier is [BatchNorm ->] dropout -> linear, with weights drawn from N(0, 0.001) and a zero bias. A memory replaces the linear
-    layer: it holds one vector per class or per image, which `train` initialises before the first epoch.
+    The classifier is [BatchNorm ->] dropout -> linear, with weights drawn from N(0, 0.001) and a zero bias. A backbone with a neck ends in a
+    BatchNorm already, so its classifier has none. A memory replaces the linear layer: it holds one vector per class or per image, which
+    `train` initialises before the first epoch.
 
     Args:
         backbone: (b, 3, h, w) -> (b, d), with an attribute ``num_features`` = d; moved to the device and trained in place.
@@ -122,7 +123,8 @@ def begin_training(
         raise UserError(f"a classifier requires at least 2 classes, got {num_classes}")
     d = int(backbone.num_features)  # type: ignore[arg-type]
     output_layer = _build_output_layer(settings.memory, d, num_classes, classes, seed)
-    classifier = nn.Sequential(nn.BatchNorm1d(d) if settings.batch_norm else nn.Identity(), nn.Dropout(settings.dropout), output_layer)
+    has_batch_norm = settings.batch_norm and not hasattr(backbone, "bn_neck")
+    classifier = nn.Sequential(nn.BatchNorm1d(d) if has_batch_norm else nn.Identity(), nn.Dropout(settings.dropout), output_layer)
     backbone.to(device).to(memory_format=torch.channels_last)
     classifier.to(device)
     optimiser = _build_optimiser(backbone, classifier, settings.optimisation, dtype)
@@ -146,7 +148,7 @@ def train(
     The device and the number format are those passed to `begin_training`.
 
     A memory is initialised before the first epoch with the features of the images without augmentation, extracted in evaluation mode. The
-    classifier's BatchNorm, if there is one, is applied to all of them as one batch. After each step the memory is updated with the features
+    classifier's BatchNorm or the backbone's neck, if there is one, is applied to all of them as one batch. After each step the memory is updated with the features
     of the step.
 
     With ``camera_batches`` single or separate, the backbone's BatchNorm layers normalise the images of each camera separately. The
@@ -350,17 +352,21 @@ def _initialize_memory(
     memory: ClusterMemory, training: TrainingState, feed: Feed, entries: Ints, camids: Ints | None, *, batch_size: int
 ) -> None:
     """Initialise a memory with the features of all images, which stay on the device; with cameras, each batch is normalised by itself."""
-    backbone = training.backbone.eval()
+    backbone, batch_norm = training.backbone.eval(), training.classifier[0]
     batches = np.split(np.arange(len(entries)), range(batch_size, len(entries), batch_size))
     if camids is not None:
         batches = [batch for group in camera_groups(camids) for batch in np.array_split(group, math.ceil(len(group) / batch_size))]
         backbone = copy.deepcopy(backbone)
         for layer in batch_norm_layers(backbone).values():
             layer.train()
+    elif hasattr(backbone, "bn_neck"):
+        batch_norm = backbone.bn_neck
+        backbone = copy.deepcopy(backbone)
+        backbone.bn_neck = nn.Identity()
     order = torch.tensor(entries[np.concatenate(batches)], device=training.device)
     for dtype in (training.dtype, "float32"):  # float32 if a feature overflows
         features = torch.cat([forward(backbone, pixels, dtype) for pixels in feed(batches)])  # (m, d)
         if features.isfinite().all():
-            memory.initialize(training.classifier[0].train()(features), order)
+            memory.initialize(batch_norm.train()(features), order)
             return
     raise NotFiniteError("features that initialise the memory are not finite: the weights are damaged, use another model")
