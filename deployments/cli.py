@@ -122,7 +122,8 @@ def run_command(
     ] = None,
     original_model: OriginalModel = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Default values: paper (default), modern (best if cameras are known) or released-code.")
+        str | None,
+        typer.Option(help="Default values: auto (default; modern if two cameras are known, else paper), modern, paper or released-code."),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model name; default resnet50. On a CPU: mobilenetv2_100.")] = None,
     weights: Weights = None,
@@ -339,10 +340,12 @@ def _run_flow(parameters: dict[str, Any], screen: Screen) -> dict[str, Any]:
 
 
 def _run_summary(run: "ValidatedRun") -> str:
-    plan, source, target, warnings = run
+    plan, source, target, warnings, is_recipe_chosen = run
+    cameras = len(target.camera_sizes)
+    recipe = f"{plan.recipe} (auto: {cameras} known camera{'' if cameras == 1 else 's'})" if is_recipe_chosen else plan.recipe
     origin = f"{source.splits['train']:,} source images of {source.identities:,} people" if source else f"model {plan.original_model}"
     network = f"{plan.model.backbone}, {plan.model.height} x {plan.model.width}"
-    summary = f"{plan.recipe}: {origin} -> {target.splits['train']:,} target images; {network}"
+    summary = f"{recipe}: {origin} -> {target.splits['train']:,} target images; {network}"
     return "\n".join([summary, *(f"warning: {warning}" for warning in warnings)])
 
 

@@ -9,7 +9,7 @@ from prefect.flows import Flow
 from pydantic import Field
 
 from flows.pretrain import original_model_of
-from pul_core.recipes import RecipeName
+from pul_core.recipes import RecipeChoice
 from pul_core.seeds import derive_seed
 from pul_core.settings import Clustering, Data, Dbscan, FewLabels, KMeans, Machine, Model, Selection, Statistics, Stopping, Training
 from pul_core.stopping import EXPLANATIONS, reason_to_stop
@@ -21,7 +21,7 @@ from tasks.extract import extract_features
 from tasks.few_labels import reveal
 from tasks.index import index
 from tasks.models import complete_plan
-from tasks.preflight import check_plan, check_sets
+from tasks.preflight import check_plan, check_sets, count_cameras
 from tasks.statistics import statistics_of
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Overrides, Plan, resolve_plan
@@ -41,7 +41,7 @@ def pul(
     source: str | list[str] | None = None,
     source_data: Overrides[Data] = Overrides[Data](),
     original_model: str | None = None,
-    recipe: RecipeName = "paper",
+    recipe: RecipeChoice = "auto",
     model: Overrides[Model] = Overrides[Model](),
     statistics: Overrides[Statistics] = Overrides[Statistics](),
     pretraining: Overrides[Training] = Overrides[Training](),
@@ -64,12 +64,16 @@ def pul(
         target: The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target.
         source: The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined.
         original_model: Instead of a source: the file of a trained model, or an earlier run.
-        recipe: Values for everything that is left empty below.
+        recipe: Values for everything that is left empty below. In flow pul, auto is modern with two known cameras or more, else paper.
         seed: All random numbers of the run are derived from it.
     """
-    plan = complete_plan(resolve_plan(locals()))  # at this point, the local variables are the parameters
+    parameters = dict(locals())
+    plan = complete_plan(resolve_plan(parameters))
     check_plan(plan)
     images = index(plan.target, "target", plan.target_data.layout, plan.target_data.pattern)
+    if recipe == "auto":
+        plan = complete_plan(resolve_plan(parameters, count_cameras(images)))
+        check_plan(plan)
     sources = [index(path, "source", plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     check_sets(sources, images, plan)
     labelled = reveal(images, settings=plan.few_labels, algorithm=plan.algorithm)

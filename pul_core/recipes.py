@@ -6,6 +6,7 @@ from typing import Literal
 from pul_core.settings import Augmentation, Clustering, KMeans, Model, Optimisation, Recipe, Selection, Stopping, Training
 
 RecipeName = Literal["paper", "modern", "released-code"]
+RecipeChoice = Literal["auto", "paper", "modern", "released-code"]
 
 # The trainer of `paper` is ours: the usual re-ID baseline (Adam, 3.5e-4) without metric learning, chosen on drawn people (seeds 10 to 14)
 # and held-out source people (docs/log.md). Fine-tuning is shorter and slower: k-means clusters often hold one camera's images of a person,
@@ -53,3 +54,18 @@ RELEASED_CODE = Recipe(
     stopping=Stopping(max_iterations=25, stop_when_stable=False, stability_tolerance=0, stability_patience=1),
 )
 RECIPES: dict[RecipeName, Recipe] = {"paper": PAPER, "modern": MODERN, "released-code": RELEASED_CODE}
+
+
+def choose_recipe(num_cameras: int) -> RecipeName:
+    """Return what the choice ``auto`` stands for: `modern` if the target has two known cameras or more, otherwise `paper`.
+
+    What `modern` does better than `paper` depends mostly on cameras (docs/results.md).
+
+    Args:
+        num_cameras: number of known cameras in the target's training images.
+
+    Example:
+        >>> [choose_recipe(number) for number in (0, 1, 2)]
+        ['paper', 'paper', 'modern']
+    """
+    return "modern" if num_cameras >= 2 else "paper"

@@ -50,7 +50,7 @@ from tasks.engine.progress import step_logger
 from tasks.index import dataset_root, index
 from tasks.models import check_weights, complete_plan, describe_model
 from tasks.store.artifacts import Artifact, check_artifact_root, column, read_table
-from tasks.store.config import Overrides, Plan, override, resolve_plan
+from tasks.store.config import AUTO, Overrides, Plan, override, resolve_plan
 from tasks.store.home import user_path
 from tasks.store.readers import camids
 from tasks.store.references import ImageSet, Reference
@@ -90,6 +90,7 @@ class ValidatedRun(NamedTuple):
     source: Counts | None
     target: Counts
     warnings: tuple[str, ...] = ()
+    is_recipe_chosen: bool = False  # whether the recipe auto was requested
 
 
 def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
@@ -100,12 +101,15 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
     """
     plan = complete_plan(resolve_plan(parameters))
     check_plan(plan)
+    target = count_images(plan.target, plan.target_data.layout, plan.target_data.pattern)
+    plan = complete_plan(resolve_plan(parameters, len(target.camera_sizes)))
+    check_plan(plan)
     sources = [count_images(path, plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     source = add_counts(sources, plan.source) if sources else None
-    target = count_images(plan.target, plan.target_data.layout, plan.target_data.pattern)
     check_counts(source, target, plan)
     _check_few_labels(target, plan)
-    return ValidatedRun(plan, source, target, tuple(run_warnings(target, plan)))
+    is_recipe_chosen = (parameters.get("recipe") or AUTO) == AUTO
+    return ValidatedRun(plan, source, target, tuple(run_warnings(target, plan)), is_recipe_chosen)
 
 
 def check_plan(plan: Plan) -> None:
@@ -352,6 +356,11 @@ def _log_findings(role: str, level: int, findings: Iterable[Finding]) -> None:
         examples = f" ({', '.join(map(ascii, finding.examples))})" if finding.examples else ""
         finding_level = logging.INFO if finding.severity == "info" else level
         step_logger().log(finding_level, "%s: %s, %s%s: %s", role, finding.code, f"{finding.count:,}", examples, finding.advice)
+
+
+def count_cameras(images: ImageSet) -> int:
+    """Return the number of known cameras among the training images that can be decoded."""
+    return len(_count_usable(images, read_table(images.images)).camera_sizes)
 
 
 def _count_usable(images: ImageSet, table: pa.Table) -> Counts:

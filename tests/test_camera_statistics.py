@@ -67,6 +67,18 @@ def normalised_by(backbone, images, on):
         return adapted.eval()(as_input(on)).numpy()
 
 
+@pytest.mark.parametrize("share", [0.25, 1])
+def test_the_share_weighs_the_camera_against_the_model(backbone, images, share):
+    whole, mixed = (estimate(backbone, images, settings=replace(SMALL, share=part)) for part in (1, share))
+    for name, layer in batch_norm_layers(backbone).items():
+        for own, of_camera, result in (
+            (layer.running_mean, whole.means, mixed.means),
+            (layer.running_var, whole.variances, mixed.variances),
+        ):
+            expected = of_camera[name] + (1 - share) * (own.numpy() - of_camera[name])
+            np.testing.assert_allclose(result[name], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_features_equal_those_of_a_loop_over_cameras(backbone, images):
     features = extract(backbone, images, estimate(backbone, images, settings=replace(SMALL, images_per_camera=100)))
     expected = np.empty_like(features)

@@ -62,7 +62,8 @@ def estimate_statistics(
 
     Images of a camera pass through the backbone in batches. Each BatchNorm layer normalises a batch by its own mean and variance, and the
     layer's statistics are the averages of these over the batches, which have about equal sizes. Nothing else is in training mode. The
-    images of each camera, and those of all cameras for the last entry, are drawn by `draw_images`.
+    images of each camera, and those of all cameras for the last entry, are drawn by `draw_images`. What is returned is the mean of these
+    statistics, with the weight ``share``, and of those of the backbone.
 
     Args:
         backbone: (b, 3, h, w) -> (b, d); not changed.
@@ -79,7 +80,8 @@ def estimate_statistics(
     Raises:
         UserError: there are fewer than two images, or the backbone has no BatchNorm layer with statistics, e.g. a transformer.
 
-    Source: Zhuang et al. 2020 (Camera-based Batch Normalization); the entry for other cameras is ours.
+    Source: Zhuang et al. 2020 (Camera-based Batch Normalization); Schneider et al. 2020 (covariate shift adaptation, equation 3: the
+    mixture with the statistics of the model); the entry for other cameras is ours.
 
     Example:
         >>> from pul_core.learning.backbone import build_backbone
@@ -92,7 +94,7 @@ def estimate_statistics(
     if len(camids) < 2:
         raise UserError(f"BatchNorm statistics require at least 2 images, got {len(camids)}: add images, or set statistics.by_camera=false")
     collector = copy.deepcopy(backbone).eval().to(device)
-    layers = batch_norm_layers(collector)
+    layers, model_layers = batch_norm_layers(collector), batch_norm_layers(backbone)
     for layer in layers.values():
         layer.train()
         layer.momentum = None  # the plain average over the batches
@@ -101,7 +103,7 @@ def estimate_statistics(
     for rows in drawn:
         batches = np.array_split(rows, math.ceil(len(rows) / BATCH_SIZE))
         _collect(collector, layers, read_batches(images, batches, device=device), on_batch)
-        entries.append({name: (_to_array(layer.running_mean), _to_array(layer.running_var)) for name, layer in layers.items()})
+        entries.append({name: _mix(layer, model_layers[name], settings.share) for name, layer in layers.items()})
     means, variances = ({name: np.stack([entry[name][part] for entry in entries]) for name in layers} for part in (0, 1))
     return CameraStatistics(cameras, np.array([len(rows) for rows in drawn]), means, variances)
 
@@ -180,6 +182,13 @@ def _collect(backbone: nn.Module, layers: dict[str, BatchNorm], batches: Iterabl
             backbone(normalise(pixels))
             if on_batch:
                 on_batch(len(pixels))
+
+
+def _mix(layer: BatchNorm, model_layer: BatchNorm, share: float) -> tuple[Features, Features]:
+    """Return the mean and the variance of two layers, those of the first with the weight ``share``."""
+    pairs = ((layer.running_mean, model_layer.running_mean), (layer.running_var, model_layer.running_var))
+    mean, variance = (share * _to_array(camera) + (1 - share) * _to_array(model) for camera, model in pairs)
+    return mean, variance
 
 
 def _to_array(tensor: Tensor | None) -> Features:

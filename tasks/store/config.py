@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from typing_extensions import Doc
 
 from pul_core.errors import UserError
-from pul_core.recipes import RECIPES, RecipeName
+from pul_core.recipes import RECIPES, RecipeName, choose_recipe
 from pul_core.settings import Data, FewLabels, Machine, ReadIf, Recipe
 
 S = TypeVar("S")
+AUTO = "auto"  # the recipe that depends on whether cameras are known
 RESOLVED = "resolved"  # key of config.json: the compute resources, one entry per start that differs from the one before
 
 
@@ -82,7 +83,7 @@ def describe(hint: Any) -> str:
 class Plan(Recipe):
     """Everything a run does: a recipe with the user's changes, the data and the machine."""
 
-    recipe: Annotated[RecipeName, doc("Values for everything that is left empty below.")] = "paper"
+    recipe: Annotated[RecipeName, doc("Values for everything that is left empty below. In flow pul, auto is modern with two known cameras or more, else paper.")] = "paper"
     source: Annotated[
         tuple[str, ...],
         doc("The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined."),
@@ -98,11 +99,13 @@ class Plan(Recipe):
     machine: Machine = Machine()
 
 
-def resolve_plan(parameters: Mapping[str, Any]) -> Plan:
+def resolve_plan(parameters: Mapping[str, Any], num_cameras: int = 0) -> Plan:
     """Complete the requested parameters with the values of their recipe.
 
     Args:
         parameters: parameters of flow `pul` by name; sections are forms or plain dicts. What is missing or None has the recipe's value.
+        num_cameras: number of known cameras in the target's training images, which decides what the recipe auto stands for: `choose_recipe`,
+            or paper if a setting of k-means is given.
 
     Raises:
         UserError: a recipe or a parameter does not exist, or two settings contradict each other.
@@ -114,14 +117,20 @@ def resolve_plan(parameters: Mapping[str, Any]) -> Plan:
         (0.7, 'own_centre', 256)
     """
     values = {name: value for name, value in parameters.items() if value is not None and name != RESOLVED}
-    recipe, names = values.get("recipe", "paper"), sorted(field.name for field in fields(Plan))
+    recipe, names = values.get("recipe", AUTO), sorted(field.name for field in fields(Plan))
+    if recipe == AUTO:
+        recipe = values["recipe"] = "paper" if _is_filled_in(values.get("kmeans")) else choose_recipe(num_cameras)
     if recipe not in RECIPES:
-        raise UserError(f"there is no recipe {recipe!r}: choose {', '.join(RECIPES)}")
+        raise UserError(f"there is no recipe {recipe!r}: choose {', '.join((AUTO, *RECIPES))}")
     if unknown := sorted(set(values) - set(names)):
         raise UserError(f"there is no parameter {unknown[0]!r}: choose from {', '.join(names)}")
     if isinstance(values.get("source"), str):
         values["source"] = [values["source"]]
     return override(Plan(**vars(RECIPES[recipe])), Overrides[Plan].model_validate(values))
+
+
+def _is_filled_in(section: Any) -> bool:
+    return any(value is not None for _, value in (section.items() if isinstance(section, Mapping) else section or ()))
 
 
 def override(settings: S, form: BaseModel) -> S:
