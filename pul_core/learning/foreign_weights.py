@@ -1,20 +1,26 @@
 """Weights of other projects: finds the tensors of a backbone in a checkpoint, whatever they are called and whatever is around them."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pul_core.errors import DataError
 from pul_core.learning.backbone import build_backbone
+from pul_core.learning.ibn_resnet import IBN_RESNETS
+from pul_core.learning.osnet import OSNETS
 
 # Parts of tensor names that wrappers insert anywhere: DataParallel, torch.compile, FSDP, activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 AVERAGED = re.compile(r"ema|teacher|mean|averag|swa", re.IGNORECASE)  # in the names of models whose weights are averaged over training
 COUNTER = "num_batches_tracked"  # of BatchNorm; missing in files from before PyTorch 0.4.1
+DERIVED = re.compile(r"num_batches_tracked$|\.relative_position_index$|\.attn_mask$")  # tables that older files contain
 OWN = re.compile(r"(^|\.)bn_neck\.|\.exponent$")  # tensors that this project adds to a network of timm; they keep their values if missing
 COMMON_BACKBONES = (
     "resnet50",
@@ -28,13 +34,21 @@ COMMON_BACKBONES = (
     "wide_resnet50_2",
     "densenet121",
     "efficientnet_b0",
+    *IBN_RESNETS,
+    *OSNETS,
+    "vit_base_patch16_224",
+    "vit_small_patch16_224",
+    "vit_base_patch16_clip_224",
+    "swin_tiny_patch4_window7_224",
+    "swin_small_patch4_window7_224",
+    "swin_base_patch4_window7_224",
 )
-# Networks that cannot be a backbone here, and what occurs in the names of their tensors.
+# What is not recognised, and what occurs in the names of its tensors.
 UNSUPPORTED = {
-    "an IBN network (timm has none)": r"\.IN\.(weight|bias)$",
-    "OSNet (timm has none)": r"(^|\.)conv2\.0\.conv2a\.",
-    "a CLIP model, i.e. a transformer": r"(^|\.)resblocks\.0\.",
-    "a transformer": r"(^|\.)(attn|attention|self_attn)\.(qkv|in_proj|self\.query|query|proj)",
+    "an OSNet or IBN network of another kind": r"\.IN\.(weight|bias)$|(^|\.)conv2\.0\.conv2a\.",
+    "a CLIP model with the tensor names of OpenAI, which are not read": r"(^|\.)resblocks\.0\.",
+    "a transformer of timm, whose name has to be stated": r"(^|\.)attn\.qkv\.",
+    "a transformer with other tensor names than timm's, which are not read": r"(^|\.)(attn|attention|self_attn)\.(in_proj|(self\.)?q)",
     "an optimiser without its model": r"(^|\.)(exp_avg|exp_avg_sq|momentum_buffer)$",
 }
 
@@ -80,7 +94,7 @@ def load_foreign_state(backbone: nn.Module, state: Mapping[str, Tensor]) -> Load
         raise DataError(explain_misfit(backbone, state))
     trunk = next((trunk for trunk in trunks if AVERAGED.search(trunk.place)), trunks[0])
     trunk.keys.update(_own_keys(trunk.place, backbone, state))
-    weights = {name: state[key] for name, key in trunk.keys.items()}
+    weights = {name: _resized(name, state[key], backbone) for name, key in trunk.keys.items()}
     for name, tensor in weights.items():
         if not name.endswith(COUNTER) and not (tensor.is_floating_point() and bool(torch.isfinite(tensor).all())):
             problem = "has values that are not finite" if tensor.is_floating_point() else f"has the type {tensor.dtype}"
@@ -111,10 +125,10 @@ def recognise_backbone(state: Mapping[str, Tensor]) -> str | None:
     return next((name for name in COMMON_BACKBONES if find_trunks(shape_of(name), state)), None)
 
 
-def shape_of(name: str) -> nn.Module:
-    """Build a backbone without memory for its weights: only the names and shapes of its tensors."""
+def shape_of(name: str, **options: Any) -> nn.Module:
+    """Build a backbone without memory for its weights: only the names and shapes of its tensors; options as for `build_backbone`."""
     with torch.device("meta"):
-        return build_backbone(name)
+        return build_backbone(name, **options)
 
 
 def find_trunks(backbone: nn.Module, state: Mapping[str, Tensor]) -> list[Trunk]:
@@ -135,7 +149,7 @@ def find_trunks(backbone: nn.Module, state: Mapping[str, Tensor]) -> list[Trunk]
     order = {key: position for position, key in enumerate(state)}
     for trunks in (_by_name(expected, keys), _by_number(backbone, expected, keys), _by_order(expected, keys, state)):
         if complete := list(trunks):
-            fitting = [trunk for trunk in complete if not trunk.has_more_layers and _has_shapes(trunk, expected, state)]
+            fitting = [trunk for trunk in complete if not trunk.has_more_layers and _has_shapes(trunk, backbone, expected, state)]
             return sorted(fitting, key=lambda trunk: min(order[key] for key in trunk.keys.values()))
     return []
 
@@ -239,12 +253,37 @@ def _inside(prefix: str, children: set[str], found: Mapping[str, str], keys: Map
     """Return the tensors below a trunk's children that the backbone does not have, i.e. layers of another architecture."""
     used = set(found.values())
     beside = [plain for plain, key in keys.items() if plain.startswith(prefix) and key not in used]
-    further = [plain for plain in beside if not plain.endswith(COUNTER) and not OWN.search(plain)]
+    further = [plain for plain in beside if not DERIVED.search(plain) and not OWN.search(plain)]
     return [plain for plain in further if plain[len(prefix) :].split(".")[0] in children]
 
 
-def _has_shapes(trunk: Trunk, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
-    return all(state[key].shape == expected[name].shape for name, key in trunk.keys.items())
+def _has_shapes(trunk: Trunk, backbone: nn.Module, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    return all(
+        state[key].shape == expected[name].shape or _is_resizable(name, state[key], backbone, expected[name])
+        for name, key in trunk.keys.items()
+    )
+
+
+def _is_resizable(name: str, tensor: Tensor, backbone: nn.Module, expected: Tensor) -> bool:
+    """Return whether a tensor is the position embedding of a ViT for square images, which can be interpolated for other sizes."""
+    if name != "pos_embed" or not isinstance(backbone, VisionTransformer) or tensor.shape[::2] != expected.shape[::2]:
+        return False
+    num_positions = tensor.shape[1] - _num_prefix_tokens(backbone)
+    return num_positions > 0 and math.isqrt(num_positions) ** 2 == num_positions
+
+
+def _resized(name: str, tensor: Tensor, backbone: nn.Module) -> Tensor:
+    """Return a tensor of a checkpoint; a position embedding is interpolated if the backbone has another number of positions."""
+    if name != "pos_embed" or not isinstance(backbone, VisionTransformer) or tensor.shape == backbone.get_parameter(name).shape:
+        return tensor
+    resized: Tensor = resample_abs_pos_embed(
+        tensor.float(), list(backbone.patch_embed.grid_size), num_prefix_tokens=_num_prefix_tokens(backbone)
+    )
+    return resized
+
+
+def _num_prefix_tokens(backbone: VisionTransformer) -> int:
+    return 0 if backbone.no_embed_class else int(backbone.num_prefix_tokens)
 
 
 def _parts_beside(trunk: Trunk, state: Mapping[str, Tensor]) -> list[str]:
@@ -281,7 +320,7 @@ def _advice(state: Mapping[str, Tensor]) -> str:
     if recognised := recognise_backbone(state):
         return f"they look like {recognised}, choose that backbone"
     if network := unsupported_network(state):
-        return f"they look like {network}, give the weights of a convolutional network of timm"
+        return f"they look like {network}; docs/models.md lists what can be loaded"
     return "choose the backbone they belong to"
 
 

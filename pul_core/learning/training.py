@@ -91,8 +91,8 @@ def begin_training(
 ) -> TrainingState:
     """Add a new classifier to a backbone and create the optimiser of both; all layers are trained.
 
-    The classifier is [BatchNorm ->] dropout -> linear, with weights drawn from N(0, 0.001) and a zero bias. A backbone with a neck ends in a
-    BatchNorm already, so its classifier has none. A memory replaces the linear layer: it holds one vector per class or per image, which
+    The classifier is [BatchNorm ->] dropout -> linear, with weights drawn from N(0, 0.001) and a zero bias. A backbone with a neck ends in
+    a BatchNorm already, so its classifier has none. A memory replaces the linear layer: it holds one vector per class or per image, which
     `train` initialises before the first epoch.
 
     Args:
@@ -148,8 +148,8 @@ def train(
     The device and the number format are those passed to `begin_training`.
 
     A memory is initialised before the first epoch with the features of the images without augmentation, extracted in evaluation mode. The
-    classifier's BatchNorm or the backbone's neck, if there is one, is applied to all of them as one batch. After each step the memory is updated with the features
-    of the step.
+    classifier's BatchNorm or the backbone's neck, if there is one, is applied to all of them as one batch. After each step the memory is
+    updated with the features of the step.
 
     With ``camera_batches`` single or separate, the backbone's BatchNorm layers normalise the images of each camera separately. The
     statistics that they keep are a mixture of the last batches, of whatever cameras; extract features with `CameraStatistics` then.
@@ -360,7 +360,7 @@ def _initialize_memory(
         for layer in batch_norm_layers(backbone).values():
             layer.train()
     elif hasattr(backbone, "bn_neck"):
-        batch_norm = backbone.bn_neck
+        batch_norm = backbone.get_submodule("bn_neck")
         backbone = copy.deepcopy(backbone)
         backbone.bn_neck = nn.Identity()
     order = torch.tensor(entries[np.concatenate(batches)], device=training.device)

@@ -14,6 +14,7 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from pul_core.identities import NO_CAMERA
 from tasks.store.artifacts import Artifact, locate, read_bytes, verify
+from tasks.store.licences import Licence
 from tasks.store.model_file import model_size
 from tasks.tracking import reid_model
 from tasks.tracking.client import client
@@ -69,14 +70,26 @@ def _named_file(model: Artifact, path: Path) -> Path:
     return path
 
 
-def register_model(run_id: str, name: str, run_name: str) -> None:
+def licence_tags(licence: Licence) -> dict[str, str]:
+    """Return the licences as tags of a run or a model version.
+
+    Example:
+        >>> licence_tags(Licence(weights="MIT"))["pul.licence.weights"]
+        'MIT'
+    """
+    return {f"pul.licence.{name}": text for name, text in licence}
+
+
+def register_model(run_id: str, name: str, run_name: str, licence: Licence) -> None:
     """Register the model of an iteration as a new version, unless it is already registered.
 
     Args:
         run_id: the MLflow run of the iteration.
         name: name of the registered model.
         run_name: name of the parent run, recorded as a tag of the model version.
+        licence: licences of the model, recorded as tags of the model version.
     """
     if not any(version.run_id == run_id for version in client().search_model_versions(f"name = '{name}'")):
         model_version = mlflow.register_model(f"models:/{client().get_run(run_id).data.tags[MODEL_ID_TAG]}", name)
-        client().set_model_version_tag(name, model_version.version, "pul.run", run_name)
+        for tag, value in ({"pul.run": run_name} | licence_tags(licence)).items():
+            client().set_model_version_tag(name, model_version.version, tag, value)

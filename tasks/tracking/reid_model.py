@@ -37,8 +37,8 @@ class ReIDModel(PythonModel):
 
         images = np.asarray(model_input, np.uint8)
         camids = np.broadcast_to(np.asarray((params or {}).get("camids", -1), np.int64), len(images))
-        options = {"statistics": self.statistics, "camids": camids, "flip": self.config.flip}
-        return np.concatenate(list(extract_features(self.backbone, images, **options)))
+        features = extract_features(self.backbone, images, statistics=self.statistics, camids=camids, flip=self.config.flip)
+        return np.concatenate(list(features))
 
 
 set_model(ReIDModel())

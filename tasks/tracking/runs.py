@@ -26,17 +26,18 @@ from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
 from tasks.engine.status import status
 from tasks.engine.steps import artifacts_in
-from tasks.models import named_run
+from tasks.models import NOT_USED, licence_of, named_run
 from tasks.store.artifacts import Artifact, locate, read_table, verify
 from tasks.store.config import RESOLVED, Plan, flatten, parameters_of, read_config
 from tasks.store.home import home
+from tasks.store.licences import Licence, with_licence
 from tasks.store.records import write_record
 from tasks.store.references import ImageSet, Iteration, Reference, TrainedModel
 from tasks.store.runs import create_run_folder, new_run_id, safe_run_name
 from tasks.tracking.client import client, safe_name, search_all_runs, search_runs
 from tasks.tracking.domain_pairs import domain_pair, experiment_of, registered_model_of
 from tasks.tracking.metrics import iteration_metrics
-from tasks.tracking.models import log_iteration_model, register_model
+from tasks.tracking.models import licence_tags, log_iteration_model, register_model
 from tasks.tracking.results import IS_RUN, RUN_ID_TAG, find_run, run_id_of, sum_seconds
 
 PROCESS_TAG = "pul.process"  # tag of a parent run: the process that executes it, as returned by `process_key`
@@ -57,7 +58,10 @@ SUMMARY_METRICS = (
 
 
 class TrackedRun(Reference):
-    """A run: its id, name, MLflow run, folder ``$PUL_HOME/runs/ID``, original model (an earlier run by its id), and compute resources."""
+    """A run: its id, name, MLflow run, folder ``$PUL_HOME/runs/ID``, compute resources and licences.
+
+    ``original_model`` is the model it starts from; an earlier run by its id.
+    """
 
     id: str
     name: str
@@ -65,6 +69,7 @@ class TrackedRun(Reference):
     folder: str
     original_model: str | None
     resources: Resources
+    licence: Licence = Licence()
 
     def cache_token(self) -> str:
         """Return an empty string: tracking never changes a cache key."""
@@ -112,6 +117,7 @@ def track_run(plan: Plan, target: ImageSet, sources: list[ImageSet]) -> TrackedR
         folder=str(folder),
         original_model=plan.original_model,
         resources=resources,
+        licence=licence_of(plan),
     )
 
 
@@ -138,7 +144,9 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
     nested, is_repeated = _iteration_run(run, parent, iteration.iteration, fingerprint)
     # The model comes first: MLflow would look up the history of each metric that the run has already, to link it to the model.
     statistics = iteration.statistics if iteration.iteration else None  # iteration 0 is direct transfer
-    model_id = log_iteration_model(nested, iteration.model, statistics.statistics if statistics else None)
+    licence = run.licence if iteration.iteration else run.licence.model_copy(update={"target_data": NOT_USED})
+    model = with_licence(iteration.model, licence)
+    model_id = log_iteration_model(nested, model, statistics.statistics if statistics else None)
     nested_metrics = [Metric(key, value, 0, 0, model_id=model_id) for key, value in metrics.items()] + _training_curves(iteration.trained)
     client().log_batch(nested.info.run_id, [metric for metric in nested_metrics if metric.key not in nested.data.metrics])
     parent_metrics = [Metric(key, value, 0, iteration.iteration) for key, value in metrics.items()]
@@ -146,7 +154,7 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
     client().set_terminated(nested.info.run_id, "FINISHED")
     folder = Path(run.folder, f"iteration={iteration.iteration}")
     folder.mkdir(exist_ok=True)
-    _link_artifacts(folder, _links(iteration))
+    _link_artifacts(folder, _links(iteration) | {"model": model, "weights": iteration.model})
     status.iterations[iteration.iteration] = metrics | {"seconds": sum_seconds(metrics)}
     return metrics
 
@@ -168,7 +176,8 @@ def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str,
     create_table_artifact(summary, key="pul-iterations", description=f"Run **{run.id}** stopped: {reason}. {explanation}.")
     parent = client().get_run(run.mlflow_run_id)
     last_run, _ = _iteration_run(run, parent, len(iterations) - 1)
-    register_model(last_run.info.run_id, registered_model_of(client().get_experiment(parent.info.experiment_id)), run.id)
+    name = registered_model_of(client().get_experiment(parent.info.experiment_id))
+    register_model(last_run.info.run_id, name, run.id, run.licence)
     client().set_terminated(run.mlflow_run_id, "FINISHED")
     step_logger().info("Stopped after iteration %d: %s (%s)", len(iterations) - 1, reason, explanation)
 
@@ -204,6 +213,7 @@ def _create_run(plan: Plan, target: ImageSet, sources: list[ImageSet], process_t
     """Create the MLflow run of this flow run, in the experiment of its domain pair."""
     name = safe_run_name(str(flow_run.name))
     tags = {"pul.kind": "run", RUN_ID_TAG: new_run_id(name, str(flow_run.id)), "pul.recipe": plan.recipe, **process_tags}
+    tags |= licence_tags(licence_of(plan))
     if commit := get_git_commit(__file__):
         tags["mlflow.source.git.commit"] = commit
     if sweep_child := os.environ.get(SWEEP):
