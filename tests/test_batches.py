@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pul_core.learning.batches import MIN_CAMERA_IMAGES, camera_groups, epoch_batches, num_steps, single_camera_batches
+from pul_core.learning.batches import epoch_batches, num_steps
 
 CLASSES = st.lists(st.integers(0, 9), min_size=2, max_size=60).map(np.array)
 
@@ -108,45 +108,3 @@ def test_classes_may_be_read_only():
     classes = np.arange(12) // 3
     classes.flags.writeable = False
     assert len(batches_of(classes, 4, 2)) == 3
-
-
-CAMIDS = st.lists(st.integers(-1, 4), min_size=2, max_size=60).map(np.array)
-
-
-@given(CAMIDS)
-@settings(max_examples=200, deadline=None)
-def test_a_group_is_a_camera_and_the_images_that_are_left_are_together(camids):
-    groups = camera_groups(camids)
-    assert sorted(np.concatenate(groups)) == list(range(len(camids)))
-    assert all(len(group) >= min(MIN_CAMERA_IMAGES, len(camids)) and (np.diff(group) > 0).all() for group in groups)
-    large = [camid for camid in np.unique(camids) if camid >= 0 and (camids == camid).sum() >= MIN_CAMERA_IMAGES]
-    rest = np.flatnonzero(~np.isin(camids, large))
-    apart = [group for group in groups if len(np.unique(camids[group])) == 1 and camids[group[0]] in large]
-    assert all(np.array_equal(group, np.flatnonzero(camids == camids[group[0]])) for group in apart)
-    if len(rest) >= MIN_CAMERA_IMAGES or not large:
-        assert len(groups) - len(apart) == bool(len(rest)), "one group of what is left"
-    else:
-        assert len(groups) == len(large), "what is left joins a camera"
-        (largest,) = [group for group in groups if set(rest.tolist()) <= set(group.tolist())] if len(rest) else [groups[0]]
-        assert not len(rest) or len(largest) - len(rest) == max((camids == camid).sum() for camid in large)
-
-
-@given(CAMIDS, st.integers(2, 20), st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
-def test_batches_of_one_camera_hold_every_image_once(camids, batch_size, seed):
-    generator = torch.Generator().manual_seed(seed)
-    batches = single_camera_batches(np.zeros(len(camids), int), camids, batch_size=batch_size, images_per_class=0, generator=generator)
-    assert sorted(np.concatenate(batches)) == list(range(len(camids)))
-    groups = camera_groups(camids)
-    assert all(sum(bool(np.isin(batch, group).any()) for group in groups) == 1 for batch in batches)
-    assert len(batches) == sum(num_steps(len(group), batch_size) for group in groups)
-    assert min(map(len, batches)) >= 2
-
-
-def test_batches_of_one_camera_come_in_random_order_and_may_be_p_by_k():
-    camids, classes = np.repeat([1, 2], 40), np.tile(np.arange(8), 10)
-    options = {"batch_size": 8, "images_per_class": 2, "generator": torch.Generator().manual_seed(0)}
-    batches = single_camera_batches(classes, camids, **options)
-    assert all(len(set(camids[batch])) == 1 and np.unique(classes[batch], return_counts=True)[1].tolist() == [2] * 4 for batch in batches)
-    order = [int(camids[batch[0]]) for batch in batches]
-    assert sorted(order) == [1] * 5 + [2] * 5 and order != sorted(order)

@@ -395,19 +395,3 @@ def test_an_image_memory_of_other_classes_is_refused(images):
     settings = replace(PLAIN, memory=IMAGES)
     with pytest.raises(ValueError, match="classes differ"):
         run(begin(settings, classes=CLASSES), images, settings, ROWS[:-1], CLASSES[:-1])
-
-
-@pytest.mark.parametrize("kind", ["single", "separate"])
-def test_a_memory_begins_with_features_that_are_normalised_by_camera(images, kind):
-    """Momentum 1 keeps the first vectors. Each of the two cameras is one batch, and the backbone's own statistics are not touched."""
-    settings = replace(FROZEN, batch_size=6, camera_batches=kind, memory=replace(PLAIN.memory, momentum=1))
-    camids = np.tile([3, 8], 6)
-    training = begin(settings)
-    backbone = Colour(0, norm=True).train()
-    list(train(training, images, ROWS, CLASSES, settings, camids=camids, seed=SEED))
-    features = np.empty((12, 6))
-    with torch.no_grad():
-        for camid in (3, 8):
-            here = np.flatnonzero(camids == camid)
-            features[here] = backbone(normalise(torch.from_numpy(images[here]).permute(0, 3, 1, 2))).numpy()
-    np.testing.assert_allclose(training.classifier[2].vectors.numpy(), slow_means(features, CLASSES, 3), atol=1e-5)

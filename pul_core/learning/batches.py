@@ -1,19 +1,12 @@
-"""Batch sampling for an epoch: all images shuffled, or P classes with K images each (P x K); on request from one camera per batch.
-
-A batch is an array of positions.
-"""
+"""Batch sampling for an epoch: all images shuffled, or P classes with K images each (P x K). A batch is an array of positions."""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 
 from pul_core.arrays import Ints
 from pul_core.errors import UserError
-from pul_core.identities import NO_CAMERA
-
-MIN_CAMERA_IMAGES = 4  # that are normalised on their own in training
 
 
 def num_steps(num_images: int, batch_size: int) -> int:
@@ -71,54 +64,6 @@ def epoch_batches(classes: Ints, *, batch_size: int, images_per_class: int, gene
     for images, class_slots in zip(members, slots, strict=True):
         batches[class_slots] = images[_draw_groups(len(images), images_per_class, len(class_slots), generator)]
     return list(batches.reshape(steps, -1))
-
-
-def single_camera_batches(classes: Ints, camids: Ints, *, batch_size: int, images_per_class: int, generator: torch.Generator) -> list[Ints]:
-    """Return the batches of an epoch, each from one of the `camera_groups`, in random order; within a group as in `epoch_batches`.
-
-    Args:
-        classes: (m,) class of each image.
-        camids: (m,) camera of each image; -1 is unknown.
-        batch_size: as for `epoch_batches`.
-        images_per_class: as for `epoch_batches`; classes and their images are drawn separately for each group.
-        generator: source of all randomness.
-
-    Source: Zhuang et al. 2020 (Camera-based Batch Normalization).
-
-    Example:
-        >>> classes, camids = np.arange(12), np.repeat([1, 2], 6)
-        >>> options = {"batch_size": 3, "images_per_class": 0, "generator": torch.Generator().manual_seed(0)}
-        >>> [camids[batch].tolist() for batch in single_camera_batches(classes, camids, **options)]
-        [[1, 1, 1], [2, 2, 2], [2, 2, 2], [1, 1, 1]]
-    """
-    options: dict[str, Any] = {"batch_size": batch_size, "images_per_class": images_per_class, "generator": generator}
-    batches = [group[batch] for group in camera_groups(camids) for batch in epoch_batches(classes[group], **options)]
-    return [batches[position] for position in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def camera_groups(camids: Ints) -> list[Ints]:
-    """Divide images into groups that are normalised on their own: one for each camera, and one for the images that are left.
-
-    These are the images of unknown cameras and of cameras with fewer than `MIN_CAMERA_IMAGES` images. If they are fewer than that together,
-    they join the largest group.
-
-    Args:
-        camids: (m,) camera of each image; -1 is unknown.
-
-    Returns:
-        Positions in ``camids``, ascending, one array per group.
-
-    Example:
-        >>> camera_groups(np.array([7, 2, 2, -1, 2, 2, 7, 7, 7, 7, 3]))
-        [array([1, 2, 4, 5]), array([ 0,  3,  6,  7,  8,  9, 10])]
-    """
-    cameras, camera, sizes = np.unique(camids, return_inverse=True, return_counts=True)
-    is_group = (sizes >= MIN_CAMERA_IMAGES) & (cameras != NO_CAMERA)
-    rest = ~is_group[camera]
-    group = np.where(rest, len(cameras), camera)
-    if is_group.any() and rest.sum() < MIN_CAMERA_IMAGES:
-        group[rest] = np.argmax(np.where(is_group, sizes, 0))
-    return [np.flatnonzero(group == number) for number in np.unique(group)]
 
 
 def _draw_groups(size: int, group_size: int, num_groups: int, generator: torch.Generator) -> Ints:

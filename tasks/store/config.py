@@ -83,7 +83,10 @@ def describe(hint: Any) -> str:
 class Plan(Recipe):
     """Everything a run does: a recipe with the user's changes, the data and the machine."""
 
-    recipe: Annotated[RecipeName, doc("Values for everything that is left empty below. In flow pul, auto is modern with two known cameras or more, else paper.")] = "paper"
+    recipe: Annotated[
+        RecipeName,
+        doc("Values for everything that is left empty below. In flow pul, auto is modern with two known cameras or more, else paper."),
+    ] = "paper"
     source: Annotated[
         tuple[str, ...],
         doc("The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined."),
@@ -104,8 +107,8 @@ def resolve_plan(parameters: Mapping[str, Any], num_cameras: int = 0) -> Plan:
 
     Args:
         parameters: parameters of flow `pul` by name; sections are forms or plain dicts. What is missing or None has the recipe's value.
-        num_cameras: number of known cameras in the target's training images, which decides what the recipe auto stands for: `choose_recipe`,
-            or paper if a setting of k-means is given.
+        num_cameras: number of known cameras in the target's training images. It decides what the recipe auto stands for: `choose_recipe`, or
+            paper if a setting of k-means is given.
 
     Raises:
         UserError: a recipe or a parameter does not exist, or two settings contradict each other.
