@@ -51,13 +51,12 @@ def extract(model: nn.Module, statistics: CameraStatistics | None, part: Split, 
 
 
 def learn(
-    start: nn.Module, part: Split, rows: Ints, classes: Ints, num_classes: int, settings: Training, seed: int, device: str
+    start: nn.Module, images: np.ndarray, rows: Ints, classes: Ints, num_classes: int, settings: Training, seed: int, device: str
 ) -> tuple[nn.Module, int]:
     """Train a copy of a model; return it and the number of images seen."""
     options = {"seed": seed, "device": device, "dtype": training_dtype(device)}
     training = begin_training(copy.deepcopy(start), settings, num_classes=num_classes, classes=classes, **options)
-    epochs = train(training, part.pixels, rows, classes, settings, camids=part.camids[rows], seed=seed)
-    return training.backbone, sum(epoch.images for epoch in epochs)
+    return training.backbone, sum(epoch.images for epoch in train(training, images, rows, classes, settings, seed=seed))
 
 
 def score_direct(original: nn.Module, plan: Plan, sets: Sets) -> Record:
@@ -94,12 +93,9 @@ def train_source(plan: Plan, sets: Sets) -> nn.Module:
     rows = np.flatnonzero(identities[1] > 0)
     people, classes = np.unique(identities[:, rows], axis=1, return_inverse=True)
     images = parts[0].pixels if len(parts) == 1 else np.concatenate([part.pixels for part in parts])
-    first = np.cumsum([0, *(part.camids.max() + 1 for part in parts)])  # cameras of two sources are different ones
-    camids = np.concatenate([part.camids + start for part, start in zip(parts, first, strict=False)])
     initial = sets.initial_model(plan.recipe.model, plan.seed)
     seed = derive_seed(plan.seed, "pretrain")
-    joined = Split(images, identities[1], camids)
-    return learn(initial, joined, rows, classes, people.shape[1], plan.recipe.pretraining, seed, plan.device)[0]
+    return learn(initial, images, rows, classes, people.shape[1], plan.recipe.pretraining, seed, plan.device)[0]
 
 
 def iterate(loop: Loop, plan: Plan, sets: Sets) -> tuple[nn.Module, Record]:
@@ -117,7 +113,7 @@ def iterate(loop: Loop, plan: Plan, sets: Sets) -> tuple[nn.Module, Record]:
     start = loop.original if recipe.model.start_from == "original" else loop.model
     with timed(seconds, "fine_tune"):
         seed = derive_seed(plan.seed, t, "fine_tune")
-        model, images = learn(start, loop.train, rows, pseudo_labels, num_classes, recipe.fine_tuning, seed, plan.device)
+        model, images = learn(start, loop.train.pixels, rows, pseudo_labels, num_classes, recipe.fine_tuning, seed, plan.device)
     of_clusters = cluster_quality(clusters.cluster, loop.train.pids)
     of_selected = cluster_quality(np.where(is_clustered, pseudo_labels, -1), loop.train.pids[rows])
     return model, {

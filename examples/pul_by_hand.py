@@ -69,10 +69,10 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
         options = {"statistics": statistics, "camids": camids, "device": device, "dtype": inference_dtype(device)}
         return np.concatenate(list(extract_features(model, images, flip=recipe.model.flip, **options)))
 
-    def learn(start: nn.Module, split: tuple, rows: np.ndarray, classes: np.ndarray, num_classes: int, settings: Training, *step):
+    def learn(start: nn.Module, images: np.ndarray, rows: np.ndarray, classes: np.ndarray, num_classes: int, settings: Training, *step):
         options = {"seed": derive_seed(seed, *step), "device": device, "dtype": training_dtype(device)}
         training = begin_training(copy.deepcopy(start), settings, num_classes=num_classes, classes=classes, **options)
-        for epoch in train(training, split[0], rows, classes, settings, camids=split[2][rows], seed=options["seed"]):
+        for epoch in train(training, images, rows, classes, settings, seed=options["seed"]):
             print(f"  epoch {epoch.epoch}: loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}")
         return training.backbone
 
@@ -87,7 +87,7 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
     initial = build_backbone(**architecture(recipe.model), pretrained=recipe.model.weights == "imagenet", seed=derive_seed(seed, "initial"))
     rows = np.flatnonzero(labelled[1] > 0)
     pids, classes = np.unique(labelled[1][rows], return_inverse=True)
-    original = model = learn(initial, labelled, rows, classes, len(pids), recipe.pretraining, "pretrain")
+    original = model = learn(initial, labelled[0], rows, classes, len(pids), recipe.pretraining, "pretrain")
     yield original, score(original, None), 0, None
     options = {"clustering": recipe.clustering, "algorithm": recipe.algorithm, "centre_cameras": recipe.model.centre_cameras}
     sizes, stop, statistics = [], None, estimate(original)
@@ -99,7 +99,7 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
         sizes.append(np.count_nonzero(clusters.cluster[rows] >= 0))
         stop = reason_to_stop(sizes, recipe.stopping, num_clusters=len(clusters.centre), num_images=len(features))
         start = original if recipe.model.start_from == "original" else model
-        model = learn(start, unlabelled, rows, pseudo_labels, num_classes, recipe.fine_tuning, t, "fine_tune")
+        model = learn(start, unlabelled[0], rows, pseudo_labels, num_classes, recipe.fine_tuning, t, "fine_tune")
         statistics = estimate(model)
         yield model, score(model, statistics), sizes[-1], stop
 

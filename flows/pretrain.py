@@ -17,7 +17,7 @@ from tasks.store.artifacts import Artifact, locate
 from tasks.store.config import Overrides, Plan, resolve_plan
 from tasks.store.model_file import model_size
 from tasks.store.references import ImageSet
-from tasks.training import cameras_for, pretrain
+from tasks.training import pretrain
 
 
 def original_model_of(plan: Plan, sources: list[ImageSet], compute: Resources) -> tuple[Artifact, dict[str, int]]:
@@ -30,13 +30,7 @@ def original_model_of(plan: Plan, sources: list[ImageSet], compute: Resources) -
     pixels = [decode(source, split="train", **size) for source in sources]
     labels = [source.labels for source in sources if source.labels]
     trained = pretrain(
-        initial,
-        pixels,
-        labels,
-        cameras_for(plan.pretraining, sources),
-        settings=plan.pretraining,
-        seed=derive_seed(plan.seed, "pretrain"),
-        compute=compute.training,
+        initial, pixels, labels, settings=plan.pretraining, seed=derive_seed(plan.seed, "pretrain"), compute=compute.training
     )
     return with_flip(trained.model) if plan.model.flip else trained.model, size
 

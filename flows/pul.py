@@ -27,7 +27,7 @@ from tasks.store.artifacts import Artifact
 from tasks.store.config import Overrides, Plan, resolve_plan
 from tasks.store.references import ImageSet, Iteration, Pixels, TargetStatistics
 from tasks.tracking.runs import close_run, finish_run, track_iteration, track_run
-from tasks.training import cameras_for, fine_tune
+from tasks.training import fine_tune
 
 
 def _close(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -122,7 +122,6 @@ def pul(
             current.model if plan.model.start_from == "last" else original,
             pixels["train"],
             reliable,
-            cameras_for(plan.fine_tuning, [images]),
             settings=plan.fine_tuning,
             seed=derive_seed(plan.seed, t, "fine_tune"),
             compute=compute.training,

@@ -13,7 +13,6 @@ from annotated_types import Ge, Interval, Unit, doc
 from pul_core.errors import UserError
 
 Schedule = Literal["constant", "one_cycle"]
-CameraBatches = Literal["mixed", "single", "separate"]
 CentreFrom = Literal["members", "all"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Pool = Literal["average", "gem"]
@@ -185,13 +184,6 @@ class Training:
         Unit("images"),
         doc("P x K batches: K images of each of batch_size / K classes. 0: all images are shuffled."),
     ] = 0
-    camera_batches: Annotated[
-        CameraBatches,
-        doc(
-            "mixed: cameras are ignored. single: the images of a batch are from one camera. separate: the images of each camera in a batch "
-            "are normalised separately. Use the last two with statistics.by_camera."
-        ),
-    ] = "mixed"
     batch_norm: Annotated[bool, doc("Insert a BatchNorm layer between the features and the classifier, unless the model has a neck.")] = (
         True
     )

@@ -120,7 +120,7 @@ def check_plan(plan: Plan) -> None:
     """
     check_machine(plan.machine)
     check_backbone(**architecture(plan.model))
-    if plan.statistics.by_camera or _trains_by_camera(plan):
+    if plan.statistics.by_camera:
         batch_norm_layers(shape_of(**architecture(plan.model)))
     if plan.source:
         check_weights(plan.model.weights, plan.model.backbone)
@@ -319,20 +319,11 @@ def run_warnings(target: Counts, plan: Plan) -> Iterator[str]:
     images = target.splits.get("train", 0)
     if target.single_camera and target.splits.get("query") and target.splits.get("gallery"):
         yield f"the run can adapt the model, but its scores will be missing: {ADVICE['single_camera']}"
-    if _trains_by_camera(plan) and not plan.statistics.by_camera:
-        yield (
-            "the model is trained with BatchNorm statistics by camera (camera_batches), but features are extracted with one set of "
-            "statistics, to which it is not adapted: set statistics.by_camera=true"
-        )
     if isinstance(plan.algorithm, Dbscan) and images < FEW_IMAGES * plan.algorithm.num_neighbours:
         yield (
             f"the target has only {images} training images for {plan.algorithm.num_neighbours} neighbours of each (dbscan.num_neighbours), "
             "so all may end up in one cluster: choose fewer neighbours than a person has images, or give more images"
         )
-
-
-def _trains_by_camera(plan: Plan) -> bool:
-    return any(training.camera_batches != "mixed" for training in (plan.pretraining, plan.fine_tuning))
 
 
 def _check_source(images: ImageSet) -> Counts:
@@ -502,7 +493,7 @@ def _probe(plan: Plan, num_classes: int, compute: Resources) -> tuple[float, flo
     classes = rows % num_classes
     device, dtype = compute.training.device, compute.training.dtype
     training = begin_training(backbone, settings, num_classes=num_classes, classes=classes, seed=0, device=device, dtype=dtype)
-    epochs = train(training, images, rows, classes, settings, camids=rows % 2, seed=0)
+    epochs = train(training, images, rows, classes, settings, seed=0)
     epoch_ends = [time.monotonic() for _ in epochs]
     train_speed = len(images) / (epoch_ends[1] - epoch_ends[0])  # the first epoch is a warm-up
     started = time.monotonic()

@@ -10,7 +10,6 @@ import torch
 
 from pul_core.arrays import Ints
 from pul_core.errors import DataError
-from pul_core.identities import NO_CAMERA
 from pul_core.learning.training import EpochStatistics, TrainingState, begin_training, train
 from pul_core.settings import Training
 from tasks.engine.checkpoints import step_checkpoint
@@ -19,35 +18,22 @@ from tasks.engine.progress import progress, step_logger
 from tasks.engine.steps import step
 from tasks.store.artifacts import Artifact, column, read_table, write_table
 from tasks.store.model_file import read_model, write_model
-from tasks.store.readers import JoinedPixels, camids, open_pixels
-from tasks.store.references import Compute, ImageSet, Pixels, Reliable, TrainedModel
+from tasks.store.readers import JoinedPixels, open_pixels
+from tasks.store.references import Compute, Pixels, Reliable, TrainedModel
 
 
 class Examples(NamedTuple):
-    """Images to train on, their classes and, if they are read, their cameras."""
+    """Images to train on and their classes."""
 
     pixels: list[Pixels]  # of one or several data sets, one after the other
     rows: Ints  # (m,) positions in them
     classes: Ints  # (m,) in [0, num_classes)
     num_classes: int
-    camids: Ints | None = None  # (m,)
-
-
-def cameras_for(settings: Training, sets: list[ImageSet]) -> list[Artifact] | None:
-    """Return the tables with the cameras of data sets if a training reads them; otherwise None, so that no cache key depends on them."""
-    return None if settings.camera_batches == "mixed" else [images.images for images in sets]
 
 
 @step("pretrain")
 def pretrain(
-    initial: Artifact,
-    pixels: list[Pixels],
-    labels: list[Artifact],
-    cameras: list[Artifact] | None = None,
-    *,
-    settings: Training,
-    seed: int,
-    compute: Compute,
+    initial: Artifact, pixels: list[Pixels], labels: list[Artifact], *, settings: Training, seed: int, compute: Compute
 ) -> TrainedModel:
     """Train a backbone to classify the identities of the sources; an identity number in two sources stands for two people.
 
@@ -55,7 +41,6 @@ def pretrain(
         initial: the model to start from; it is not changed.
         pixels: the training images of each source.
         labels: labels.parquet of each source, with the identities.
-        cameras: from `cameras_for`.
         settings: settings of the training.
         seed: all random numbers are derived from it.
         compute: device, threads and precision.
@@ -71,21 +56,12 @@ def pretrain(
     num_classes = unique.shape[1]
     if num_classes < 2:
         raise DataError(f"the sources have {num_classes} identity, but training requires at least 2: add identities, or check the layout")
-    examples = Examples(pixels, rows, classes, num_classes, _camids(cameras, pixels, rows))
-    return _train("pretrain", initial, examples, settings, seed, compute)
+    return _train("pretrain", initial, Examples(pixels, rows, classes, num_classes), settings, seed, compute)
 
 
 @step("fine-tune-{iteration}")
 def fine_tune(
-    start: Artifact,
-    pixels: Pixels,
-    reliable: Reliable,
-    cameras: list[Artifact] | None = None,
-    *,
-    settings: Training,
-    seed: int,
-    compute: Compute,
-    iteration: int,
+    start: Artifact, pixels: Pixels, reliable: Reliable, *, settings: Training, seed: int, compute: Compute, iteration: int
 ) -> TrainedModel:
     """Fine-tune a model on the reliable set with a new classifier.
 
@@ -93,7 +69,6 @@ def fine_tune(
         start: the model to start from, in PUL the original model; it is not changed.
         pixels: training images of the target.
         reliable: the images to train on, with pseudo-labels.
-        cameras: from `cameras_for`.
         settings: settings of the training.
         seed: all random numbers are derived from it.
         compute: device, threads and precision.
@@ -103,25 +78,15 @@ def fine_tune(
     table = read_table(reliable.reliable)
     rows = np.searchsorted(decoded_rows, column(table, "row"))
     assert np.array_equal(decoded_rows[rows], column(table, "row")), "an image of the reliable set was not decoded"
-    examples = Examples([pixels], rows, column(table, "pseudo_label"), reliable.num_classes, _camids(cameras, [pixels], rows))
+    examples = Examples([pixels], rows, column(table, "pseudo_label"), reliable.num_classes)
     return _train(f"fine-tune {iteration}", start, examples, settings, seed, compute)
-
-
-def _camids(cameras: list[Artifact] | None, pixels: list[Pixels], rows: Ints) -> Ints | None:
-    """Return the cameras of rows of several data sets, whose cameras are different ones; None if no cameras are read."""
-    if not cameras:
-        return None
-    camids_of_sets = [camids(read_table(table, ["camid"]))[open_pixels(part)[0]] for table, part in zip(cameras, pixels, strict=True)]
-    first = np.cumsum([0, *(numbers.max(initial=0) + 1 for numbers in camids_of_sets)])
-    numbered = [np.where(numbers == NO_CAMERA, NO_CAMERA, numbers + start) for numbers, start in zip(camids_of_sets, first, strict=False)]
-    return np.concatenate(numbered)[rows]
 
 
 def _train(description: str, start: Artifact, examples: Examples, settings: Training, seed: int, compute: Compute) -> TrainedModel:
     """Train a model on examples, with checkpoints after epochs; ``description`` is shown with the progress."""
     prepare(compute)
     backbone, config = read_model(start)
-    pixels, rows, classes, num_classes, cameras = examples
+    pixels, rows, classes, num_classes = examples
     images = JoinedPixels([open_pixels(part)[1] for part in pixels])
     training = begin_training(
         backbone, settings, num_classes=num_classes, classes=classes, seed=seed, device=compute.device, dtype=compute.dtype
@@ -129,7 +94,7 @@ def _train(description: str, start: Artifact, examples: Examples, settings: Trai
     with progress(description, len(rows) * settings.epochs) as progress_bar, step_checkpoint() as checkpoint:
         history = _restore(training, checkpoint.load("epoch"))
         progress_bar.restore(sum(epoch.images for epoch in history))
-        for epoch in train(training, images, rows, classes, settings, camids=cameras, seed=seed, on_batch=progress_bar.advance):
+        for epoch in train(training, images, rows, classes, settings, seed=seed, on_batch=progress_bar.advance):
             history.append(epoch)
             if epoch.epoch < settings.epochs and checkpoint.is_due("epoch"):
                 checkpoint.save("epoch", partial(_pack, training.state_dict(), list(history)))

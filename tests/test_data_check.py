@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from deployments.cli import app
+from deployments.cli import _run_summary, app
 from pul_core.errors import DataError, UserError
 from pul_core.scoring.evaluation import score_queries
+from pul_core.settings import Dbscan
 from tasks import preflight
 from tasks.data.check import EXAMPLES, FILE_PROBLEMS, answerable, camera_findings, check_set, crop_findings, identity_findings
 from tasks.data.synthesize import Sizes, synthesize_domain
 from tasks.index import index
-from tasks.preflight import check_path, check_scorable, check_sets, count_images, run_warnings
-from tasks.store.artifacts import read_table, write_table
+from tasks.preflight import check_path, check_scorable, check_sets, count_cameras, count_images, run_warnings, validate_run
+from tasks.store.artifacts import locate, read_table, write_table
 from tasks.store.config import resolve_plan
 
 
@@ -460,6 +461,38 @@ def test_images_of_unknown_cameras_are_not_on_one_camera(shots):
     labels = read_table(images.labels)
     table.loc[labels["pid"].to_numpy() == 2, "camid"] = None
     assert not list(identity_findings(pa.Table.from_pandas(table), labels))
+
+
+NAMES = {  # of the images of a target, and the number of its known cameras
+    2: [f"{pid:04d}_c{camid}s1_{shot}_00.png" for pid in (1, 2) for camid in (1, 2) for shot in range(4)],
+    1: [f"{pid:04d}_c1s1_{shot}_00.png" for pid in (1, 2) for shot in range(8)],
+    0: [f"{shot}.png" for shot in range(16)],
+}
+
+
+@pytest.mark.parametrize(
+    ("num_cameras", "parameters", "recipe", "first_words"),
+    [
+        (0, {}, "paper", "paper (auto: 0 known cameras): "),
+        (1, {"recipe": "auto"}, "paper", "paper (auto: 1 known camera): "),
+        (2, {"recipe": None}, "modern", "modern (auto: 2 known cameras): "),
+        (2, {"kmeans": {"num_clusters": 4}}, "paper", "paper (auto: 2 known cameras): "),
+        (2, {"recipe": "paper"}, "paper", "paper: "),
+        (0, {"recipe": "modern", "dbscan": {"num_neighbours": 4}}, "modern", "modern: "),
+    ],
+)
+def test_the_first_line_of_a_run_names_the_recipe_and_the_cameras_it_is_chosen_by(
+    home, model, draw, tmp_path, num_cameras, parameters, recipe, first_words
+):
+    (folder := tmp_path / "set" / "bounding_box_train").mkdir(parents=True)
+    for shot, name in enumerate(NAMES[num_cameras]):
+        Image.fromarray(draw(1, 1, shot)).save(folder / name)
+    target = str(folder.parent if num_cameras else folder)
+    run = validate_run({"target": target, "original_model": locate(model)} | parameters)
+    assert (run.plan.recipe, len(run.target.camera_sizes)) == (recipe, num_cameras)
+    assert isinstance(run.plan.algorithm, Dbscan) is (recipe == "modern")
+    assert _run_summary(run).startswith(f"{first_words}model {locate(model)} -> 16 target images")
+    assert count_cameras(index.fn(target, "target")) == num_cameras, "the flow counts what the command does"
 
 
 def counted(target, **parameters):

@@ -16,10 +16,7 @@ from pul_core.errors import DataError
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_home", "prefect_server")]
 
 
-BY_CAMERA = {
-    "statistics": {"by_camera": True, "min_images": 4},
-    "fine_tuning": {"epochs": 1, "batch_size": 8, "camera_batches": "separate"},
-}
+BY_CAMERA = {"statistics": {"by_camera": True, "min_images": 4}}
 
 
 def run(parameters):

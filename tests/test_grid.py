@@ -49,6 +49,7 @@ def test_seeds_are_those_of_the_base_unless_they_are_given():
         ({"grid": {"selection": [1]}}, ["no parameter 'selection'", "selection.close_to"]),
         ({"grid": {"recipe.name": ["paper"]}}, ["no parameter 'recipe.name'", "recipe"]),
         ({"grid": {"recipe": ["best"]}}, ["no recipe 'best'"]),
+        ({"grid": {"recipe": ["paper", "auto"]}}, ["set recipe to one of paper, modern, released-code, not auto"]),
         ({"grid": {"seed": [1, 2]}}, ["give the seeds separately"]),
         ({"grid": {"selection.min_similarity": [0.8, 2]}}, ["selection.min_similarity=2", "less than or equal to 1, got 2"]),
         ({"grid": {"selection.min_similarity": []}}, ["selection.min_similarity must be a list"]),

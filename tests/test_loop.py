@@ -1,19 +1,24 @@
-"""The wiring of the loop, with a stub for every step: which model fine-tuning starts from, and which statistics features have."""
+"""The wiring of the loop, with a stub for every step: the start of fine-tuning, the statistics of features, and the recipe auto."""
 
 from types import SimpleNamespace
 
 import pytest
 
 import flows.pul as module
+from pul_core.errors import UserError
+from pul_core.recipes import RECIPES
 from pul_core.settings import Memory
 
 
 @pytest.fixture
 def loop(monkeypatch):
-    """A function that runs the flow's function and returns start model and settings of every fine-tuning so far."""
+    """A function that runs the flow's function and returns start model and settings of every fine-tuning so far.
+
+    The target has no known camera, unless a test sets another `count_cameras`.
+    """
     calls = []
 
-    def fine_tune(start, _pixels, _reliable, _cameras, *, settings, iteration, **_):
+    def fine_tune(start, _pixels, _reliable, *, settings, iteration, **_):
         calls.append((start, settings))
         return SimpleNamespace(model=f"model {iteration}")
 
@@ -32,14 +37,14 @@ def loop(monkeypatch):
     for name, result in steps.items():
         monkeypatch.setattr(module, name, lambda *_, result=result, **__: result)
     monkeypatch.setattr(module, "complete_plan", lambda plan: plan)
+    monkeypatch.setattr(module, "count_cameras", lambda _: 0)
     monkeypatch.setattr(module, "fine_tune", fine_tune)
     monkeypatch.setattr(module, "Iteration", lambda **parts: SimpleNamespace(**({"reliable": None} | parts)))
 
-    def run(fine_tuning=None, statistics=None, **model):
+    def run(fine_tuning=None, statistics=None, others=None, **model):
+        sections = {"model": model, "statistics": statistics, "fine_tuning": fine_tuning}
         stopping = {"max_iterations": 3, "stop_when_stable": False}
-        module.pul.fn(
-            target="crops", original_model="model.pth", model=model, statistics=statistics, fine_tuning=fine_tuning, stopping=stopping
-        )
+        module.pul.fn(target="crops", original_model="model.pth", stopping=stopping, **sections, **others or {})
         return calls
 
     return run
@@ -86,3 +91,45 @@ def test_features_have_the_statistics_of_their_model_but_those_of_direct_transfe
     loop()
     assert {statistics for *_, statistics in extracted} == {None} and len(extracted) == 3 + 2 * 4
     assert [iteration.get("scores_statistics") for iteration in scored] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("num_cameras", "parameters", "recipe"),
+    [
+        (1, {}, "paper"),
+        (2, {}, "modern"),
+        (2, {"recipe": "auto", "kmeans": {"num_clusters": 9}}, "paper"),
+        (0, {"recipe": "modern"}, "modern"),
+        (2, {"recipe": "released-code"}, "released-code"),
+    ],
+)
+def test_the_recipe_is_chosen_by_the_cameras_of_the_indexed_target(loop, monkeypatch, num_cameras, parameters, recipe):
+    """Every part of the run has the recipe that was chosen: what is checked and tracked, the clusters, and fine-tuning."""
+    checked, tracked, clustered = [], [], []
+    indexed, result = module.index(), module.track_run()
+    monkeypatch.setattr(module, "count_cameras", lambda images: num_cameras if images is indexed else pytest.fail("not the target"))
+    monkeypatch.setattr(module, "check_sets", lambda _sources, _images, plan: checked.append(plan))
+    monkeypatch.setattr(module, "track_run", lambda plan, *_: tracked.append(plan) or result)
+    cluster = module.cluster
+    monkeypatch.setattr(module, "cluster", lambda *_, **options: clustered.append(options) or cluster())
+    fine_tuned = loop(others=parameters)
+    assert [plan.recipe for plan in (*checked, *tracked)] == [recipe] * 2
+    expected = RECIPES[recipe]
+    assert {options["clustering"] for options in clustered} == {expected.clustering}
+    assert {type(options["algorithm"]) for options in clustered} == {type(expected.algorithm)}
+    assert {options["centre_cameras"] for options in clustered} == {expected.model.centre_cameras}
+    assert {settings for _, settings in fine_tuned} == {expected.fine_tuning}
+
+
+def test_a_recipe_that_is_chosen_later_is_checked_before_anything_is_trained(loop, monkeypatch):
+    """Without cameras the first plan is valid, so only the second check can refuse it."""
+    monkeypatch.setattr(module, "count_cameras", lambda _: 2)
+
+    def check_plan(plan):
+        if plan.recipe == "modern":
+            raise UserError("modern cannot run here")
+
+    monkeypatch.setattr(module, "check_plan", check_plan)
+    monkeypatch.setattr(module, "original_model_of", lambda *_: pytest.fail("trained"))
+    with pytest.raises(UserError, match="modern cannot run here"):
+        loop()

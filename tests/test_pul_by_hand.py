@@ -113,9 +113,7 @@ def test_its_models_equal_those_of_the_flow_tensor_by_tensor(by_hand, module_hom
     kept = {name: tiny[name] for name in ("model", "pretraining", "fine_tuning", "stopping", "machine")}
     parameters = kept | SIZES[recipe] | {"recipe": recipe, "source": source, "target": target, "seed": 4}
     if by_camera:
-        trainings = {"pretraining": "single", "fine_tuning": "separate"}
-        parameters |= {name: kept[name] | {"camera_batches": batches} for name, batches in trainings.items()}
-        parameters["statistics"] = {"by_camera": True, "images_per_camera": 8, "min_images": 4}
+        parameters["statistics"] = {"by_camera": True, "share": 0.75, "images_per_camera": 8, "min_images": 4}
         parameters["model"] = kept["model"] | {"pool": "gem", "last_stride": 1, "neck": True, "flip": True}
     results = read_results(pul(**parameters))
     by_flow = [module_home / "runs" / results["run"] / f"iteration={t}" / "model.safetensors" for t in range(3)]

@@ -40,6 +40,38 @@ def test_a_plan_without_changes_is_its_recipe(recipe):
     assert all(getattr(plan, section.name) == getattr(RECIPES[recipe], section.name) for section in fields(Recipe))
 
 
+KMEANS_FORM = Overrides[KMeans]  # an empty form has every setting, None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "num_cameras", "recipe"),
+    [
+        ({}, 0, "paper"),
+        ({}, 1, "paper"),
+        ({}, 2, "modern"),
+        ({"recipe": None}, 6, "modern"),
+        ({"recipe": "auto"}, 1, "paper"),
+        ({"recipe": "auto"}, 2, "modern"),
+        ({"recipe": "auto", "kmeans": {}}, 2, "modern"),
+        ({"recipe": "auto", "kmeans": {"num_clusters": None}}, 2, "modern"),
+        ({"recipe": "auto", "kmeans": KMEANS_FORM()}, 2, "modern"),
+        ({"recipe": "auto", "kmeans": {"num_clusters": 0}}, 2, "paper"),
+        ({"recipe": "auto", "kmeans": KMEANS_FORM(num_restarts=3)}, 2, "paper"),
+        ({"recipe": "paper"}, 2, "paper"),
+        ({"recipe": "modern"}, 0, "modern"),
+        ({"recipe": "released-code"}, 2, "released-code"),
+        ({"recipe": "modern", "kmeans": {"num_clusters": 9}}, 2, "modern"),
+    ],
+)
+def test_auto_is_modern_with_two_cameras_unless_there_are_settings_of_kmeans(parameters, num_cameras, recipe):
+    """The plan names the recipe that was chosen, so a run that is repeated from its config has the same one."""
+    given = {"target": "x", "fine_tuning": {"epochs": 3}} | parameters
+    plan = resolve_plan(given, num_cameras)
+    assert plan == resolve_plan(given | {"recipe": recipe})
+    assert plan.recipe == recipe and plan.clustering == RECIPES[recipe].clustering and plan.fine_tuning.epochs == 3
+    assert resolve_plan(json.loads(json.dumps(parameters_of(plan))), 2 - num_cameras) == plan
+
+
 def test_every_setting_has_a_description_and_every_parameter_is_in_the_form():
     hints = get_type_hints(Training, include_extras=True)
     assert describe(hints["batch_size"]) == "Images per step. Unit: images."
@@ -125,7 +157,7 @@ def test_no_recipe_uses_the_switches_of_other_methods(recipe):
     assert (recipe.model.start_from, recipe.fine_tuning.memory.entries) == ("original", "none")
     assert (recipe.fine_tuning.images_per_class, recipe.pretraining.images_per_class) == (0, 0)
     assert (recipe.dbscan.margin, recipe.selection.keep_unclustered) == (0, False)
-    assert (recipe.statistics.by_camera, recipe.fine_tuning.camera_batches, recipe.pretraining.camera_batches) == (False, "mixed", "mixed")
+    assert not recipe.statistics.by_camera
 
 
 @pytest.mark.parametrize("flow", [pul, pretrain_original, evaluate_model, suggest_clusters, sweep])
@@ -160,7 +192,8 @@ def test_no_description_contains_what_the_form_renders_as_a_tag():
         ({"fine_tuning": {"memory": {"entries": "triplet"}}}, ValidationError, "'none', 'clusters' or 'images'"),
         ({"fine_tuning": {"memory": {"momentum": 1.1}}}, ValidationError, "less than or equal to 1"),
         ({"fine_tuning": {"memory": {"temperature": 0}}}, ValidationError, "greater than 0"),
-        ({"fine_tuning": {"camera_batches": "one"}}, ValidationError, "'mixed', 'single' or 'separate'"),
+        ({"statistics": {"share": 0}}, ValidationError, "greater than 0"),
+        ({"statistics": {"share": 1.1}}, ValidationError, "less than or equal to 1"),
         ({"statistics": {"min_images": 1}}, ValidationError, "greater than or equal to 2"),
         ({"fine_tuning": {"images_per_class": -1}}, ValidationError, "greater than or equal to 0"),
         ({"fine_tuning": {"images_per_class": 33}}, UserError, r"at most batch_size \(32\), got 33"),
@@ -178,7 +211,7 @@ def test_the_switches_of_other_methods_are_in_the_documents_with_their_sources()
     page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     table = [line for line in page.splitlines() if line.startswith("| `")]
     switches = ("start_from", "memory.entries", "memory.momentum", "memory.temperature", "images_per_class")
-    for name in (*switches, "margin", "independent_share", "keep_unclustered", "statistics.by_camera", "camera_batches"):
+    for name in (*switches, "margin", "independent_share", "keep_unclustered", "statistics.by_camera", "statistics.share"):
         (row,) = [line for line in table if line.startswith(f"| `{name}`")]
         assert "20" in row.split("|")[-2], f"{name} has no source"
 

@@ -3,27 +3,25 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from pul_core.errors import UserError
 from pul_core.learning import camera_statistics
 from pul_core.learning.camera_statistics import CameraStatistics
 from pul_core.learning.extraction import extract_features as extract
-from pul_core.settings import Statistics, Training
+from pul_core.settings import Statistics
 from tasks.extract import extract_features
 from tasks.index import index
 from tasks.operations import purge
-from tasks.preflight import Counts, check_plan, run_warnings
+from tasks.preflight import check_plan
 from tasks.statistics import estimate_statistics
-from tasks.store.artifacts import column, locate, read_table, write_table
+from tasks.store.artifacts import column, locate, read_table
 from tasks.store.config import resolve_plan
 from tasks.store.model_file import read_model
 from tasks.store.readers import open_pixels
-from tasks.store.references import Reliable, TargetStatistics
+from tasks.store.references import TargetStatistics
 from tasks.store.statistics_file import statistics_from, write_statistics
 from tasks.tracking.reid_model import ReIDModel
-from tasks.training import cameras_for, fine_tune, pretrain
 
 SETTINGS = Statistics(by_camera=True, images_per_camera=10, min_images=8)
 
@@ -104,59 +102,12 @@ def test_the_model_in_mlflow_uses_them(model, pixels, statistics, cameras):
     np.testing.assert_array_equal(predict(), np.concatenate(list(extract(backbone, images))))
 
 
-@pytest.mark.parametrize("kind", ["single", "separate"])
-def test_fine_tuning_reads_the_cameras_of_its_images(model, pixels, target, compute, kind):
-    """With the cameras of all other images unknown, or with those of the images exchanged, the same model; with others, another."""
-    rows = open_pixels(pixels)[0][:24]
-    table = {"row": rows, "pseudo_label": np.arange(24) // 6, "similarity": np.ones(24)}
-    reliable = Reliable(reliable=write_table("reliable", pa.table(table)), num_classes=4)
-    images = read_table(target.images)
-    camids = column(images, "camid")
-
-    def digest(camids, settings=Training(epochs=1, batch_size=12, camera_batches=kind)):
-        told = write_table("images", images.set_column(images.schema.get_field_index("camid"), "camid", pa.array(camids, pa.int64())))
-        cameras = cameras_for(settings, [target.model_copy(update={"images": told})])
-        return fine_tune.fn(model, pixels, reliable, cameras, settings=settings, seed=0, compute=compute, iteration=1).model.sha256
-
-    own = digest(camids)
-    assert own == digest(np.where(np.isin(np.arange(len(camids)), rows), camids, -1))
-    assert own not in (digest(np.where(np.arange(len(camids)) % 3, 1, 2)), digest(camids, Training(epochs=1, batch_size=12)))
-
-
-def test_cameras_of_several_sources_are_different_ones(home, tiny_pair, market, tmp_path, model, pixels, compute):
-    """Two sources on camera 1 each, learned in batches of one camera, give the model of one source with two cameras."""
-    from tasks.decode import decode
-
-    one = index.fn(str(tiny_pair[0]), "source")
-    other = index.fn(str(market(tmp_path / "other", range(40, 44))), "source")
-    settings = Training(epochs=1, batch_size=8, camera_batches="single")
-    decoded = [decode.fn(source, split="train", height=64, width=32) for source in (one, other)]
-
-    def digest(numbers):
-        cameras = []
-        for source, number in zip((one, other), numbers, strict=True):
-            images = read_table(source.images)
-            camids = pa.array([number] * images.num_rows, pa.int64())
-            cameras.append(write_table("images", images.set_column(images.schema.get_field_index("camid"), "camid", camids)))
-        return pretrain.fn(model, decoded, [one.labels, other.labels], cameras, settings=settings, seed=0, compute=compute).model.sha256
-
-    assert digest([1, 1]) == digest([3, 1]) != digest([None, None])
-
-
-def test_a_run_with_a_transformer_is_refused_and_statistics_are_advised_where_training_needs_them():
-    def plan(**parameters):
-        return resolve_plan({"target": "x", "original_model": "x"} | parameters)
-
+def test_a_run_with_a_transformer_is_refused():
     transformer = {"backbone": "vit_tiny_patch16_224", "height": 224, "width": 224}
-    check_plan(plan(model=transformer))
-    for switches in ({"statistics": {"by_camera": True}}, {"fine_tuning": {"camera_batches": "single"}}):
-        with pytest.raises(UserError, match=r"no BatchNorm layer.*set statistics\.by_camera=false and camera_batches=mixed"):
-            check_plan(plan(model=transformer, **switches))
-    target = Counts(splits={"train": 100}, camera_sizes=(50, 50))
-    by_camera = {"pretraining": {"camera_batches": "separate"}}
-    (warning,) = run_warnings(target, plan(**by_camera))
-    assert "set statistics.by_camera=true" in warning
-    assert list(run_warnings(target, plan(**by_camera, statistics={"by_camera": True}))) == []
+    plan = {"target": "x", "original_model": "x", "model": transformer}
+    check_plan(resolve_plan(plan))
+    with pytest.raises(UserError, match=r"no BatchNorm layer.*set statistics\.by_camera=false, or choose"):
+        check_plan(resolve_plan(plan | {"statistics": {"by_camera": True}}))
 
 
 def test_statistics_are_deleted_with_the_images_they_are_estimated_from(statistics, target, monkeypatch):

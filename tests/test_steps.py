@@ -17,7 +17,6 @@ from tasks.statistics import statistics_of
 from tasks.store.artifacts import Artifact
 from tasks.store.config import parameters_of, resolve_plan
 from tasks.store.references import Compute, ImageSet, Pixels, TargetStatistics
-from tasks.training import cameras_for
 
 ARTIFACT = Artifact(kind="features", uri="features/ab.parquet", sha256="ab" * 32, rows=3)
 COMPUTE = Compute(device="cpu", threads=2, dtype="float32")
@@ -106,8 +105,6 @@ def test_the_cameras_of_a_data_set_are_part_of_a_key_only_if_they_are_read():
     pixels = Pixels(decoded=ARTIFACT, pixels=ARTIFACT, height=64, width=32)
     arguments = {"settings": Statistics(), "seed": 0, "compute": COMPUTE, "iteration": 0}
     assert statistics_of(ARTIFACT, pixels, images, **arguments) is None
-    assert cameras_for(Training(), [images]) is None
-    assert cameras_for(Training(camera_batches="single"), [images]) == [ARTIFACT]
     statistics = TargetStatistics(statistics=ARTIFACT, images=ARTIFACT)
     changed = statistics.model_copy(update={"images": ARTIFACT.model_copy(update={"sha256": "cd" * 32})})
     assert key(statistics=None) != key(statistics=statistics) != key(statistics=changed)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pul_core.errors import NotFiniteError, UserError
-from pul_core.learning import training as module
 from pul_core.learning.augmentation import colour_jitter, erase, flip, pad_crop, rotate_shift
 from pul_core.learning.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone, normalise
 from pul_core.learning.batches import epoch_batches
@@ -633,77 +632,3 @@ def test_one_cycle_is_a_linear_warm_up_and_half_a_cosine():
 @settings(max_examples=20, deadline=None)
 def test_constant_is_constant(step, steps):
     assert learning_rate_share("constant", step, steps) == 1
-
-
-# --- cameras
-
-HALVES = np.tile([3, 8], 6)  # each person on both cameras
-
-
-def by_camera(images, kind, camids=HALVES, settings=PLAIN, seed=0):
-    """Train Tiny with ``camera_batches``; return the weights."""
-    settings = replace(settings, camera_batches=kind)
-    training = begin(settings)
-    run(training, images, settings, camids=camids, seed=seed)
-    return weights(training)
-
-
-def test_mixed_batches_ignore_cameras(images):
-    assert differing(by_camera(images, "mixed"), by_camera(images, "mixed", None)) == []
-    whole = replace(PLAIN, batch_size=12)
-    assert differing(by_camera(images, "mixed", settings=whole), by_camera(images, "separate", settings=whole)) != []
-
-
-@pytest.mark.parametrize("kind", ["single", "separate"])
-@pytest.mark.parametrize("camids", [np.full(12, 5), np.full(12, -1), np.repeat([1, 2, 3, 4], 3)])
-def test_cameras_that_cannot_be_told_apart_are_normalised_together(images, kind, camids):
-    """One camera, unknown cameras, and cameras with fewer than four images. The order of single batches is drawn, too."""
-    settings = replace(PLAIN, batch_size=12)
-    assert differing(by_camera(images, kind, camids, settings), by_camera(images, "mixed", camids, settings)) == []
-
-
-def test_a_step_normalises_each_camera_as_a_hand_written_one_does(images):
-    """One step with all images: the gradient is that of a loop over cameras, and the features of each do not depend on the other."""
-    settings = replace(PLAIN, batch_size=12, batch_norm=False)
-    training, oracle = begin(settings), begin(settings)
-    run(training, images, replace(settings, camera_batches="separate"), camids=HALVES)
-    oracle.backbone.train()
-    loss = 0
-    for camid in (3, 8):
-        here = np.flatnonzero(camid == HALVES)
-        logits = oracle.classifier(oracle.backbone(as_input(images[here])))
-        loss = loss + nn.functional.cross_entropy(logits, torch.from_numpy(CLASSES[here]), reduction="sum") / 12
-    loss.backward()
-    for parameters, rate in ((oracle.backbone.parameters(), 0.005), (oracle.classifier.parameters(), 0.05)):
-        torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4).step()
-    for name, tensor in weights(oracle).items():
-        if "running" not in name:  # their momentum counts the cameras in the order of the batch
-            np.testing.assert_allclose(weights(training)[name].numpy(), tensor.numpy(), rtol=1e-4, atol=1e-6)
-
-
-def test_a_batch_of_one_camera_has_no_image_of_another(images, monkeypatch):
-    seen = []
-    step = module._train_step
-    monkeypatch.setattr(
-        module, "_train_step", lambda training, pixels, *rest: (seen.append(pixels.clone()), step(training, pixels, *rest))[1]
-    )
-    by_camera(images, "single")
-    camera_of = {image.tobytes(): camid for image, camid in zip(images, HALVES, strict=True)}
-    cameras = [[camera_of[image.numpy().tobytes()] for image in pixels.permute(0, 2, 3, 1).contiguous()] for pixels in seen]
-    assert sorted(map(len, cameras)) == [2, 2, 4, 4] and all(len(set(batch)) == 1 for batch in cameras)
-
-
-@pytest.mark.parametrize("kind", ["single", "separate"])
-def test_training_by_camera_resumes_and_requires_cameras(images, kind):
-    settings = replace(ALL_RANDOM, epochs=3, camera_batches=kind)
-    whole, stopped = begin(settings), begin(settings)
-    run(whole, images, settings, camids=HALVES)
-    epochs = train(stopped, images, ROWS, CLASSES, settings, camids=HALVES, seed=0)
-    next(epochs)
-    resumed = begin(settings, backbone_seed=1, seed=1)
-    resumed.load_state_dict(stopped.state_dict())
-    run(resumed, images, settings, camids=HALVES)
-    assert differing(weights(whole), weights(resumed)) == []
-    for camids in (None, HALVES[1:]):
-        with pytest.raises(ValueError, match=f"camera_batches {kind} requires the camera of each image"):
-            run(begin(settings), images, settings, camids=camids)

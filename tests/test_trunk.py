@@ -172,23 +172,15 @@ def test_training_with_a_neck_equals_training_with_the_batch_norm_of_the_classif
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-@pytest.mark.parametrize("camera_batches", ["mixed", "separate"])
-def test_a_memory_is_initialised_with_what_the_neck_makes_of_all_images(images, backbone, camera_batches):
-    camids = np.repeat([1, 2], 6)
-    settings = replace(TRAINING, camera_batches=camera_batches, memory=Memory(entries="images", momentum=1), batch_size=6)
+def test_a_memory_is_initialised_with_what_the_neck_makes_of_all_images(images, backbone):
+    settings = replace(TRAINING, memory=Memory(entries="images", momentum=1), batch_size=6)
     training = begin_training(backbone, settings, num_classes=3, classes=CLASSES, seed=0)
     plain, weight = without_neck(backbone), backbone.bn_neck.weight.detach().clone()
     with torch.no_grad():
         pixels = normalise(torch.from_numpy(images).permute(0, 3, 1, 2))
-        if camera_batches == "mixed":
-            features = plain.eval()(pixels)
-            centred = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-5).sqrt()
-        else:
-            for layer in plain.modules():
-                layer.train(isinstance(layer, nn.modules.batchnorm._BatchNorm))
-            parts = [plain(pixels[camids == camid]) for camid in (1, 2)]
-            centred = torch.cat([(part - part.mean(0)) / (part.var(0, unbiased=False) + 1e-5).sqrt() for part in parts])
-    list(train(training, images, np.arange(12), CLASSES, settings, camids=camids, seed=0))
+        features = plain.eval()(pixels)
+        centred = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-5).sqrt()
+    list(train(training, images, np.arange(12), CLASSES, settings, seed=0))
     torch.testing.assert_close(training.classifier[-1].vectors, nn.functional.normalize(centred * weight), atol=2e-3, rtol=0)
     assert len(training.backbone.bn_neck._parameters) == 2, "the backbone keeps its neck"
 

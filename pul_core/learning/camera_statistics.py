@@ -143,8 +143,8 @@ def batch_norm_layers(backbone: nn.Module) -> dict[str, BatchNorm]:
     layers = {name: part for name, part in backbone.named_modules() if isinstance(part, BatchNorm) and part.running_mean is not None}
     if not layers:
         raise UserError(
-            f"{type(backbone).__name__} has no BatchNorm layer, so it has no statistics by camera: set statistics.by_camera=false and "
-            "camera_batches=mixed, or choose a convolutional backbone"
+            f"{type(backbone).__name__} has no BatchNorm layer, so it has no statistics by camera: set statistics.by_camera=false, or "
+            "choose a convolutional backbone"
         )
     return layers
 

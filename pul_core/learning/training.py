@@ -22,8 +22,7 @@ from pul_core.arrays import Ints
 from pul_core.errors import NotFiniteError, UserError
 from pul_core.learning.augmentation import augment
 from pul_core.learning.backbone import normalise
-from pul_core.learning.batches import camera_groups, epoch_batches, single_camera_batches
-from pul_core.learning.camera_statistics import batch_norm_layers
+from pul_core.learning.batches import epoch_batches
 from pul_core.learning.extraction import forward
 from pul_core.learning.feeding import Feed, PixelSource, pixel_feed, split_on_device
 from pul_core.learning.memory import ClusterMemory, ImageMemory, count_passes
@@ -139,7 +138,6 @@ def train(
     classes: Ints,
     settings: Training,
     *,
-    camids: Ints | None = None,
     seed: int,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[EpochStatistics]:
@@ -151,16 +149,12 @@ def train(
     classifier's BatchNorm or the backbone's neck, if there is one, is applied to all of them as one batch. After each step the memory is
     updated with the features of the step.
 
-    With ``camera_batches`` single or separate, the backbone's BatchNorm layers normalise the images of each camera separately. The
-    statistics that they keep are a mixture of the last batches, of whatever cameras; extract features with `CameraStatistics` then.
-
     Args:
         training: changed in place.
         images: (n, h, w, 3) uint8, may be memory-mapped.
         rows: (m,) the images to train on, as indices into ``images``.
         classes: (m,) class of each, in [0, num_classes).
         settings: those passed to `begin_training`.
-        camids: (m,) camera of each image, -1 is unknown; read only if ``camera_batches`` is not mixed.
         seed: seed of the order of the images, the augmentation and the dropout.
         on_batch: called after each step with its number of images; on a GPU the step has been started, not finished.
 
@@ -170,9 +164,9 @@ def train(
     Raises:
         UserError: there are fewer than two images, or batches of one image.
         NotFiniteError: the loss, or a weight at the end of an epoch, is NaN or infinite. The loss is checked every 50 steps.
-        ValueError: classes or cameras that do not match the rows, or classes that do not match those passed to `begin_training`.
+        ValueError: classes that do not match the rows or those passed to `begin_training`.
 
-    Source: Fan et al. 2018 (fine-tuning by softmax); Dai et al. 2021, Ge et al. 2020 (the memories); Zhuang et al. 2020 (cameras).
+    Source: Fan et al. 2018 (fine-tuning by softmax); Dai et al. 2021, Ge et al. 2020 (the memories).
 
     Example:
         >>> from pul_core.learning.backbone import build_backbone
@@ -187,19 +181,15 @@ def train(
         raise UserError(f"training requires at least 2 images, got {len(rows)}")
     if len(rows) != len(classes):
         raise ValueError(f"got {len(rows)} rows but {len(classes)} classes")
-    if settings.camera_batches == "mixed":
-        camids = None
-    elif camids is None or len(camids) != len(rows):
-        raise ValueError(f"camera_batches {settings.camera_batches} requires the camera of each image")
     memory = training.classifier[-1]
     if isinstance(memory, ImageMemory) and not np.array_equal(memory.classes.cpu().numpy(), classes):
         raise ValueError("the classes differ from those passed to begin_training")
     entries = np.arange(len(rows)) if isinstance(memory, ImageMemory) else classes  # the vector of a memory that each image updates
     feed = pixel_feed(images, rows, device=training.device)
     if isinstance(memory, ClusterMemory) and not training.epochs_done:
-        _initialize_memory(memory, training, feed, entries, camids, batch_size=settings.batch_size)
+        _initialize_memory(memory, training, feed, entries, batch_size=settings.batch_size)
     while training.epochs_done < settings.epochs:
-        statistics = _train_epoch(training, feed, classes, entries, camids, settings, seed=seed, on_batch=on_batch)
+        statistics = _train_epoch(training, feed, classes, entries, settings, seed=seed, on_batch=on_batch)
         training.epochs_done = statistics.epoch
         yield statistics
 
@@ -209,7 +199,6 @@ def _train_epoch(
     feed: Feed,
     classes: Ints,
     entries: Ints,
-    camids: Ints | None,
     settings: Training,
     *,
     seed: int,
@@ -220,8 +209,7 @@ def _train_epoch(
     torch.manual_seed(derive_seed(seed, epoch, "dropout"))  # dropout has no generator argument
     training.backbone.train()
     training.classifier.train()
-    parts = _draw_batches(classes, camids, settings, generator)
-    batches = [np.concatenate(part) for part in parts]
+    batches = epoch_batches(classes, batch_size=settings.batch_size, images_per_class=settings.images_per_class, generator=generator)
     if torch.device(device).type != "cpu":  # the batches are drawn on the CPU, random numbers of images where the images are
         generator = torch.Generator(device).manual_seed(derive_seed(seed, epoch))
     losses, hits = torch.zeros(2, len(batches), device=device)
@@ -234,9 +222,7 @@ def _train_epoch(
         for group in training.optimiser.param_groups:
             group["lr"] = group["peak"] * share
         pixels = augment(pixels, settings.augmentation, generator)
-        features, losses[step], hits[step] = _train_step(
-            training, pixels, batch_classes, [len(part) for part in parts[step]], settings.label_smoothing
-        )
+        features, losses[step], hits[step] = _train_step(training, pixels, batch_classes, settings.label_smoothing)
         if isinstance(memory := training.classifier[-1], ClusterMemory):
             memory.update(features, batch_entries, passes=count_passes(entries[batch]))
         if on_batch:
@@ -251,28 +237,12 @@ def _train_epoch(
     return EpochStatistics(epoch, sum(sizes), len(batches), loss, sum(hits.tolist()) / sum(sizes), learning_rate)
 
 
-def _draw_batches(classes: Ints, camids: Ints | None, settings: Training, generator: torch.Generator) -> list[list[Ints]]:
-    """Draw the batches of an epoch; each consists of the parts that the backbone's BatchNorm layers normalise separately."""
-    options: Any = {"batch_size": settings.batch_size, "images_per_class": settings.images_per_class, "generator": generator}
-    if camids is not None and settings.camera_batches == "single":
-        return [[batch] for batch in single_camera_batches(classes, camids, **options)]
-    batches = epoch_batches(classes, **options)
-    return [[batch] if camids is None else [batch[group] for group in camera_groups(camids[batch])] for batch in batches]
-
-
-def _train_step(
-    training: TrainingState, pixels: Tensor, classes: Tensor, sizes: list[int], label_smoothing: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Train on one batch that consists of parts of these sizes.
-
-    Returns:
-        Its features (b, d), its mean loss and its number of correct predictions, all on the device.
-    """
+def _train_step(training: TrainingState, pixels: Tensor, classes: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Train on one batch; return its features (b, d), its mean loss and its number of correct predictions, all on the device."""
     training.optimiser.zero_grad(set_to_none=True)
     with fast_products():
         with autocast(training.device, training.dtype):
-            pooled = torch.cat([training.backbone(part) for part in torch.split(normalise(pixels), sizes)])
-            features = training.classifier[:-1](pooled)
+            features = training.classifier[:-1](training.backbone(normalise(pixels)))
             logits = training.classifier[-1](features)
             loss = F.cross_entropy(logits, classes, label_smoothing=label_smoothing)
         training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -348,25 +318,17 @@ def _build_optimiser(backbone: nn.Module, classifier: nn.Module, settings: Optim
 
 
 @torch.no_grad()
-def _initialize_memory(
-    memory: ClusterMemory, training: TrainingState, feed: Feed, entries: Ints, camids: Ints | None, *, batch_size: int
-) -> None:
-    """Initialise a memory with the features of all images, which stay on the device; with cameras, each batch is normalised by itself."""
+def _initialize_memory(memory: ClusterMemory, training: TrainingState, feed: Feed, entries: Ints, *, batch_size: int) -> None:
+    """Initialise a memory with the features of all images, which stay on the device."""
     backbone, batch_norm = training.backbone.eval(), training.classifier[0]
-    batches = np.split(np.arange(len(entries)), range(batch_size, len(entries), batch_size))
-    if camids is not None:
-        batches = [batch for group in camera_groups(camids) for batch in np.array_split(group, math.ceil(len(group) / batch_size))]
-        backbone = copy.deepcopy(backbone)
-        for layer in batch_norm_layers(backbone).values():
-            layer.train()
-    elif hasattr(backbone, "bn_neck"):
+    if hasattr(backbone, "bn_neck"):
         batch_norm = backbone.get_submodule("bn_neck")
         backbone = copy.deepcopy(backbone)
         backbone.bn_neck = nn.Identity()
-    order = torch.tensor(entries[np.concatenate(batches)], device=training.device)
+    batches = np.split(np.arange(len(entries)), range(batch_size, len(entries), batch_size))
     for dtype in (training.dtype, "float32"):  # float32 if a feature overflows
         features = torch.cat([forward(backbone, pixels, dtype) for pixels in feed(batches)])  # (m, d)
         if features.isfinite().all():
-            memory.initialize(batch_norm.train()(features), order)
+            memory.initialize(batch_norm.train()(features), torch.tensor(entries, device=training.device))
             return
     raise NotFiniteError("features that initialise the memory are not finite: the weights are damaged, use another model")

@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from pul_core.errors import UserError
+from pul_core.recipes import RECIPES
 from tasks.operations.sweeps import Child
 from tasks.preflight import validate_run
-from tasks.store.config import Plan, parameter_names, parameters_of, resolve_plan, set_parameter
+from tasks.store.config import AUTO, Plan, parameter_names, parameters_of, resolve_plan, set_parameter
 
 
 def sweep_children(
@@ -79,6 +80,8 @@ def _resolve_child(base: Mapping[str, Any], changes: Mapping[str, Any], seed: in
         set_parameter(parameters, name, value)
     for name in ("source", "target", "original_model"):
         parameters[name] = _fill_seed(parameters.get(name), seed)
+    if parameters.get("recipe") == AUTO:
+        raise UserError(f"a sweep compares recipes that do not depend on the data: set recipe to one of {', '.join(RECIPES)}, not {AUTO}")
     try:
         return resolve_plan(parameters)
     except ValidationError as error:
