@@ -152,7 +152,8 @@ def build_backbone(
         backbone.bn_neck = nn.BatchNorm1d(int(backbone.num_features))
         backbone.bn_neck.bias.requires_grad_(False)
         backbone.register_forward_hook(_apply_neck)  # so that the tensors keep timm's names
-    return backbone.to(memory_format=torch.channels_last)
+    in_memory_format: nn.Module = backbone.to(memory_format=torch.channels_last)
+    return in_memory_format
 
 
 def _create(name: str, size: tuple[int, int] | None, pretrained: bool) -> Any:

@@ -290,8 +290,9 @@ def _resized(name: str, tensor: Tensor, backbone: nn.Module) -> Tensor:
         return embedding
     if isinstance(backbone, SwinTransformer) and name.endswith(f".{BIAS_TABLE}"):
         shape, attention = tuple(backbone.get_parameter(name).shape), backbone.get_submodule(name.removesuffix(f".{BIAS_TABLE}"))
+        window_size: Any = attention.window_size
         if tensor.shape != shape:
-            table: Tensor = resize_rel_pos_bias_table(tensor.float(), new_window_size=attention.window_size, new_bias_shape=shape)
+            table: Tensor = resize_rel_pos_bias_table(tensor.float(), new_window_size=window_size, new_bias_shape=shape)
             return table
     return tensor
 
