@@ -90,9 +90,8 @@ class GeM(nn.Module):
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """Return the pooled values, computed in float32 even under autocast: float16 overflows at the third power of 41."""
-        with torch.autocast(feature_map.device.type, enabled=False):
-            powers = feature_map.float().clamp(min=self.eps).pow(self.exponent)
-            return powers.mean((2, 3), keepdim=True).pow(1 / self.exponent)
+        powers = feature_map.float().clamp(min=self.eps).pow(self.exponent)
+        return powers.mean((2, 3), keepdim=True).pow(1 / self.exponent)
 
 
 def build_backbone(
@@ -153,7 +152,8 @@ def build_backbone(
         backbone.bn_neck = nn.BatchNorm1d(int(backbone.num_features))
         backbone.bn_neck.bias.requires_grad_(False)
         backbone.register_forward_hook(_apply_neck)  # so that the tensors keep timm's names
-    return backbone.to(memory_format=torch.channels_last)
+    in_memory_format: nn.Module = backbone.to(memory_format=torch.channels_last)
+    return in_memory_format
 
 
 def _create(name: str, size: tuple[int, int] | None, pretrained: bool) -> Any:
@@ -171,7 +171,14 @@ def _create(name: str, size: tuple[int, int] | None, pretrained: bool) -> Any:
     options: dict[str, Any] = {"global_pool": "avg"} if config is None or config.pool_size else {}
     if config and config.fixed_input_size and size not in (None, config.input_size[1:]):
         options["img_size"] = size
-    return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    if patch and size and (size[0] % patch[0] or size[1] % patch[1]):
+        raise UserError(
+            f"backbone {name} divides images into patches of {patch[0]} x {patch[1]} pixels, but images of {size[0]} x {size[1]} pixels "
+            "were requested: choose multiples as height and width"
+        )
+    return backbone
 
 
 def _apply_neck(backbone: nn.Module, _: tuple[Any, ...], features: Tensor) -> Tensor:
@@ -236,8 +243,8 @@ def check_backbone(name: str, size: tuple[int, int], *, pool: Pool = "average", 
         >>> check_backbone("vit_tiny_patch16_224", (256, 128))
         >>> check_backbone("vit_tiny_patch16_224", (250, 128))
         Traceback (most recent call last):
-        pul_core.errors.UserError: backbone vit_tiny_patch16_224 does not accept images of 250 x 128 pixels (Input height (250) should be \
-divisible by patch size (16).): choose another size, or another backbone
+        pul_core.errors.UserError: backbone vit_tiny_patch16_224 divides images into patches of 16 x 16 pixels, but images of 250 x 128 \
+pixels were requested: choose multiples as height and width
     """
     try:
         with torch.device("meta"), torch.no_grad():

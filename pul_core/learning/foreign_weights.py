@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -19,10 +21,11 @@ from pul_core.learning.osnet import OSNETS
 # Parts of tensor names that wrappers insert anywhere: DataParallel, torch.compile, FSDP, activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 AVERAGED = re.compile(r"ema|teacher|mean|averag|swa", re.IGNORECASE)  # in the names of models whose weights are averaged over training
+BIAS_TABLE = "relative_position_bias_table"  # of Swin, one entry for each difference of positions in a window
 COUNTER = "num_batches_tracked"  # of BatchNorm; missing in files from before PyTorch 0.4.1
 DERIVED = re.compile(r"num_batches_tracked$|\.relative_position_index$|\.attn_mask$")  # tables that older files contain
 OWN = re.compile(r"(^|\.)bn_neck\.|\.exponent$")  # tensors that this project adds to a network of timm; they keep their values if missing
-COMMON_BACKBONES = (
+RESNETS = (
     "resnet50",
     "resnet18",
     "resnet34",
@@ -34,8 +37,8 @@ COMMON_BACKBONES = (
     "wide_resnet50_2",
     "densenet121",
     "efficientnet_b0",
-    *IBN_RESNETS,
-    *OSNETS,
+)
+TRANSFORMERS = (
     "vit_base_patch16_224",
     "vit_small_patch16_224",
     "vit_base_patch16_clip_224",
@@ -43,6 +46,8 @@ COMMON_BACKBONES = (
     "swin_small_patch4_window7_224",
     "swin_base_patch4_window7_224",
 )
+# The networks that are recognised, by what occurs in names of their tensors and of no others.
+COMMON_BACKBONES = {"attn.qkv.": TRANSFORMERS, "conv2.0.conv2": tuple(OSNETS), ".bn1.IN.": tuple(IBN_RESNETS), "": RESNETS}
 # What is not recognised, and what occurs in the names of its tensors.
 UNSUPPORTED = {
     "an OSNet or IBN network of another kind": r"\.IN\.(weight|bias)$|(^|\.)conv2\.0\.conv2a\.",
@@ -122,7 +127,8 @@ def _required(backbone: nn.Module) -> dict[str, Tensor]:
 
 def recognise_backbone(state: Mapping[str, Tensor]) -> str | None:
     """Return the first of `COMMON_BACKBONES` whose tensors are in a checkpoint; None if there is none."""
-    return next((name for name in COMMON_BACKBONES if find_trunks(shape_of(name), state)), None)
+    names = next(names for part, names in COMMON_BACKBONES.items() if any(part in key for key in state))
+    return next((name for name in names if find_trunks(shape_of(name), state)), None)
 
 
 def shape_of(name: str, **options: Any) -> nn.Module:
@@ -265,21 +271,30 @@ def _has_shapes(trunk: Trunk, backbone: nn.Module, expected: Mapping[str, Tensor
 
 
 def _is_resizable(name: str, tensor: Tensor, backbone: nn.Module, expected: Tensor) -> bool:
-    """Return whether a tensor is the position embedding of a ViT for square images, which can be interpolated for other sizes."""
-    if name != "pos_embed" or not isinstance(backbone, VisionTransformer) or tensor.shape[::2] != expected.shape[::2]:
-        return False
-    num_positions = tensor.shape[1] - _num_prefix_tokens(backbone)
-    return num_positions > 0 and math.isqrt(num_positions) ** 2 == num_positions
+    """Return whether a tensor describes the positions in a square image or window, and can be interpolated for another size."""
+    if isinstance(backbone, VisionTransformer) and name == "pos_embed":
+        return tensor.shape[::2] == expected.shape[::2] and _is_square(tensor.shape[1] - _num_prefix_tokens(backbone))
+    is_table = isinstance(backbone, SwinTransformer) and name.endswith(f".{BIAS_TABLE}")
+    return is_table and tensor.shape[1:] == expected.shape[1:] and _is_square(tensor.shape[0])
+
+
+def _is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number
 
 
 def _resized(name: str, tensor: Tensor, backbone: nn.Module) -> Tensor:
-    """Return a tensor of a checkpoint; a position embedding is interpolated if the backbone has another number of positions."""
-    if name != "pos_embed" or not isinstance(backbone, VisionTransformer) or tensor.shape == backbone.get_parameter(name).shape:
-        return tensor
-    resized: Tensor = resample_abs_pos_embed(
-        tensor.float(), list(backbone.patch_embed.grid_size), num_prefix_tokens=_num_prefix_tokens(backbone)
-    )
-    return resized
+    """Return a tensor of a checkpoint; one that describes positions is interpolated if the backbone has other ones, as timm does."""
+    if isinstance(backbone, VisionTransformer) and name == "pos_embed" and tensor.shape != backbone.get_parameter(name).shape:
+        grid_size, num_prefix_tokens = list(backbone.patch_embed.grid_size), _num_prefix_tokens(backbone)
+        embedding: Tensor = resample_abs_pos_embed(tensor.float(), grid_size, num_prefix_tokens=num_prefix_tokens)
+        return embedding
+    if isinstance(backbone, SwinTransformer) and name.endswith(f".{BIAS_TABLE}"):
+        shape, attention = tuple(backbone.get_parameter(name).shape), backbone.get_submodule(name.removesuffix(f".{BIAS_TABLE}"))
+        window_size: Any = attention.window_size
+        if tensor.shape != shape:
+            table: Tensor = resize_rel_pos_bias_table(tensor.float(), new_window_size=window_size, new_bias_shape=shape)
+            return table
+    return tensor
 
 
 def _num_prefix_tokens(backbone: VisionTransformer) -> int:

@@ -15,12 +15,11 @@ class IBN(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.half = channels // 2
-        self.IN, self.BN = nn.InstanceNorm2d(self.half, affine=True), nn.BatchNorm2d(channels - self.half)
+        self.IN, self.BN = nn.InstanceNorm2d(channels // 2, affine=True), nn.BatchNorm2d(channels - channels // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a feature map (b, c, h, w) of the same size."""
-        by_image, by_batch = torch.split(x, [self.half, x.shape[1] - self.half], dim=1)
+        by_image, by_batch = torch.split(x, [self.IN.num_features, self.BN.num_features], dim=1)
         return torch.cat((self.IN(by_image), self.BN(by_batch)), dim=1)
 
 
@@ -39,5 +38,5 @@ def build_ibn_resnet(name: str) -> nn.Module:
     backbone: nn.Module = timm.create_model(IBN_RESNETS[name], num_classes=0)
     for stage in ("layer1", "layer2", "layer3"):
         for block in backbone.get_submodule(stage).children():
-            block.add_module("bn1", IBN(block.get_submodule("conv1").weight.shape[0]))  # type: ignore[union-attr, arg-type]
+            block.add_module("bn1", IBN(block.get_parameter("conv1.weight").shape[0]))
     return backbone

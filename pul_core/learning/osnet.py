@@ -5,6 +5,7 @@ normalisation inside blocks that were found by a search (``osnet_ain_x1_0``).
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -134,7 +135,7 @@ class ChannelGate(nn.Module):
 
 
 def _conv(
-    before: int, after: int, size: int, *, stride: int = 1, norm: type[nn.Module] | None = nn.BatchNorm2d, relu: bool = True
+    before: int, after: int, size: int, *, stride: int = 1, norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d, relu: bool = True
 ) -> nn.Sequential:
     layers: dict[str, nn.Module] = {"conv": nn.Conv2d(before, after, size, stride=stride, padding=size // 2, bias=False)}
     if norm is not None:
