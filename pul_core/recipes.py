@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from pul_core.settings import Augmentation, Clustering, KMeans, Model, Optimisation, Recipe, Selection, Stopping, Training
+from pul_core.settings import Augmentation, Clustering, KMeans, Model, Optimisation, Recipe, Selection, Statistics, Stopping, Training
 
 RecipeName = Literal["paper", "modern", "released-code"]
 RecipeChoice = Literal["auto", "paper", "modern", "released-code"]
@@ -21,7 +21,8 @@ PAPER = Recipe(
 # `modern` uses camera ids and clusters by density. It rejects the images in no cluster instead of those far from a centre.
 MODERN = replace(
     PAPER,
-    model=Model(centre_cameras=True),
+    model=Model(centre_cameras=True, flip=True),
+    statistics=Statistics(by_camera=True, share=0.5),
     clustering=Clustering(algorithm="dbscan", whitening=0),
     selection=Selection(min_similarity=-1),
     fine_tuning=Training(epochs=4),

@@ -122,7 +122,7 @@ def resolve_plan(parameters: Mapping[str, Any], num_cameras: int = 0) -> Plan:
     values = {name: value for name, value in parameters.items() if value is not None and name != RESOLVED}
     recipe, names = values.get("recipe", AUTO), sorted(field.name for field in fields(Plan))
     if recipe == AUTO:
-        recipe = values["recipe"] = "paper" if _is_filled_in(values.get("kmeans")) else choose_recipe(num_cameras)
+        recipe = values["recipe"] = "paper" if _requests_kmeans(values) else choose_recipe(num_cameras)
     if recipe not in RECIPES:
         raise UserError(f"there is no recipe {recipe!r}: choose {', '.join((AUTO, *RECIPES))}")
     if unknown := sorted(set(values) - set(names)):
@@ -132,8 +132,9 @@ def resolve_plan(parameters: Mapping[str, Any], num_cameras: int = 0) -> Plan:
     return override(Plan(**vars(RECIPES[recipe])), Overrides[Plan].model_validate(values))
 
 
-def _is_filled_in(section: Any) -> bool:
-    return any(value is not None for _, value in (section.items() if isinstance(section, Mapping) else section or ()))
+def _requests_kmeans(parameters: Mapping[str, Any]) -> bool:
+    form: Any = Overrides[Plan].model_validate({name: parameters[name] for name in ("clustering", "kmeans") if name in parameters})
+    return form.clustering.algorithm == "kmeans" or any(value is not None for _, value in form.kmeans)
 
 
 def override(settings: S, form: BaseModel) -> S:
