@@ -72,7 +72,10 @@ def compare_command(
     if as_json:
         typer.echo(json.dumps({name: table._asdict() for name, table in zip(("runs", "differences"), tables, strict=True)}, indent=2))
     else:
-        typer.echo("\n\n".join(render_table(table.titles, table.rows, left=table.left) for table in tables if table.rows))
+        plain = str.maketrans({"\N{NO-BREAK SPACE}": " ", "–": "-"})
+        cells = [[[cell.translate(plain) for cell in row] for row in table.rows] for table in tables]
+        texts = [render_table(table.titles, rows, left=table.left) for table, rows in zip(tables, cells, strict=True) if rows]
+        typer.echo("\n\n".join(texts))
         typer.echo(comparability(read))
     if out:
         _publish(read, user_path(str(out)), comparison_page(read))

@@ -23,6 +23,7 @@ WRITES = (
     "finalize_logged_model",
     "set_tag",
     "log_batch",
+    "log_figure",
     "set_terminated",
 )
 

@@ -64,7 +64,7 @@ def _joined(query_idx: int, ranked: Floats, ignored: Floats) -> RankedList:
     return RankedList(query_idx, rows[order, 2].astype(np.int64), [marks[at] for at in order], rows[order, 0])
 
 
-def choose_queries(value: Floats, pids: Ints, count: int, *, largest: bool) -> Ints:
+def choose_queries(value: Floats, pids: Ints, count: int, *, largest: bool, then: Floats | None = None) -> Ints:
     """Return the positions of the queries with the largest or smallest values, at most one per identity, so that nobody fills the list.
 
     Args:
@@ -72,12 +72,13 @@ def choose_queries(value: Floats, pids: Ints, count: int, *, largest: bool) -> I
         pids: (q,) identities.
         count: number of queries.
         largest: whether the largest or the smallest values are chosen.
+        then: (q,) among equal values, the largest of these come first, e.g. the number of correct matches.
 
     Example:
         >>> choose_queries(np.array([0.2, 0.9, 0.8, np.nan, 0.5]), np.array([1, 2, 2, 3, 4]), 2, largest=True).tolist()
         [1, 4]
     """
-    order = np.argsort(-value if largest else value, kind="stable")
+    order = np.lexsort((np.zeros(len(value)) if then is None else -then, -value if largest else value))
     order = order[np.isfinite(value[order])]
     _, first = np.unique(pids[order], return_index=True)
     return order[np.sort(first)[:count]]

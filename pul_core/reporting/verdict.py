@@ -125,6 +125,9 @@ def _cameras(facts: RunFacts, camera_name: Callable[[int], str]) -> list[Finding
         return [
             Finding(level, f"At most {ISOLATED_SHARE:.0%} of the clusters of camera {names} have an image of another camera.")
         ]
+    alone = [camera_name(camid) for camid in links.isolated(ISOLATED_SHARE)]
+    if alone:
+        return [Finding("unknown", f"Nobody on camera {_listed(alone)} was seen by another camera, so its clusters cannot cross cameras.")]
     missing = [f"{camera_name(a)} and {camera_name(b)}" for a, b in unlinked_pairs(links, people)]
     if missing:
         more = f", nor {len(missing) - 3} other pairs of cameras" if len(missing) > 3 else ""

@@ -8,9 +8,10 @@ import pandas as pd
 
 HEIGHT = 260  # pixels; the width is that of the page
 COLOURS = [f"var(--c{number})" for number in range(10)]
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif'  # that of the page: Vega measures texts with it
 CONFIG: dict[str, Any] = {
     "background": None,
-    "font": "inherit",
+    "font": FONT,
     "view": {"stroke": None},
     "range": {"category": COLOURS, "ordinal": COLOURS},
     "axis": {
@@ -85,8 +86,8 @@ def bar_chart(
         .mark_bar()
         .encode(
             x=alt.X("x:N", title=x, sort=order, axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-            y=alt.Y("value:Q", title=y_title, axis=alt.Axis(tickCount=5, format="~s" if value_format == ",.0f" else "")),
-            color=alt.Color("series:N", scale=scale, sort=list(series), legend=alt.Legend(columns=3) if len(series) > 1 else None),
+            y=alt.Y("value:Q", title=y_title, axis=alt.Axis(tickCount=5, format="~s" if value_format == ",.0f" else ",~f")),
+            color=alt.Color("series:N", scale=scale, sort=list(series), legend=alt.Legend(columns=2) if len(series) > 1 else None),
             order=alt.Order("rank:Q"),
             tooltip=[alt.Tooltip("x:N", title=x), alt.Tooltip("series:N"), alt.Tooltip("value:Q", format=value_format)],
         )

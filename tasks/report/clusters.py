@@ -70,10 +70,12 @@ def _cosines(clustering: Clustering, run: RunData) -> ChartView:
         name: np.histogram(clustering.similarity[member & (clustering.reliable == is_reliable)].clip(0, 1), BINS)[0]
         for name, is_reliable in zip(SERIES, (True, False), strict=True)
     }
-    labels = [f"{low:.2f}" for low in BINS[:-1]]
+    first = int(np.flatnonzero(counts["reliable"] + counts["rejected"]).min(initial=len(BINS) - 2))
+    labels = [f"{low:.2f}" for low in BINS[first:-1]]
+    counts = {name: numbers[first:] for name, numbers in counts.items()}
     frame = pd.DataFrame([{"x": label, "series": name, "value": int(n)} for name in SERIES for label, n in zip(labels, counts[name], strict=True)])
     used = [at for at in range(len(labels)) if counts["reliable"][at] + counts["rejected"][at]]
-    rows = [[f"{BINS[at]:.2f} to {BINS[at + 1]:.2f}", *(count(counts[name][at]) for name in SERIES)] for at in used]
+    rows = [[f"{BINS[first + at]:.2f} to {BINS[first + at + 1]:.2f}", *(count(counts[name][at]) for name in SERIES)] for at in used]
     threshold = run.parameters.get("selection", {}).get("min_similarity")
     rule = "lambda is -1, so every clustered image is reliable" if threshold == -1 else f"lambda (selection.min_similarity) is {threshold:g}"
     spec = bar_chart(frame, x="cosine to the cluster's centre", y_title="images", series=SERIES, colours=(0, 9))
@@ -108,7 +110,7 @@ def _table(run: RunData, clustering: Clustering, chosen: Ints) -> TableView:
             [str(cluster), *map(count, (len(members), len(reliable), len(rejected), cameras)), _people(run, clustering.rows[members]), centre]
         )
     titles = ["cluster", "images", "reliable", "rejected", "cameras", "people", "centre"]
-    return TableView(titles, rows, left=["people", "centre"], note="People are counted where identities are known; the run does not read them.")
+    return TableView(titles, rows, left=["people", "centre"], note="People are counted where identities are known; the run does not read them.", title=f"{len(chosen)} clusters, from the largest to the smallest")
 
 
 def _sheet(run: RunData, clustering: Clustering, cluster: int, thumbnails: Thumbnails) -> GroupView:
@@ -118,7 +120,7 @@ def _sheet(run: RunData, clustering: Clustering, cluster: int, thumbnails: Thumb
         pictures = [
             PictureView(
                 thumbnails.uri(int(clustering.rows[at])),
-                f"camera {run.camera_name(run.camids[clustering.rows[at]])}, {clustering.similarity[at]:.2f}",
+                f"camera {run.camera_name(run.camids[clustering.rows[at]])}\n{clustering.similarity[at]:.2f}",
             )
             for at in shown
         ]

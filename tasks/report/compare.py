@@ -37,7 +37,7 @@ def comparison_table(runs: list[RunData]) -> TableView:
                 duration(summary["seconds"]),
             ]
         )
-    return TableView(titles, rows, left=["run", "recipe", "ended"])
+    return TableView(titles, rows, left=["run", "recipe", "ended"], title="Runs")
 
 
 def differences_table(runs: list[RunData]) -> TableView:
@@ -47,7 +47,7 @@ def differences_table(runs: list[RunData]) -> TableView:
     rows = [
         [name, *(str(each.get(name, "–")) for each in flat)] for name in names if len({repr(each.get(name)) for each in flat}) > 1
     ]
-    return TableView(["parameter", *(run.id for run in runs)], rows, left=["parameter"])
+    return TableView(["parameter", *(run.id for run in runs)], rows, left=["parameter"], title="Parameters that differ")
 
 
 def comparability(runs: list[RunData]) -> str:

@@ -8,9 +8,9 @@ def percent(share: float | None, digits: int = 1) -> str:
 
     Example:
         >>> percent(0.4567), percent(None)
-        ('45.7 %', '–')
+        ('45.7\\xa0%', '–')
     """
-    return "–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %"
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def count(number: float | None) -> str:

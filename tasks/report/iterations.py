@@ -11,7 +11,7 @@ from tasks.store.artifacts import column
 
 SCORES = {"rank_1": "rank-1", "rank_5": "rank-5", "rank_10": "rank-10", "mAP": "mAP", "mINP": "mINP"}
 CURVES = ("rank_1", "mAP", "mINP")
-ORACLES = {"oracle_nmi": "NMI of clusters and identities", "oracle_reliable_purity": "purity of the reliable set"}
+ORACLES = {"oracle_nmi": "NMI", "oracle_reliable_purity": "purity of the reliable set"}
 STEPS = {
     "seconds_original_model": "original model",
     "seconds_extract_features": "extract features",
@@ -120,7 +120,8 @@ def scores(run: RunData) -> SectionView:
                 "oracle",
                 "Clusters against identities",
                 line_chart(frame, y_title="share", percent=True, zero=False),
-                "These figures need the true identities of the training images. The run never sees them.",
+                "NMI of clusters and identities, and the share of reliable images whose person is the most frequent one of their class. Both need the true "
+                "identities of the training images, which the run never sees.",
                 TableView(["iteration", *ORACLES.values()], rows),
             ),
         ]
@@ -149,6 +150,7 @@ def _gain_table(run: RunData) -> TableView | None:
         rows,
         left=["score"],
         note="The interval compares the two models query by query and describes the choice of test people. Another seed can differ by more.",
+        title="Gain over direct transfer",
     )
 
 

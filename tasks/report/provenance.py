@@ -22,7 +22,7 @@ def provenance(run: RunData) -> SectionView:
         ["source", str(source)],
         ["target", str(run.parameters.get("target"))],
         ["git commit", run.commit or "–"],
-        ["computed on", f"{start.get('device', '–')}, {start.get('threads', '–')} threads, training in {start.get('training_dtype', '–')}"],
+        ["computed on", f"{start.get('device', '–')}, threads: {start.get('threads', '–')}, training in {start.get('training_dtype', '–')}"],
         ["versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "–"],
     ]
     files = [["run", name, digest] for name, digest in digests(run.files).items()]
@@ -35,13 +35,14 @@ def provenance(run: RunData) -> SectionView:
         title="Provenance",
         lead="What the result was made from. The same parameters and inputs, versions and number of threads give the same digests.",
         tables=[
-            TableView(["", "value"], facts, left=["", "value"]),
+            TableView(["", "value"], facts, left=["", "value"], title="Run"),
             TableView(
                 ["of", "artifact", "digest"],
                 files,
                 left=["of", "artifact", "digest"],
                 note="The first 32 hexadecimal digits of the file's SHA-256, which are its name in the store.",
+                title="Digests",
             ),
-            TableView(["parameter", "value"], parameters, left=["parameter", "value"]),
+            TableView(["parameter", "value"], parameters, left=["parameter", "value"], title="Parameters"),
         ],
     )

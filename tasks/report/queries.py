@@ -42,9 +42,10 @@ def queries(run: RunData, thumbnails: Thumbnails | None) -> SectionView:
         ]
         return section
     ap = _by_row(after[2], column(table, "row"), column(table, "ap"))
+    many = _by_row(after[2], column(table, "row"), column(table, "num_positives").astype(float))
     groups = [
-        ("The best queries", _lists(run, after, choose_queries(ap, after[0].pids, NUM_QUERIES, largest=True), ap, thumbnails)),
-        ("The worst queries", _lists(run, after, choose_queries(ap, after[0].pids, NUM_QUERIES, largest=False), ap, thumbnails)),
+        ("The best queries", _lists(run, after, choose_queries(ap, after[0].pids, NUM_QUERIES, largest=True, then=many), ap, thumbnails)),
+        ("The worst queries", _lists(run, after, choose_queries(ap, after[0].pids, NUM_QUERIES, largest=False, then=many), ap, thumbnails)),
     ]
     before, table_before = run.query_and_gallery(0), run.scores(0)
     if run.last and before is not None and table_before is not None:
@@ -107,7 +108,7 @@ def _group(run: RunData, sets: Sets, title: str, lists: Sequence[tuple[str, Rank
         pictures = [PictureView(thumbnails.uri(query_row), "query", "query")]
         for rank, mark, position, distance in _ranks(ranked):
             row = int(sets[3][position])
-            text = f"{rank or '–'} · {mark} · camera {run.camera_name(run.camids[row])} · {1 - distance:.2f}"
+            text = f"{rank or ''} {mark}\ncamera {run.camera_name(run.camids[row])}\n{1 - distance:.2f}".strip()
             pictures.append(PictureView(thumbnails.uri(row), text, mark))
         strips.append(StripView(name, pictures))
     return GroupView(title, strips)

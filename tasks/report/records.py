@@ -1,5 +1,6 @@
 """Records of where the reports of a run were written, so that `pul purge` finds them: ``$PUL_HOME/runs/ID/reports.json``."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +49,8 @@ def delete_reports(run_id: str) -> list[Path]:
         file = Path(report.file)
         if is_report(file):
             deleted.append(file)
-            file.unlink()
+            with contextlib.suppress(OSError):  # it stays in the list, and exists
+                file.unlink()
         deleted += [copy for mlflow_run_id, path in report.logged if (copy := delete_logged(mlflow_run_id, path))]
     (home() / "runs" / run_id / "reports.json").unlink(missing_ok=True)
     return deleted

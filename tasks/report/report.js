@@ -34,7 +34,9 @@ function labelSlider(chart, element) {
   if (!input) return;
   const label = document.createElement("output");
   const show = () => { label.textContent = chart.points.iterations[Number(input.value)]; };
-  input.parentElement.querySelectorAll("label").forEach((old) => old.remove());
+  for (const node of [...input.parentElement.children]) {
+    if (node !== input && !node.classList.contains("vega-bind-name")) node.remove();
+  }
   input.after(label);
   input.addEventListener("input", show);
   show();

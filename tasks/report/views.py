@@ -15,6 +15,7 @@ class TableView(NamedTuple):
     left: Sequence[str] = ()
     note: str = ""
     marks: Sequence[Mark] = ()  # of each row, for its colour
+    title: str = ""
 
 
 class HeatView(NamedTuple):
