@@ -1,6 +1,6 @@
 """Time, size and memory of a report by the number of images, on a run whose features are drawn; nothing is trained.
 
-    .venv/bin/python benchmarks/report.py --images 20000
+.venv/bin/python benchmarks/report.py --images 20000
 """
 
 import argparse
@@ -34,7 +34,8 @@ def main():
         page = report_page([read_run(run_id)])
         seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{images:,} training images: {seconds:.1f} s, {len(page.encode()) / 1e6:.2f} MB, memory {before / 1e3:.0f} to {after / 1e3:.0f} MB at most")
+    size = len(page.encode()) / 1e6
+    print(f"{images:,} training images: {seconds:.1f} s, {size:.2f} MB, memory {before / 1e3:.0f} to {after / 1e3:.0f} MB at most")
 
 
 def draw_run(n):
@@ -54,7 +55,10 @@ def draw_run(n):
     paths = [f"bounding_box/{pid:05d}_c{camid}s1_{row:06d}_00.jpg" for row, (pid, camid) in enumerate(zip(pids, camids, strict=True))]
     empty = pa.nulls(2 * n, pa.string())
     columns = {"row": np.arange(2 * n), "path": paths, "camid": camids, "camera": empty, "split": names, "sha256": empty, "problem": empty}
-    top = {"images": write_table("images", pa.table(columns)), "labels": write_table("labels", pa.table({"row": np.arange(2 * n), "pid": pids}))}
+    top = {
+        "images": write_table("images", pa.table(columns)),
+        "labels": write_table("labels", pa.table({"row": np.arange(2 * n), "pid": pids})),
+    }
     people = rng.normal(size=(pids.max() + 1, DIMENSIONS)).astype(np.float32)
 
     def features(split, noise):

@@ -24,8 +24,8 @@ def report_command(
 ) -> None:
     """Write a report of a run as one HTML file.
 
-    The file loads nothing from elsewhere. It is also logged to MLflow, and linked from the run's page in Prefect. Several runs are shown side
-    by side first. docs/report.md explains every part.
+    The file loads nothing from elsewhere. It is also logged to MLflow, and linked from the run's page in Prefect. Several runs are shown
+    side by side first. docs/report.md explains every part.
 
     \b
     pul report

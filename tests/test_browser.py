@@ -109,7 +109,15 @@ def test_the_report_shows_its_figures_and_requests_nothing(report, page, width, 
     page.wait_for_selector("html[data-drawn]")
     charts = page.locator(".chart")
     names = [charts.nth(at).get_attribute("id") for at in range(charts.count())]
-    assert {name.partition("-")[2].partition("-")[2] for name in names} == {"reliable", "scores", "oracle", "sizes", "cosines", "map", "time"}
+    assert {name.partition("-")[2].partition("-")[2] for name in names} == {
+        "reliable",
+        "scores",
+        "oracle",
+        "sizes",
+        "cosines",
+        "map",
+        "time",
+    }
     for name in names:
         assert page.locator(f"#{name} svg path").count() > 5, name
         assert page.locator(f"figure:has(#{name}) details").count() == 1, "each chart has its table"

@@ -58,7 +58,10 @@ def test_rank_1_by_camera_is_that_of_searches_in_one_camera(sets):
     table = rank_1_by_camera(query, gallery)
     for i, a in enumerate(table.query_camids):
         for j, b in enumerate(table.gallery_camids):
-            part = FeatureSet(*(values[query.camids == a] for values in query)), FeatureSet(*(values[gallery.camids == b] for values in gallery))
+            part = (
+                FeatureSet(*(values[query.camids == a] for values in query)),
+                FeatureSet(*(values[gallery.camids == b] for values in gallery)),
+            )
             scores = score_queries(*part[0], *part[1])
             scored = scores.num_positives > 0
             assert table.num_queries[i, j] == scored.sum()

@@ -21,7 +21,9 @@ class CameraLinks(NamedTuple):
     def isolated(self, max_share: float) -> list[int]:
         """Return the cameras of which at most this share of the groups also has an image of another camera."""
         totals = np.diag(self.groups)
-        return [int(camid) for camid, crossing, total in zip(self.camids, self.crossing, totals, strict=True) if crossing <= max_share * total]
+        return [
+            int(camid) for camid, crossing, total in zip(self.camids, self.crossing, totals, strict=True) if crossing <= max_share * total
+        ]
 
 
 def camera_links(groups: Ints, camids: Ints) -> CameraLinks:

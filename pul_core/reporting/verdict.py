@@ -122,9 +122,7 @@ def _cameras(facts: RunFacts, camera_name: Callable[[int], str]) -> list[Finding
     if isolated:
         level: Level = "bad" if len(isolated) == len(links.camids) else "caution"
         names = _listed([camera_name(camid) for camid in isolated])
-        return [
-            Finding(level, f"At most {ISOLATED_SHARE:.0%} of the clusters of camera {names} have an image of another camera.")
-        ]
+        return [Finding(level, f"At most {ISOLATED_SHARE:.0%} of the clusters of camera {names} have an image of another camera.")]
     alone = [camera_name(camid) for camid in links.isolated(ISOLATED_SHARE)]
     if alone:
         return [Finding("unknown", f"Nobody on camera {_listed(alone)} was seen by another camera, so its clusters cannot cross cameras.")]
@@ -137,10 +135,7 @@ def _cameras(facts: RunFacts, camera_name: Callable[[int], str]) -> list[Finding
 
 def unlinked_pairs(links: CameraLinks, people: CameraLinks | None) -> list[tuple[int, int]]:
     """Return the pairs of cameras that no cluster joins, although each has several clusters and, if known, people were seen by both."""
-    shared = {
-        (int(people.camids[i]), int(people.camids[j]))
-        for i, j in (np.argwhere(people.groups > 0) if people else [])
-    }
+    shared = {(int(people.camids[i]), int(people.camids[j])) for i, j in (np.argwhere(people.groups > 0) if people else [])}
     totals = np.diag(links.groups)
     return [
         (int(links.camids[i]), int(links.camids[j]))

@@ -23,11 +23,11 @@ from tasks.data.listing import iter_image_paths
 from tasks.index import index
 from tasks.operations.housekeeping import digest_of, remove_dangling_links
 from tasks.operations.lost_runs import running_runs
+from tasks.report.records import delete_reports
 from tasks.store.artifacts import column, read_table
 from tasks.store.home import artifact_root, home, is_default_store
 from tasks.store.runs import find_run_folder
 from tasks.store.users import housekeeping
-from tasks.report.records import delete_reports
 from tasks.tracking.client import client, delete_logged, search_all_runs, search_runs
 from tasks.tracking.results import IS_RUN, RUN_ID_TAG, find_run, run_id_of
 

@@ -34,11 +34,11 @@ def cameras(run: RunData, clusters: CameraLinks | None, people: CameraLinks | No
     section = SectionView(
         name="cameras",
         title="Cameras",
-        lead="Clusters have to join the cameras: a model learns what a change of camera looks like from people it has grouped across cameras.",
+        lead="Clusters have to join cameras: only from people that are grouped across cameras can a model learn what a change of camera does.",
     )
     if (run.camids == NO_CAMERA).all():
         section.notes = [
-            "The cameras are unknown. A regular expression with a named group, --target-pattern '(?P<camera>...)', reads them from file names."
+            "The cameras are unknown. A regular expression with a named group reads them from file names: --target-pattern '(?P<camera>...)'."
         ]
         return section
     heats = []
@@ -47,6 +47,7 @@ def cameras(run: RunData, clusters: CameraLinks | None, people: CameraLinks | No
     sets = run.query_and_gallery(run.last)
     if sets is not None:
         scores = rank_1_by_camera(sets[0], sets[1])
+        fewest, most = _smallest(scores.num_queries), scores.num_queries.max()
         columns = [f"to {run.camera_name(camid)}" for camid in scores.gallery_camids[:MAX_CAMERAS]]
         rows = []
         for camid, shares, numbers in zip(scores.query_camids, scores.rank_1, scores.num_queries, strict=True):
@@ -61,8 +62,8 @@ def cameras(run: RunData, clusters: CameraLinks | None, people: CameraLinks | No
                 "query camera",
                 columns,
                 rows[:MAX_CAMERAS],
-                "A query of one camera searches the gallery images of one other camera only, which is easier than the whole gallery. Empty: no "
-                f"query has a correct match there. Each cell counts between {_smallest(scores.num_queries)} and {scores.num_queries.max()} queries.",
+                "A query of one camera searches the gallery images of one other camera only, which is easier than the whole gallery. "
+                f"Empty: no query has a correct match there. Each other cell counts {fewest} to {most} queries.",
             )
         )
     elif run.scores(run.last) is not None:

@@ -55,9 +55,7 @@ def line_chart(
         .mark_line(point={"size": 45, "filled": True}, strokeWidth=2)
         .encode(
             x=alt.X("iteration:O", title=x_title, axis=alt.Axis(labelAngle=0)),
-            y=alt.Y(
-                "value:Q", title=y_title, scale=alt.Scale(zero=zero), axis=alt.Axis(format=".0%" if percent else ",.0f", tickCount=5)
-            ),
+            y=alt.Y("value:Q", title=y_title, scale=alt.Scale(zero=zero), axis=alt.Axis(format=".0%" if percent else ",.0f", tickCount=5)),
             color=alt.Color("series:N", sort=series, legend=alt.Legend(columns=3) if len(series) > 1 else None),
             tooltip=[alt.Tooltip("series:N"), alt.Tooltip("iteration:O", title=x_title), alt.Tooltip("value:Q", format=value_format)],
         )
@@ -103,9 +101,7 @@ def map_chart(points: Mapping[str, Any], iterations: Sequence[int], colours: Map
         iterations: the numbers of the iterations.
         colours: title of each colour by its key.
     """
-    slider = alt.param(
-        "at", value=len(iterations) - 1, bind=alt.binding_range(min=0, max=len(iterations) - 1, step=1, name="iteration ")
-    )
+    slider = alt.param("at", value=len(iterations) - 1, bind=alt.binding_range(min=0, max=len(iterations) - 1, step=1, name="iteration "))
     menu = alt.param(
         "colour", value=next(iter(colours)), bind=alt.binding_select(options=list(colours), labels=list(colours.values()), name="colour ")
     )
@@ -141,7 +137,9 @@ def map_chart(points: Mapping[str, Any], iterations: Sequence[int], colours: Map
 def _spec(chart: Any, height: int = HEIGHT) -> dict[str, Any]:
     """Return the specification of a chart that is as wide as the page; its data are part of it."""
     with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=False):
-        spec: dict[str, Any] = chart.properties(width="container", height=height, autosize={"type": "fit-x", "contains": "padding"}).to_dict()
+        spec: dict[str, Any] = chart.properties(
+            width="container", height=height, autosize={"type": "fit-x", "contains": "padding"}
+        ).to_dict()
     spec["config"] = CONFIG
     spec.pop("usermeta", None)
     return spec

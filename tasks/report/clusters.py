@@ -54,12 +54,12 @@ def clusters(run: RunData, thumbnails: Thumbnails | None) -> SectionView:
 
 def _sizes(clustering: Clustering) -> ChartView:
     classes = size_classes(clustering.clusters, clustering.reliable)
-    frame = pd.DataFrame(
-        [{"x": each.label, "series": name, "value": getattr(each, name)} for each in classes for name in SERIES]
-    )
+    frame = pd.DataFrame([{"x": each.label, "series": name, "value": getattr(each, name)} for each in classes for name in SERIES])
     rows = [[each.label, count(each.clusters), count(each.reliable), count(each.rejected)] for each in classes]
     sizes = np.bincount(clustering.clusters[clustering.clusters >= 0])
-    text = f"{len(sizes):,} clusters; half of them have at most {int(np.median(sizes))} images, the largest has {int(sizes.max(initial=0)):,}."
+    text = (
+        f"{len(sizes):,} clusters; half of them have at most {int(np.median(sizes))} images, the largest has {int(sizes.max(initial=0)):,}."
+    )
     spec = bar_chart(frame, x="images in the cluster", y_title="images", series=SERIES, colours=(0, 9))
     return ChartView("sizes", "Cluster sizes", spec, text, TableView(["size", "clusters", "reliable images", "rejected images"], rows))
 
@@ -73,14 +73,22 @@ def _cosines(clustering: Clustering, run: RunData) -> ChartView:
     first = int(np.flatnonzero(counts["reliable"] + counts["rejected"]).min(initial=len(BINS) - 2))
     labels = [f"{low:.2f}" for low in BINS[first:-1]]
     counts = {name: numbers[first:] for name, numbers in counts.items()}
-    frame = pd.DataFrame([{"x": label, "series": name, "value": int(n)} for name in SERIES for label, n in zip(labels, counts[name], strict=True)])
+    frame = pd.DataFrame(
+        [{"x": label, "series": name, "value": int(n)} for name in SERIES for label, n in zip(labels, counts[name], strict=True)]
+    )
     used = [at for at in range(len(labels)) if counts["reliable"][at] + counts["rejected"][at]]
     rows = [[f"{BINS[first + at]:.2f} to {BINS[first + at + 1]:.2f}", *(count(counts[name][at]) for name in SERIES)] for at in used]
     threshold = run.parameters.get("selection", {}).get("min_similarity")
-    rule = "lambda is -1, so every clustered image is reliable" if threshold == -1 else f"lambda (selection.min_similarity) is {threshold:g}"
+    rule = (
+        "lambda is -1, so every clustered image is reliable" if threshold == -1 else f"lambda (selection.min_similarity) is {threshold:g}"
+    )
     spec = bar_chart(frame, x="cosine to the cluster's centre", y_title="images", series=SERIES, colours=(0, 9))
     return ChartView(
-        "cosines", "Cosine to the centre", spec, f"Of the images in a cluster; {rule}.", TableView(["cosine", *SERIES], rows, left=["cosine"])
+        "cosines",
+        "Cosine to the centre",
+        spec,
+        f"Of the images in a cluster; {rule}.",
+        TableView(["cosine", *SERIES], rows, left=["cosine"]),
     )
 
 
@@ -107,10 +115,21 @@ def _table(run: RunData, clustering: Clustering, chosen: Ints) -> TableView:
         cameras = len(np.unique(run.camids[clustering.rows[members]]))
         centre = run.paths(clustering.rows[members[:1]])[0]
         rows.append(
-            [str(cluster), *map(count, (len(members), len(reliable), len(rejected), cameras)), _people(run, clustering.rows[members]), centre]
+            [
+                str(cluster),
+                *map(count, (len(members), len(reliable), len(rejected), cameras)),
+                _people(run, clustering.rows[members]),
+                centre,
+            ]
         )
     titles = ["cluster", "images", "reliable", "rejected", "cameras", "people", "centre"]
-    return TableView(titles, rows, left=["people", "centre"], note="People are counted where identities are known; the run does not read them.", title=f"{len(chosen)} clusters, from the largest to the smallest")
+    return TableView(
+        titles,
+        rows,
+        left=["people", "centre"],
+        note="People are counted where identities are known; the run does not read them.",
+        title=f"{len(chosen)} clusters, from the largest to the smallest",
+    )
 
 
 def _sheet(run: RunData, clustering: Clustering, cluster: int, thumbnails: Thumbnails) -> GroupView:

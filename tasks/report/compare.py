@@ -17,7 +17,20 @@ CURVES = {"reliable_set_size": ("Size of the reliable set", "images"), "mAP": ("
 
 def comparison_table(runs: list[RunData]) -> TableView:
     """Return one row per run."""
-    titles = ["run", "recipe", "iterations", "ended", "reliable", "clusters", "direct mAP", "mAP", "gain", "95 % interval", "rank-1", "time"]
+    titles = [
+        "run",
+        "recipe",
+        "iterations",
+        "ended",
+        "reliable",
+        "clusters",
+        "direct mAP",
+        "mAP",
+        "gain",
+        "95 % interval",
+        "rank-1",
+        "time",
+    ]
     rows = []
     for run in runs:
         summary, gain = summarise_run(run.metrics), gain_of(run)
@@ -44,9 +57,7 @@ def differences_table(runs: list[RunData]) -> TableView:
     """Return the parameters, and the digests of the target, in which the runs differ: one row each, one column per run."""
     flat: list[dict[str, Any]] = [flatten(run.parameters) | {"target images": run.files["images"][7:19]} for run in runs]
     names = sorted(set().union(*flat))
-    rows = [
-        [name, *(str(each.get(name, "–")) for each in flat)] for name in names if len({repr(each.get(name)) for each in flat}) > 1
-    ]
+    rows = [[name, *(str(each.get(name, "–")) for each in flat)] for name in names if len({repr(each.get(name)) for each in flat}) > 1]
     return TableView(["parameter", *(run.id for run in runs)], rows, left=["parameter"], title="Parameters that differ")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from pul_core.arrays import Ints
 from pul_core.identities import JUNK_PID
-from pul_core.reporting.feature_map import fit_axes, project, sample_positions
+from pul_core.reporting.feature_map import MAX_POINTS, fit_axes, project, sample_positions
 from tasks.report.charts import map_chart
 from tasks.report.formats import percent
 from tasks.report.run_data import RunData
@@ -14,7 +14,12 @@ from tasks.report.views import ChartView, SectionView
 
 NUM_COLOURS = 10
 SEED = 0
-COLOURS = {"camera": "camera", "cluster": "the ten largest clusters", "identity": "the ten people with most images", "selected": "reliable or not"}
+COLOURS = {
+    "camera": "camera",
+    "cluster": "the ten largest clusters",
+    "identity": "the ten people with most images",
+    "selected": "reliable or not",
+}
 
 
 def feature_map(run: RunData) -> SectionView:
@@ -39,8 +44,8 @@ def feature_map(run: RunData) -> SectionView:
     # A colour for each iteration has a column for each, one for all iterations has a single column.
     colours = {key: title for key, title in COLOURS.items() if key in points or f"{key}0" in points}
     section.lead = (
-        f"{len(rows):,} training images{'' if len(rows) < 3000 else ', drawn at random,'} on the two principal axes of all iterations together, "
-        f"which hold {percent(float(axes.explained.sum()), 0)} of the variance: images that are far apart here differ, but images that are "
+        f"{len(rows):,} training images{'' if len(rows) < MAX_POINTS else ', drawn at random,'} on the two principal axes of all iterations "
+        f"together, which hold {percent(float(axes.explained.sum()), 0)} of the variance: images that are far apart here differ, but images that are "
         "close here can still differ in other directions."
     )
     centred = "Features are centred by camera, as they are for clustering. " if run.centred else ""

@@ -4,11 +4,11 @@ import math
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Return a fraction in percent; a dash if it is unknown.
+    r"""Return a fraction in percent; a dash if it is unknown.
 
     Example:
         >>> percent(0.4567), percent(None)
-        ('45.7\\xa0%', '–')
+        ('45.7\xa0%', '–')
     """
     return "–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 

@@ -36,7 +36,7 @@ def reliable_set(run: RunData) -> SectionView:
         section.notes = ["No iteration has selected images yet."]
         return section
     curves = {"reliable images": "reliable_set_size", "clusters": "num_clusters"}
-    totals = [{"iteration": number, "series": "training images", "value": _num_images(metrics)} for number, metrics in numbered]
+    totals = [{"iteration": number, "series": "all images", "value": _num_images(metrics)} for number, metrics in numbered]
     frame = pd.DataFrame(
         [{"iteration": number, "series": title, "value": metrics[name]} for title, name in curves.items() for number, metrics in numbered]
         + totals
@@ -74,13 +74,17 @@ def _num_images(metrics: dict[str, float]) -> float:
 
 
 def _size_sentence(rows: list[list[str]]) -> str:
-    return f"{rows[-1][1]} images are reliable in iteration {rows[-1][0]}, {rows[-1][3]} of all; {rows[0][1]} were in iteration {rows[0][0]}."
+    return (
+        f"{rows[-1][1]} images are reliable in iteration {rows[-1][0]}, {rows[-1][3]} of all; {rows[0][1]} were in iteration {rows[0][0]}."
+    )
 
 
 def scores(run: RunData) -> SectionView:
     """Show the scores of each iteration, the gain over direct transfer, and the diagnostics that need labels."""
     section = SectionView(
-        name="scores", title="Scores", lead="Iteration 0 is direct transfer: the original model on the new cameras. Scores never influence the run."
+        name="scores",
+        title="Scores",
+        lead="Iteration 0 is direct transfer: the original model on the new cameras. Scores never influence the run.",
     )
     scored = [(number, metrics) for number, metrics in enumerate(run.metrics) if "mAP" in metrics]
     if not scored:
@@ -120,8 +124,8 @@ def scores(run: RunData) -> SectionView:
                 "oracle",
                 "Clusters against identities",
                 line_chart(frame, y_title="share", percent=True, zero=False),
-                "NMI of clusters and identities, and the share of reliable images whose person is the most frequent one of their class. Both need the true "
-                "identities of the training images, which the run never sees.",
+                "NMI of clusters and identities, and the share of reliable images whose person is the most frequent one of their class. Both "
+                "need the true identities of the training images, which the run never sees.",
                 TableView(["iteration", *ORACLES.values()], rows),
             ),
         ]
@@ -149,7 +153,7 @@ def _gain_table(run: RunData) -> TableView | None:
         ["score", "direct transfer", f"iteration {run.last}", "gain in points", "95 % interval"],
         rows,
         left=["score"],
-        note="The interval compares the two models query by query and describes the choice of test people. Another seed can differ by more.",
+        note="The interval compares the models query by query and describes the choice of test people. Another seed can differ by more.",
         title="Gain over direct transfer",
     )
 
@@ -160,12 +164,12 @@ def _notes(run: RunData) -> list[str]:
     best = max((value, -number) for number, value in enumerate(values) if value is not None)
     if -best[1] != run.last and values[run.last] is not None:
         notes.append(
-            f"Iteration {-best[1]} has the highest mAP, {percent(best[0])}. Choosing it requires test labels, so it is not the run's result."
+            f"Iteration {-best[1]} has the highest mAP, {percent(best[0])}. Choosing it needs test labels, so it is not the run's result."
         )
     if statistics := run.metrics[0].get("mAP_statistics"):
         notes.append(
-            f"With BatchNorm statistics of the target's cameras the original model has an mAP of {percent(statistics)}; the rest of the gain "
-            "comes from training."
+            f"With BatchNorm statistics of the target's cameras the original model has an mAP of {percent(statistics)}; the rest of the "
+            "gain comes from training."
         )
     return notes
 
@@ -186,9 +190,7 @@ def times(run: RunData) -> SectionView:
         for number, metrics in enumerate(run.metrics)
     ]
     total = sum(metrics.get(name, 0) for metrics in run.metrics for name in steps)
-    spec = bar_chart(
-        frame, x="iteration", y_title="seconds", series=[STEPS[name] for name in steps], colours=colours, value_format=",.1f"
-    )
+    spec = bar_chart(frame, x="iteration", y_title="seconds", series=[STEPS[name] for name in steps], colours=colours, value_format=",.1f")
     return SectionView(
         name="time",
         title="Time",

@@ -49,8 +49,13 @@ def render(title: str, overview: SectionView | None, chapters: list[Chapter]) ->
     import vl_convert
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    sections = [*([("", overview)] if overview else []), *((f"run{n}-", each) for n, chapter in enumerate(chapters) for each in chapter.sections)]
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    sections = [
+        *([("", overview)] if overview else []),
+        *((f"run{n}-", each) for n, chapter in enumerate(chapters) for each in chapter.sections),
+    ]
     charts = [_chart(prefix, chart) for prefix, section in sections for chart in section.charts]
     return environment.get_template("report.html").render(
         title=title,
@@ -59,7 +64,9 @@ def render(title: str, overview: SectionView | None, chapters: list[Chapter]) ->
         overview=overview,
         chapters=chapters,
         charts=charts,
-        library=vl_convert.javascript_bundle(vl_version=altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]).replace("</script", "<\\/script"),
+        library=vl_convert.javascript_bundle(vl_version=altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]).replace(
+            "</script", "<\\/script"
+        ),
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
     )

@@ -22,13 +22,14 @@ def provenance(run: RunData) -> SectionView:
         ["source", str(source)],
         ["target", str(run.parameters.get("target"))],
         ["git commit", run.commit or "–"],
-        ["computed on", f"{start.get('device', '–')}, threads: {start.get('threads', '–')}, training in {start.get('training_dtype', '–')}"],
+        [
+            "computed on",
+            f"{start.get('device', '–')}, threads: {start.get('threads', '–')}, training in {start.get('training_dtype', '–')}",
+        ],
         ["versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "–"],
     ]
     files = [["run", name, digest] for name, digest in digests(run.files).items()]
-    files += [
-        [f"iteration {number}", name, digest] for number, uris in run.iterations.items() for name, digest in digests(uris).items()
-    ]
+    files += [[f"iteration {number}", name, digest] for number, uris in run.iterations.items() for name, digest in digests(uris).items()]
     parameters = [[name, str(value)] for name, value in sorted(flatten(run.parameters).items()) if value is not None]
     return SectionView(
         name="provenance",

@@ -27,8 +27,8 @@ def queries(run: RunData, thumbnails: Thumbnails | None) -> SectionView:
     section = SectionView(
         name="queries",
         title="Ranked lists",
-        lead="The nearest gallery images of a query, the nearest first. Images of the query's person from the query's own camera, and junk, are "
-        "ignored and have no rank. No list shows a person twice.",
+        lead="The nearest gallery images of a query, the nearest first. Images of the query's person from the query's own camera, and junk, "
+        "are ignored and have no rank. Each group has at most one query per person.",
     )
     after = run.query_and_gallery(run.last)
     table = run.scores(run.last)
@@ -73,7 +73,13 @@ def _by_row(rows: Ints, scored_rows: Ints, values: Floats) -> Floats:
 def _lists(run: RunData, sets: Sets, chosen: Ints, ap: Floats, thumbnails: Thumbnails | None) -> list[GroupView]:
     lists = ranked_lists(sets[0], sets[1], chosen, length=LENGTH)
     return [
-        _group(run, sets, f"{_name(run, sets, ranked.query_idx)}: average precision {percent(ap[ranked.query_idx])}", [("", ranked)], thumbnails)
+        _group(
+            run,
+            sets,
+            f"{_name(run, sets, ranked.query_idx)}: average precision {percent(ap[ranked.query_idx])}",
+            [("", ranked)],
+            thumbnails,
+        )
         for ranked in lists
     ]
 
@@ -133,4 +139,6 @@ def _table(run: RunData, sets: Sets, query_row: int, lists: Sequence[tuple[str, 
             rows.append([name, *cells] if name else cells)
             marks.append(mark)
     titles = [*(["list"] if lists[0][0] else []), "rank", "mark", "camera", "cosine", "gallery image"]
-    return TableView(titles, rows, left=["list", "mark", "gallery image"], note=f"Query: {run.paths(np.array([query_row]))[0]}", marks=marks)
+    return TableView(
+        titles, rows, left=["list", "mark", "gallery image"], note=f"Query: {run.paths(np.array([query_row]))[0]}", marks=marks
+    )

@@ -1,6 +1,7 @@
 """Everything that a report reads of a run: its parameters, its metrics in MLflow, and its artifacts."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,7 +75,7 @@ class RunData:
         """Return the name of a camera in the data set, or its number if it has none."""
         return self.camera_names.get(int(camid), "unknown" if camid < 0 else str(camid))
 
-    @property
+    @cached_property
     def camera_names(self) -> dict[int, str]:
         """Return the names of the cameras that have one."""
         pairs = self.images.select(["camid", "camera"]).group_by(["camid", "camera"]).aggregate([]).to_pylist()
@@ -129,9 +130,7 @@ class RunData:
         if inputs.get("centre_cameras"):
             centred = centre_by_camera(np.concatenate(features), self.camids[np.concatenate(rows)])
             features = np.split(centred, [len(rows[0])])
-        query, gallery = (
-            FeatureSet(values, self.pids[at], self.camids[at]) for values, at in zip(features, rows, strict=True)
-        )
+        query, gallery = (FeatureSet(values, self.pids[at], self.camids[at]) for values, at in zip(features, rows, strict=True))
         return query, gallery, rows[0], rows[1]
 
 
