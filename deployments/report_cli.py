@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from deployments.servers import prepare_flow_run
 from deployments.tables import render_table
 from pul_core.errors import UserError
 from tasks.store.home import home, user_path
+
+if TYPE_CHECKING:
+    from tasks.report.run_data import RunData
 
 
 def report_command(
@@ -90,7 +93,7 @@ def _output(out: Path | None, run_ids: list[str]) -> Path:
     return home() / "reports" / f"{hashlib.sha256(' '.join(run_ids).encode()).hexdigest()[:12]}.html"
 
 
-def _publish(read: list, file: Path, page: str) -> None:  # type: ignore[type-arg] # of RunData, which is slow to import
+def _publish(read: "list[RunData]", file: Path, page: str) -> None:
     """Write, log and link a report; a report that cannot be linked is still there."""
     from tasks.report.publish import link_report, log_report, write_report
 

@@ -130,8 +130,7 @@ def test_the_report_shows_its_figures_and_requests_nothing(report, page, width, 
 def test_the_slider_and_the_menu_of_the_map_change_the_map_and_its_table(report, page):
     page.goto(report.as_uri())
     page.wait_for_selector("html[data-drawn]")
-    chart = page.locator("[id$=-map]:is(.chart)")
-    figure = page.locator("figure:has(#run0-map), figure:has([id$='-map'].chart)")
+    chart, figure = page.locator("#chart-run0-map"), page.locator("figure:has(#chart-run0-map)")
     figure.locator("summary").click()
     rows = figure.locator("td")
     before = chart.inner_html(), rows.nth(1).inner_text()

@@ -130,7 +130,7 @@ UNKNOWN = camera_links(np.repeat(np.arange(20), 3), np.full(60, -1))
         ({"reason": "limit"}, "caution", "max_iterations"),
         ({"reason": "stable_everything", "reliable": 1990}, "bad", "degenerate"),
         ({"reason": "limit", "reliable": 101}, "caution", "degenerate"),
-        ({"reason": None, "status": "failed"}, "bad", "it is failed"),
+        ({"reason": None, "status": "failed"}, "bad", "its status is failed"),
         ({"reliable": None}, "bad", "only the original one"),
         ({"gain": Gain(-0.1, -0.15, -0.05, 200, 50)}, "bad", "mAP fell by 10.0 points"),
         ({"gain": Gain(0.01, -0.01, 0.03, 200, 50)}, "caution", "cannot tell the two models apart"),

@@ -77,7 +77,7 @@ def judge(facts: RunFacts, camera_name: Callable[[int], str] = str) -> Verdict:
 def _end(facts: RunFacts) -> Finding:
     after = f"after iteration {facts.last_iteration}"
     if facts.reason is None:
-        return Finding("bad", f"The run has not finished: it is {facts.status}, and these are its results {after}.")
+        return Finding("bad", f"The run did not finish (its status is {facts.status}); these are its results {after}.")
     level: dict[Reason, Level] = {"stable": "good", "limit": "caution", "oscillating": "caution"}
     explanation = EXPLANATIONS[facts.reason]
     return Finding(level.get(facts.reason, "bad"), f"The run stopped {after}: {explanation}.")

@@ -50,9 +50,14 @@ def _chapter(run: RunData, *, with_images: bool) -> Chapter:
         times(run),
         provenance(run),
     ]
-    origin = ", ".join(run.parameters.get("source") or []) or str(run.parameters.get("original_model"))
-    subtitle = f"{origin} → {run.parameters.get('target')}, recipe {run.recipe}"
+    origins = run.parameters.get("source") or [str(run.parameters.get("original_model"))]
+    subtitle = f"{', '.join(map(_short_name, origins))} to {_short_name(str(run.parameters['target']))}, recipe {run.recipe}"
     return Chapter(run.id, subtitle, _figures(run), verdict_on(run, cluster_links, people_links), sections)
+
+
+def _short_name(location: str) -> str:
+    """Return the name of a data set or model without its folders; provenance has the full one."""
+    return location if location.startswith("synthetic:") else location.rstrip("/").rpartition("/")[2]
 
 
 def _figures(run: RunData) -> list[tuple[str, str, str]]:

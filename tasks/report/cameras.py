@@ -34,12 +34,10 @@ def cameras(run: RunData, clusters: CameraLinks | None, people: CameraLinks | No
     section = SectionView(
         name="cameras",
         title="Cameras",
-        lead="Clusters have to join cameras: only from people that are grouped across cameras can a model learn what a change of camera does.",
+        lead="A model learns what a change of camera does only from people that are grouped across cameras, so clusters have to join them.",
     )
     if (run.camids == NO_CAMERA).all():
-        section.notes = [
-            "The cameras are unknown. A regular expression with a named group reads them from file names: --target-pattern '(?P<camera>...)'."
-        ]
+        section.notes = ["The cameras are unknown. A regular expression can read them from file names: --target-pattern '(?P<camera>...)'."]
         return section
     heats = []
     if clusters is not None and len(clusters.camids):

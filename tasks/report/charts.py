@@ -1,9 +1,11 @@
-"""Charts as Vega-Lite specifications, made with Altair. Colours are CSS variables, so that a page has a light and a dark form."""
+"""Charts as Vega-Lite specifications, made with Altair. Colours are CSS variables, so that a page has a light and a dark form.
+
+Altair is an optional package, so it is imported only when a chart is drawn.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import altair as alt
 import pandas as pd
 
 HEIGHT = 260  # pixels; the width is that of the page
@@ -48,6 +50,8 @@ def line_chart(
         zero: whether the vertical axis begins at 0.
         x_title: title of the horizontal axis.
     """
+    import altair as alt
+
     value_format = ".1%" if percent else ",.0f"
     series = list(dict.fromkeys(frame["series"]))
     chart = (
@@ -76,6 +80,8 @@ def bar_chart(
         colours: number of the colour of each series; empty: 0, 1, 2, ...
         value_format: of the tooltip.
     """
+    import altair as alt
+
     order = list(dict.fromkeys(frame["x"]))
     scale = alt.Scale(domain=list(series), range=[COLOURS[number] for number in colours or range(len(series))])
     frame = frame.assign(rank=frame["series"].map({name: number for number, name in enumerate(series)}))
@@ -101,6 +107,8 @@ def map_chart(points: Mapping[str, Any], iterations: Sequence[int], colours: Map
         iterations: the numbers of the iterations.
         colours: title of each colour by its key.
     """
+    import altair as alt
+
     slider = alt.param("at", value=len(iterations) - 1, bind=alt.binding_range(min=0, max=len(iterations) - 1, step=1, name="iteration "))
     menu = alt.param(
         "colour", value=next(iter(colours)), bind=alt.binding_select(options=list(colours), labels=list(colours.values()), name="colour ")
@@ -136,6 +144,8 @@ def map_chart(points: Mapping[str, Any], iterations: Sequence[int], colours: Map
 
 def _spec(chart: Any, height: int = HEIGHT) -> dict[str, Any]:
     """Return the specification of a chart that is as wide as the page; its data are part of it."""
+    import altair as alt
+
     with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=False):
         spec: dict[str, Any] = chart.properties(
             width="container", height=height, autosize={"type": "fit-x", "contains": "padding"}

@@ -43,10 +43,11 @@ def feature_map(run: RunData) -> SectionView:
     points = _points(run, rows, numbers, positions)
     # A colour for each iteration has a column for each, one for all iterations has a single column.
     colours = {key: title for key, title in COLOURS.items() if key in points or f"{key}0" in points}
+    drawn = "" if len(rows) < MAX_POINTS else ", drawn at random,"
     section.lead = (
-        f"{len(rows):,} training images{'' if len(rows) < MAX_POINTS else ', drawn at random,'} on the two principal axes of all iterations "
-        f"together, which hold {percent(float(axes.explained.sum()), 0)} of the variance: images that are far apart here differ, but images that are "
-        "close here can still differ in other directions."
+        f"{len(rows):,} training images{drawn} on the two principal axes of all iterations together, which hold "
+        f"{percent(float(axes.explained.sum()), 0)} of the variance: images that are far apart here differ, but images that are close here "
+        "can still differ in other directions."
     )
     centred = "Features are centred by camera, as they are for clustering. " if run.centred else ""
     section.charts = [

@@ -124,8 +124,8 @@ def scores(run: RunData) -> SectionView:
                 "oracle",
                 "Clusters against identities",
                 line_chart(frame, y_title="share", percent=True, zero=False),
-                "NMI of clusters and identities, and the share of reliable images whose person is the most frequent one of their class. Both "
-                "need the true identities of the training images, which the run never sees.",
+                "NMI of clusters and identities, and the share of reliable images whose person is the most frequent one of their class. "
+                "Both need the true identities of the training images, which the run never sees.",
                 TableView(["iteration", *ORACLES.values()], rows),
             ),
         ]

@@ -12,7 +12,7 @@ from tasks.store.runs import format_time
 
 TEMPLATES = Path(__file__).parent
 MARKER = "pul-reid report"  # `generator` of the page, by which pul purge recognises its files
-PACKAGES = ("altair", "vl_convert")
+PACKAGES = {"altair": "altair", "vl_convert": "vl-convert-python"}  # name of each package on PyPI by its module
 
 
 class Chapter(NamedTuple):
@@ -31,10 +31,8 @@ def require_packages() -> None:
     Raises:
         UserError: they are not.
     """
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise UserError(
-            f"the report requires the package {missing[0].replace('_', '-')}: install the extra with pip install 'pul-reid[report]'"
-        )
+    if missing := [package for module, package in PACKAGES.items() if find_spec(module) is None]:
+        raise UserError(f"the report requires the package {missing[0]}: install the extra with pip install 'pul-reid[report]'")
 
 
 def render(title: str, overview: SectionView | None, chapters: list[Chapter]) -> str:

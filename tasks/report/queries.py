@@ -27,8 +27,8 @@ def queries(run: RunData, thumbnails: Thumbnails | None) -> SectionView:
     section = SectionView(
         name="queries",
         title="Ranked lists",
-        lead="The nearest gallery images of a query, the nearest first. Images of the query's person from the query's own camera, and junk, "
-        "are ignored and have no rank. Each group has at most one query per person.",
+        lead="The nearest gallery images of a query, the nearest first. Images of the query's person from the query's own camera, and "
+        "junk, are ignored and have no rank. Each group has at most one query per person.",
     )
     after = run.query_and_gallery(run.last)
     table = run.scores(run.last)

@@ -150,7 +150,9 @@ def read_run(reference: str | None) -> RunData:
     files, iterations = run_files(run_id)
     if not config.is_file():
         raise DataError(f"run {run_id} has no folder {config.parent}: make the report on the machine that executed the run")
-    if 0 not in metrics or 0 not in iterations or "images" not in files:
+    if "images" not in files:
+        raise DataError(f"run {run_id} no longer has the table of its images, because images of it were purged: start a new run")
+    if 0 not in metrics or 0 not in iterations:
         raise DataError(f"run {run_id} has no finished iteration yet: wait until iteration 0 is done")
     number = next(number for number in range(len(metrics) + 1) if number not in metrics or number not in iterations)
     parameters, resolved = read_config(config)
