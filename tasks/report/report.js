@@ -60,7 +60,7 @@ async function draw() {
 
 const opened = [];
 addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details.data:not([open]):not(.points)")) { details.open = true; opened.push(details); }
+  for (const details of document.querySelectorAll("details.data:not([open]):not(.points):not(.group details)")) { details.open = true; opened.push(details); }
 });
 addEventListener("afterprint", () => { while (opened.length) opened.pop().open = false; });
 draw();
