@@ -81,7 +81,12 @@ def draw_run(n):
             first = np.where(rng.random(queries) < quality, 1, 9).astype(float)
             table = {"row": splits["query"], "split": np.zeros(queries, int), "ap": quality, "inp": quality, "first_hit": first}
             artifacts = {"scores": write_table("scores", pa.table(table | {"num_positives": np.full(queries, 9)}))}
-        metrics = {"mAP": float(quality.mean()), "rank_1": float((first == 1).mean()), "seconds_evaluate": 1.0}
+        metrics = {
+            "mAP": float(quality.mean()),
+            "mINP": float(quality.mean()),
+            "rank_1": float((first == 1).mean()),
+            "seconds_evaluate": 1.0,
+        }
         if number:
             clusters, similarity = pids[:n] * 2 + (rng.random(n) < 0.3), rng.random(n)
             reliable = similarity > 0.5

@@ -91,7 +91,12 @@ def scores(run: RunData) -> SectionView:
         section.notes = ["The target has no labelled queries and gallery, so nothing is scored."]
     else:
         frame = pd.DataFrame(
-            [{"iteration": number, "series": SCORES[name], "value": metrics[name]} for name in CURVES for number, metrics in scored]
+            [
+                {"iteration": number, "series": SCORES[name], "value": metrics[name]}
+                for name in CURVES
+                for number, metrics in scored
+                if name in metrics
+            ]
         )
         rows = [[str(number), *(percent(metrics.get(name)) for name in SCORES)] for number, metrics in scored]
         last = scored[-1]
