@@ -43,7 +43,7 @@ def report_command(
     require_packages()
     if out:
         check_output(out, "--out")
-    read = [read_run(run) for run in runs or [None]]
+    read = [read_run(run) for run in runs] if runs else [read_run(None)]
     file = _output(out, [run.id for run in read])
     _publish(read, file, report_page(read, with_images=with_images))
 

@@ -58,5 +58,4 @@ def project(features: Features, axes: MapAxes) -> Features:
         >>> project(np.float32([[1, 0, 9], [2, 3, 9]]), axes).tolist()
         [[0.0, 0.0], [1.0, 3.0]]
     """
-    positions: Features = (features - axes.mean) @ axes.axes.T
-    return positions
+    return np.asarray((features - axes.mean) @ axes.axes.T, np.float32)

@@ -59,7 +59,8 @@ def _joined(query_idx: int, ranked: Floats, ignored: Floats) -> RankedList:
     """Insert the ignored images into the ranked ones by their distance."""
     ignored = ignored[ignored[:, 0] <= ranked[:, 0].max(initial=-np.inf)]
     rows = np.concatenate((ignored, ranked))
-    marks: list[Mark] = ["ignored"] * len(ignored) + ["right" if is_right else "wrong" for is_right in ranked[:, 1]]
+    marks: list[Mark] = ["ignored" for _ in ignored]
+    marks += ["right" if is_right else "wrong" for is_right in ranked[:, 1]]
     order = np.argsort(rows[:, 0].round(6), kind="stable")
     return RankedList(query_idx, rows[order, 2].astype(np.int64), [marks[at] for at in order], rows[order, 0])
 

@@ -128,14 +128,16 @@ def _cameras(facts: RunFacts, camera_name: Callable[[int], str]) -> list[Finding
         return [Finding("unknown", f"Nobody on camera {_listed(alone)} was seen by another camera, so its clusters cannot cross cameras.")]
     missing = [f"{camera_name(a)} and {camera_name(b)}" for a, b in unlinked_pairs(links, people)]
     if missing:
-        more = f", nor {len(missing) - 3} other pairs of cameras" if len(missing) > 3 else ""
+        more = f", or {len(missing) - 3} other pairs of cameras" if len(missing) > 3 else ""
         return [Finding("caution", f"No cluster joins cameras {', or '.join(missing[:3])}{more}.")]
     return [Finding("good", f"Clusters cross all {len(links.camids)} cameras.")]
 
 
 def unlinked_pairs(links: CameraLinks, people: CameraLinks | None) -> list[tuple[int, int]]:
     """Return the pairs of cameras that no cluster joins, although each has several clusters and, if known, people were seen by both."""
-    shared = {(int(people.camids[i]), int(people.camids[j])) for i, j in (np.argwhere(people.groups > 0) if people else [])}
+    shared = set()
+    if people is not None:
+        shared = {(int(people.camids[i]), int(people.camids[j])) for i, j in np.argwhere(people.groups > 0)}
     totals = np.diag(links.groups)
     return [
         (int(links.camids[i]), int(links.camids[j]))

@@ -43,8 +43,6 @@ def render(title: str, overview: SectionView | None, chapters: list[Chapter]) ->
         overview: the runs side by side; None for a single run.
         chapters: the runs.
     """
-    import altair
-    import vl_convert
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -62,9 +60,7 @@ def render(title: str, overview: SectionView | None, chapters: list[Chapter]) ->
         overview=overview,
         chapters=chapters,
         charts=charts,
-        library=vl_convert.javascript_bundle(vl_version=altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]).replace(
-            "</script", "<\\/script"
-        ),
+        library=_library(),
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
     )
@@ -72,3 +68,12 @@ def render(title: str, overview: SectionView | None, chapters: list[Chapter]) ->
 
 def _chart(prefix: str, chart: ChartView) -> dict[str, Any]:
     return {"id": f"chart-{prefix}{chart.name}", "spec": chart.spec, "points": chart.points}
+
+
+def _library() -> str:
+    """Return the charts' library, vega-embed with Vega-Lite, as a script that can stand in a page."""
+    import altair
+    import vl_convert
+
+    version = altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
+    return str(vl_convert.javascript_bundle(None, vl_version=version)).replace("</script", "<\\/script")

@@ -117,14 +117,14 @@ def delete_logged(run_id: str, path: str | None = None) -> Path | None:
     """
     uri = client().get_run(run_id).info.artifact_uri
     repository = get_artifact_repository(uri)
-    if is_local_uri(uri):
-        file = Path(local_file_uri_to_path(uri), path or "")
+    if is_local_uri(uri):  # type: ignore[no-untyped-call]
+        file = Path(local_file_uri_to_path(uri), path or "")  # type: ignore[no-untyped-call]
         if not file.exists():
             return None
-        repository.delete_artifacts(path)
+        repository.delete_artifacts(path)  # type: ignore[no-untyped-call]
         return file
     with contextlib.suppress(MlflowException):  # there is no such file
-        repository.delete_artifacts(path)
+        repository.delete_artifacts(path)  # type: ignore[no-untyped-call]
     return None
 
 
