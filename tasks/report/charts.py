@@ -136,7 +136,7 @@ def map_chart(points: Mapping[str, Any], iterations: Sequence[int], colours: Map
     coloured = (
         base.transform_filter("datum.group != ''")
         .mark_circle(size=26, opacity=0.85)
-        .encode(**position, color=alt.Color("group:N", legend=alt.Legend(columns=4, symbolOpacity=1)), tooltip=tooltip)
+        .encode(**position, color=alt.Color("group:N", legend=alt.Legend(columns=5, symbolOpacity=1)), tooltip=tooltip)
     )
     chart = alt.layer(grey, coloured).add_params(slider, menu)
     return _spec(chart, height=420)

@@ -104,7 +104,7 @@ def _people(run: RunData, rows: Ints) -> str:
     if run.pids is None or not (known := run.pids[rows][run.pids[rows] > JUNK_PID]).size:
         return "–"
     _, counts = np.unique(known, return_counts=True)
-    return "1 person" if len(counts) == 1 else f"{len(counts)} people, {counts.max()} of {len(known)} images of one"
+    return "1 person" if len(counts) == 1 else f"{len(counts)} people, {counts.max()} of {len(known)} images show one of them"
 
 
 def _table(run: RunData, clustering: Clustering, chosen: Ints) -> TableView:
