@@ -33,6 +33,7 @@ from deployments.display import Screen, display
 from deployments.environment import configure
 from deployments.errors import debugging, log_unexpected, quieten, user_message
 from deployments.maintenance_cli import doctor, gc, purge
+from deployments.report_cli import compare_command, report_command
 from deployments.servers import PREFECT_FILE, prepare_flow_run, run_servers
 from deployments.suggest_cli import suggest_command
 from deployments.sweep_cli import sweep_command
@@ -396,6 +397,8 @@ def _duration(seconds: float) -> str:
 
 
 # Registered here, because the help lists the commands in the order of registration.
+app.command("report")(report_command)
+app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
 app.command("suggest")(suggest_command)
 app.command()(doctor)

@@ -108,7 +108,7 @@ def purge(
 ) -> None:
     """Delete a run, or all data derived from certain images.
 
-    Derived data are pixels, features and file names. The deleted files are listed; data sets are not changed.
+    Derived data are pixels, features, file names and reports. The deleted files are listed; data sets are not changed.
     """
     from tasks.operations.purge import digests_of_identity, digests_of_images, purge_images, purge_run
 

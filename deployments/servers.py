@@ -24,7 +24,7 @@ from deployments.access import Access, UpError, check_authentication, http_statu
 from deployments.environment import active_server, bypass_proxy, up_is_running, up_lock, use_server
 from deployments.errors import quieten
 from pul_core.errors import UserError
-from tasks.store.home import WORKING_FOLDER, home
+from tasks.store.home import UI_URL_FILE, WORKING_FOLDER, home
 
 PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
 # The folder of the packages. Prefect imports flows from the folder where they were deployed; the user's may contain a tasks.py.
@@ -79,6 +79,7 @@ def _run_services(access: Access, prefect_port: int, mlflow_port: int) -> None:
     try:
         _start_services(services, access, prefect_url, mlflow_url, mlflow_port)
         use_server(f"{prefect_url}/api")
+        (home() / UI_URL_FILE).write_text(f"{mlflow_url}\n", encoding="utf-8")
         from tasks.operations.lost_runs import close_lost_runs
 
         for name in close_lost_runs(prefect=True):

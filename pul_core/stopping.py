@@ -44,11 +44,21 @@ def reason_to_stop(sizes: Sequence[int], settings: Stopping, *, num_clusters: in
     small = [abs(change) <= settings.stability_tolerance for change in changes]
     patience = settings.stability_patience
     if settings.stop_when_stable and len(small) >= patience and all(small[-patience:]):
-        if sizes[-1] <= 1.05 * num_clusters:
-            return "stable_only_centres"
-        return "stable_everything" if sizes[-1] >= 0.95 * num_images else "stable"
+        return degeneration(sizes[-1], num_clusters=num_clusters, num_images=num_images) or "stable"
     if len(sizes) < settings.max_iterations:
         return None
     last = changes[-3:]
     swings = len(last) == 3 and not any(small[-3:]) and last[0] * last[1] < 0 and last[1] * last[2] < 0
     return "oscillating" if swings else "limit"
+
+
+def degeneration(size: int, *, num_clusters: int, num_images: int) -> Literal["stable_only_centres", "stable_everything"] | None:
+    """Return how a reliable set of this size is degenerate: within 5 % of the number of clusters, or of the number of images; else None.
+
+    Example:
+        >>> [degeneration(size, num_clusters=100, num_images=2000) for size in (103, 900, 1950)]
+        ['stable_only_centres', None, 'stable_everything']
+    """
+    if size <= 1.05 * num_clusters:
+        return "stable_only_centres"
+    return "stable_everything" if size >= 0.95 * num_images else None

@@ -1,10 +1,11 @@
-"""The UIs of Prefect and MLflow in a real browser: the form, the task graph and the tables of iterations.
+"""In a real browser: the UIs of Prefect and MLflow, with the form, the task graph and the tables of iterations, and the report.
 
 With PUL_SCREENSHOTS=FOLDER screenshots of the pages are saved there, for the documentation.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,78 @@ def test_mlflow_compares_the_iterations_of_a_run(up, completed_run, page, monkey
     page.get_by_text("reliable_fraction").first.wait_for()  # only the first rows of the table are rendered, so not reliable_set_size
     page.get_by_text("Comparing").first.wait_for()
     save(page, "mlflow-compare")
+
+
+@pytest.fixture(scope="module")
+def report(finished_run, up, tmp_path_factory):
+    """A report of the finished run with pictures, made by the command while `pul up` runs."""
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    command = [BIN / "pul", "report", finished_run.name, "--with-images", "--out", file]
+    done = subprocess.run(command, cwd=finished_run.folder, env={}, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0 and "not linked" not in done.stderr, done.stdout + done.stderr
+    return file
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
+def test_the_report_shows_its_figures_and_requests_nothing(report, page, width, scheme):
+    problems, requests = [], []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(report.as_uri())
+    page.wait_for_selector("html[data-drawn]")
+    charts = page.locator(".chart")
+    names = [charts.nth(at).get_attribute("id") for at in range(charts.count())]
+    assert {name.partition("-")[2].partition("-")[2] for name in names} == {
+        "reliable",
+        "scores",
+        "oracle",
+        "sizes",
+        "cosines",
+        "map",
+        "time",
+    }
+    for name in names:
+        assert page.locator(f"#{name} svg path").count() > 5, name
+        assert page.locator(f"figure:has(#{name}) details").count() == 1, "each chart has its table"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page does not scroll sideways"
+    assert page.locator(".picture.right img").count() and page.locator(".picture.wrong img").count()
+    assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth)")
+    assert problems == [] and all(url.startswith(("data:", "file:")) for url in requests)
+
+
+def test_the_slider_and_the_menu_of_the_map_change_the_map_and_its_table(report, page):
+    page.goto(report.as_uri())
+    page.wait_for_selector("html[data-drawn]")
+    chart, figure = page.locator("#chart-run0-map"), page.locator("figure:has(#chart-run0-map)")
+    figure.locator("summary").click()
+    rows = figure.locator("td")
+    before = chart.inner_html(), rows.nth(1).inner_text()
+    chart.locator("input[type=range]").fill("0")
+    page.wait_for_timeout(500)
+    after = chart.inner_html(), rows.nth(1).inner_text()
+    assert before[0] != after[0] and before[1] != after[1]
+    chart.locator("select").select_option(label="reliable or not")
+    page.wait_for_timeout(500)
+    assert {"reliable"} <= set(chart.locator("text").all_inner_texts())
+
+
+def test_the_report_is_logged_to_mlflow_and_linked_from_prefect_beside_the_curves(report, up, finished_run, page):
+    _, (port, mlflow_port) = up
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/artifacts/filter",
+        json.dumps({"artifacts": {"flow_run_id": {"any_": [finished_run.flow_run_id]}}}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as answer:
+        artifacts = {artifact["key"]: artifact for artifact in json.load(answer)}
+    assert artifacts["pul-curves"]["data"].startswith("data:image/png;base64,")
+    link = re.search(r"\((http[^)]*)\)", artifacts["pul-report"]["data"])[1]
+    assert link.startswith(f"http://127.0.0.1:{mlflow_port}/")
+    page.goto(link)
+    page.frame_locator("iframe").get_by_text("Reliable set").first.wait_for()
 
 
 def test_prefect_draws_the_whole_form(up, page):

@@ -273,7 +273,22 @@ def test_few_labels_and_two_sources(module_home, parameters, tmp_path, market):
     assert results["iterations"][1]["num_clusters"] == 4
 
 
-def test_purging_a_person_deletes_their_data_and_names_the_models_trained_on_it(module_home, parameters):
+def report_on(name, file, **options):
+    """Write a report and log it; return its file and its copies in MLflow."""
+    from tasks.report.build import report_page
+    from tasks.report.publish import log_report, write_report
+    from tasks.report.run_data import read_run
+    from tasks.tracking.client import client
+
+    runs = [read_run(name)]
+    page = report_page(runs, **options)
+    write_report(file, page)
+    log_report(runs, file, page)
+    artifacts = client().get_run(runs[0].mlflow_run_id).info.artifact_uri.removeprefix("file://")
+    return file, [Path(artifacts, "report", "report.html")]
+
+
+def test_purging_a_person_deletes_their_data_and_names_the_models_trained_on_it(module_home, parameters, tmp_path):
     from tasks.operations.purge import digests_of_identity, purge_images, purge_run
 
     parameters = parameters | {"few_labels": {"identities": 1}, "stopping": {"max_iterations": 1}}
@@ -281,7 +296,9 @@ def test_purging_a_person_deletes_their_data_and_names_the_models_trained_on_it(
     name = state.result()
     digests = digests_of_identity(parameters["target"], "11")  # the labelled identity, so every iteration is trained on it
     assert len(digests) == 6
+    file, copies = report_on(name, tmp_path / "report.html", with_images=True)
     done = purge_images(digests)
+    assert {file, *copies} <= set(done.removed) and not any(path.exists() for path in (file, *copies))
     assert f"{name}/iteration=1" in done.models
     assert f"{name}/iteration=0" not in done.models
     assert done.remaining == []
@@ -294,8 +311,10 @@ def test_purging_a_person_deletes_their_data_and_names_the_models_trained_on_it(
     assert (folder / "iteration=1" / "reliable.parquet").exists() and not (folder / "iteration=1" / "centres.parquet").exists()
 
     models_of_run = set(models(module_home, name))
+    figures = list(module_home.glob("mlartifacts/*/artifacts/figures/curves.png"))
     purged = purge_run(name)
     assert purged.remaining == [] and not folder.exists()
+    assert sum(not path.exists() for path in figures) == 1
     assert models_of_run & {path.name for path in purged.removed}
     state, tasks = run(parameters)
     assert state.is_completed() and tasks["fine-tune-1"] == "Completed"

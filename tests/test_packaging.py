@@ -74,7 +74,7 @@ def python(installed, tmp_path):
 
 
 def test_the_wheel_contains_every_module_and_data_file(wheel):
-    patterns = ("*.py", "py.typed", "*.yaml")
+    patterns = ("*.py", "py.typed", "*.yaml", "*.html", "*.css", "*.js")
     sources = {file.relative_to(ROOT).as_posix() for name in PACKAGES for pattern in patterns for file in (ROOT / name).rglob(pattern)}
     assert {"deployments/prefect.yaml", "tasks/py.typed", "tasks/store/artifacts.py"} <= sources
     with zipfile.ZipFile(wheel) as archive:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 
 from pul_core.settings import Machine, Model
@@ -12,6 +13,7 @@ from tasks.engine.compute import resolve_compute
 from tasks.models import initial_model
 from tasks.store.artifacts import write_table
 from tasks.store.references import Clusters, Iteration, Reliable, TrainedModel
+from tasks.tracking import runs
 from tasks.tracking.client import client
 from tasks.tracking.runs import TrackedRun, track_iteration
 
@@ -23,6 +25,7 @@ WRITES = (
     "finalize_logged_model",
     "set_tag",
     "log_batch",
+    "log_figure",
     "set_terminated",
 )
 
@@ -119,11 +122,14 @@ def test_an_iteration_has_a_nested_run_with_its_model_and_the_parent_has_the_met
     assert nested["2"]["model"] == ("READY", True, {"iteration": "2"})
     assert {item["status"] for item in nested.values()} == {"FINISHED"}
     assert Path(run.folder, "iteration=2", "model.safetensors").exists()
+    assert [file.path for file in client().list_artifacts(run.mlflow_run_id, "figures")] == ["figures/curves.png"]
 
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("write", WRITES)
 def test_an_iteration_is_completed_after_a_kill_at_any_write(tracked_run, iterations, undisturbed, monkeypatch, write, after):
+    for drawing in ("iteration_figure", "curves_figure"):  # drawing takes longer than everything else
+        monkeypatch.setattr(runs, drawing, lambda _: Figure(figsize=(1, 1)))
     run = tracked_run(f"killed {'after' if after else 'before'} {write}")
     track_iteration.fn(run, iterations[0], None)
     kills = 0

@@ -1,4 +1,4 @@
-"""Deletion on request: of a run with the artifacts that only it uses, or of all data derived from certain images.
+"""Deletion on request: of a run with the artifacts that only it uses, or of all data derived from certain images; reports in both cases.
 
 Files are named by the digest of their content and are never edited: a file that contains data of a deleted image is deleted as a whole.
 Steps that need it compute it again, without the image if that is no longer in its data set.
@@ -23,11 +23,12 @@ from tasks.data.listing import iter_image_paths
 from tasks.index import index
 from tasks.operations.housekeeping import digest_of, remove_dangling_links
 from tasks.operations.lost_runs import running_runs
+from tasks.report.records import delete_reports
 from tasks.store.artifacts import column, read_table
 from tasks.store.home import artifact_root, home, is_default_store
 from tasks.store.runs import find_run_folder
 from tasks.store.users import housekeeping
-from tasks.tracking.client import client, search_all_runs, search_runs
+from tasks.tracking.client import client, delete_logged, search_all_runs, search_runs
 from tasks.tracking.results import IS_RUN, RUN_ID_TAG, find_run, run_id_of
 
 Rows = npt.NDArray[np.int64]
@@ -42,7 +43,7 @@ class PurgeResult(NamedTuple):
 
 
 def purge_run(reference: str) -> PurgeResult:
-    """Delete a run: its folder, its MLflow runs with their models, and the artifacts that only this run refers to.
+    """Delete a run: its folder, its reports, its MLflow runs with their models, and the artifacts that only this run refers to.
 
     Args:
         reference: the id of the run, its name, or a prefix of its id.
@@ -56,9 +57,12 @@ def purge_run(reference: str) -> PurgeResult:
         folder = home() / "runs" / run_id
         referenced = {link.resolve() for link in folder.rglob("*") if link.is_symlink()}
         shared = {link.resolve() for link in home().glob("runs/*/**/*") if link.is_symlink() and folder not in link.parents}
-        removed = _delete([*sorted(file for file in referenced - shared if file.exists()), folder])
+        removed = delete_reports(run_id)
+        removed += _delete([*sorted(file for file in referenced - shared if file.exists()), folder])
         unreachable = []
         for run in _mlflow_runs(run_id):
+            if logged := delete_logged(run.info.run_id):
+                removed.append(logged)
             location = _delete_mlflow_run(run)
             if location and location.exists():
                 removed += _delete([location])
@@ -81,7 +85,8 @@ def purge_images(digests: set[str]) -> PurgeResult:
         models = sorted(_models_trained_on(rows_of_tables))
         # The files of caches and checkpoints do not name their images.
         caches = [folder for folder in (home() / "cache", home() / "checkpoints") if folder.exists()]
-        removed = _delete(sorted(_derived_files(rows_of_tables)) + caches)
+        removed = [file for run in _runs_with(rows_of_tables) for file in delete_reports(run)]
+        removed += _delete(sorted(_derived_files(rows_of_tables)) + caches)
         return PurgeResult(removed, [*_rows_of_tables(digests), *(path for path in removed if path.exists())], models)
 
 
@@ -185,6 +190,12 @@ def _input_digests(file: Path) -> set[str]:
     """Return the digests in a file's provenance."""
     provenance = (pq.read_schema(file).metadata or {}).get(b"pul.provenance", b"")
     return set(re.findall(r'"([0-9a-f]{64})"', provenance.decode()))
+
+
+def _runs_with(images_tables: Iterable[Path]) -> list[str]:
+    """Return the runs whose target is listed in one of these images tables."""
+    tables = set(images_tables)
+    return sorted(link.parent.name for link in home().glob("runs/*/images.parquet") if link.resolve() in tables)
 
 
 def _models_trained_on(rows_of_tables: dict[Path, Rows]) -> set[str]:

@@ -108,7 +108,7 @@ def resolve_plan(parameters: Mapping[str, Any], num_cameras: int = 0) -> Plan:
     Args:
         parameters: parameters of flow `pul` by name; sections are forms or plain dicts. What is missing or None has the recipe's value.
         num_cameras: number of known cameras in the target's training images. It decides what the recipe auto stands for: the result of
-            `choose_recipe`, or paper if a setting of k-means is given.
+            `choose_recipe`, or paper if k-means is requested.
 
     Raises:
         UserError: a recipe or a parameter does not exist, or two settings contradict each other.

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 WORKING_FOLDER = "PUL_WORKING_FOLDER"  # environment variable: the folder of `pul up`; its flow runs are executed in another one
+UI_URL_FILE = "mlflow-url"  # in ``$PUL_HOME``: the address of MLflow's UI, as `pul up` has started it last
 
 
 def home() -> Path:

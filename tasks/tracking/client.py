@@ -15,14 +15,19 @@ from typing import TypeVar
 import mlflow
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.entities.paged_list import PagedList
 from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from pul_core.errors import UserError
 from tasks.engine.progress import step_logger
-from tasks.store.home import home
+from tasks.store.home import UI_URL_FILE, home
 
 T = TypeVar("T")
+# Tag of an experiment that makes MLflow's UI open it on training runs; without it the pages for language models come first.
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
 @functools.cache
@@ -79,10 +84,14 @@ def _check_server(url: str) -> None:
 
 def get_or_create_experiment(name: str, tags: dict[str, str] | None = None) -> Experiment:
     """Return the experiment with this name, creating it with these tags if necessary; one that was deleted in MLflow is restored."""
+    tags = EXPERIMENT_KIND | (tags or {})
     if experiment := client().get_experiment_by_name(name):
         if experiment.lifecycle_stage == LifecycleStage.DELETED:  # as long as it is in the trash, its name cannot be used again
             client().restore_experiment(experiment.experiment_id)
             step_logger().warning("experiment %r was deleted in MLflow: it is restored, because this run belongs to it", name)
+        for tag, value in EXPERIMENT_KIND.items():
+            if tag not in experiment.tags:  # of an older version
+                client().set_experiment_tag(experiment.experiment_id, tag, value)
         return experiment
     # A tracking server chooses the artifact location; without a server, artifacts are stored beside the database.
     is_local = mlflow.get_tracking_uri().startswith("sqlite")
@@ -94,6 +103,39 @@ def get_or_create_experiment(name: str, tags: dict[str, str] | None = None) -> E
     created = client().get_experiment_by_name(name)
     assert created is not None
     return created
+
+
+def delete_logged(run_id: str, path: str | None = None) -> Path | None:
+    """Delete a file that is logged to an MLflow run, or all of them, wherever MLflow stores them.
+
+    Args:
+        run_id: the MLflow run.
+        path: of the file in the run's artifacts; None: everything.
+
+    Returns:
+        The deleted file or folder if it was on this disk; None if there was nothing, or it was elsewhere.
+    """
+    uri = client().get_run(run_id).info.artifact_uri
+    repository = get_artifact_repository(uri)
+    if is_local_uri(uri):  # type: ignore[no-untyped-call]
+        file = Path(local_file_uri_to_path(uri), path or "")  # type: ignore[no-untyped-call]
+        if not file.exists():
+            return None
+        repository.delete_artifacts(path)  # type: ignore[no-untyped-call]
+        return file
+    with contextlib.suppress(MlflowException):  # there is no such file
+        repository.delete_artifacts(path)  # type: ignore[no-untyped-call]
+    return None
+
+
+def ui_url() -> str | None:
+    """Return the address of MLflow's UI: the tracking server, or that of `pul up`; None if it is not known."""
+    if (uri := mlflow.get_tracking_uri()).startswith("http"):
+        return re.sub("//[^/@]*@", "//", uri).rstrip("/")  # without a password
+    try:
+        return (home() / UI_URL_FILE).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
 
 
 def search_all_runs(filter_string: str, order_by: list[str] | None = None, limit: int | None = None) -> list[Run]:

@@ -64,8 +64,7 @@ def read_results(reference: str | None) -> dict[str, Any]:
         DataError: the run does not exist, or several runs can be meant.
     """
     run = find_run(reference)
-    iteration_runs = search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
-    metrics = {int(iteration.data.tags["pul.iteration"]): iteration.data.metrics for iteration in iteration_runs}
+    metrics = all_metrics(run)
     names = sorted({key for values in metrics.values() for key in values if not key.startswith(("training_", "seconds_"))})
     return {
         "run": run_id_of(run),
@@ -79,6 +78,12 @@ def read_results(reference: str | None) -> dict[str, Any]:
             for number in sorted(metrics)
         ],
     }
+
+
+def all_metrics(run: Run) -> dict[int, dict[str, float]]:
+    """Return all metrics of each iteration of a run, by the iteration's number."""
+    iteration_runs = search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    return {int(iteration.data.tags["pul.iteration"]): iteration.data.metrics for iteration in iteration_runs}
 
 
 def sum_seconds(metrics: Mapping[str, float]) -> float:

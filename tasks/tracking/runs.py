@@ -36,6 +36,7 @@ from tasks.store.references import ImageSet, Iteration, Reference, TrainedModel
 from tasks.store.runs import create_run_folder, new_run_id, safe_run_name
 from tasks.tracking.client import client, safe_name, search_all_runs, search_runs
 from tasks.tracking.domain_pairs import domain_pair, experiment_of, registered_model_of
+from tasks.tracking.figures import CURVES, curves_figure, iteration_figure, show_in_prefect
 from tasks.tracking.metrics import iteration_metrics
 from tasks.tracking.models import licence_tags, log_iteration_model, register_model
 from tasks.tracking.results import IS_RUN, RUN_ID_TAG, find_run, run_id_of, sum_seconds
@@ -151,6 +152,10 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
     client().log_batch(nested.info.run_id, [metric for metric in nested_metrics if metric.key not in nested.data.metrics])
     parent_metrics = [Metric(key, value, 0, iteration.iteration) for key, value in metrics.items()]
     client().log_batch(run.mlflow_run_id, [metric for metric in parent_metrics if not (is_repeated and _is_logged(run, metric))])
+    client().log_figure(nested.info.run_id, iteration_figure(iteration), "figures/iteration.png")
+    curves = curves_figure(_history(run, [*CURVES]))
+    client().log_figure(run.mlflow_run_id, curves, "figures/curves.png")
+    show_in_prefect(curves, run.id)
     client().set_terminated(nested.info.run_id, "FINISHED")
     folder = Path(run.folder, f"iteration={iteration.iteration}")
     folder.mkdir(exist_ok=True)
@@ -319,6 +324,12 @@ def _iteration_run(run: TrackedRun, parent: Run, iteration: int, fingerprint: st
 def _is_logged(run: TrackedRun, metric: Metric) -> bool:
     """Return whether the parent run has a metric of this name and iteration."""
     return metric.step in [logged.step for logged in client().get_metric_history(run.mlflow_run_id, metric.key)]
+
+
+def _history(run: TrackedRun, names: list[str]) -> dict[str, list[tuple[int, float]]]:
+    """Return the values of metrics of the parent run by iteration."""
+    history = {name: client().get_metric_history(run.mlflow_run_id, name) for name in names}
+    return {name: sorted((metric.step, metric.value) for metric in metrics) for name, metrics in history.items() if metrics}
 
 
 def _training_curves(trained: TrainedModel | None) -> list[Metric]:

@@ -1,0 +1,156 @@
+"""Whether to trust the result of a run, and why: findings with a level, of which the worst one decides."""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pul_core.reporting.cameras import CameraLinks
+from pul_core.reporting.gain import Gain
+from pul_core.stopping import EXPLANATIONS, Reason, degeneration
+
+Level = Literal["good", "unknown", "caution", "bad"]  # from the best to the worst
+LEVELS: tuple[Level, ...] = ("good", "unknown", "caution", "bad")
+HEADLINES: dict[Level, str] = {
+    "good": "Sound: no check found a problem.",
+    "unknown": "No check found a problem, but not everything could be checked.",
+    "caution": "Usable with reservations.",
+    "bad": "Do not rely on this result.",
+}
+ISOLATED_SHARE = 0.1  # a camera is isolated if at most this share of its clusters has an image of another camera
+MIN_GROUPS = 10  # clusters of a camera below which a missing link to another camera says little
+
+
+class RunFacts(NamedTuple):
+    """What the checks read. Sizes are those of the last iteration."""
+
+    status: str  # of the run: finished, running, failed or killed
+    reason: Reason | None  # why the loop stopped
+    last_iteration: int
+    reliable: int | None  # images in the reliable set; None before iteration 1
+    num_clusters: int
+    num_images: int
+    scored: bool  # whether there are labelled queries and a gallery
+    gain: Gain | None  # mAP of the last iteration minus that of direct transfer
+    clusters: CameraLinks | None  # None before iteration 1
+    people: CameraLinks | None  # the same of the true identities; None without labels
+
+
+class Finding(NamedTuple):
+    """The outcome of a check, in a sentence."""
+
+    level: Level
+    text: str
+
+
+class Verdict(NamedTuple):
+    """The level of the worst finding, and all findings, the worst first."""
+
+    level: Level
+    findings: list[Finding]
+
+    @property
+    def headline(self) -> str:
+        """Return the verdict in a sentence."""
+        return HEADLINES[self.level]
+
+
+def judge(facts: RunFacts, camera_name: Callable[[int], str] = str) -> Verdict:
+    """Check the end of the run, its gain, its reliable set and its cameras.
+
+    Args:
+        facts: of the run.
+        camera_name: returns the name of a camera id.
+
+    Example:
+        >>> facts = RunFacts("finished", "limit", 4, 900, 100, 2000, False, None, None, None)
+        >>> verdict = judge(facts)
+        >>> verdict.level, [finding.level for finding in verdict.findings]
+        ('caution', ['caution', 'unknown'])
+    """
+    findings = [_end(facts), _gain(facts), *_reliable_set(facts), *_cameras(facts, camera_name)]
+    findings.sort(key=lambda finding: -LEVELS.index(finding.level))
+    return Verdict(findings[0].level, findings)
+
+
+def _end(facts: RunFacts) -> Finding:
+    after = f"after iteration {facts.last_iteration}"
+    if facts.reason is None:
+        return Finding("bad", f"The run did not finish (its status is {facts.status}); these are its results {after}.")
+    level: dict[Reason, Level] = {"stable": "good", "limit": "caution", "oscillating": "caution"}
+    explanation = EXPLANATIONS[facts.reason]
+    return Finding(level.get(facts.reason, "bad"), f"The run stopped {after}: {explanation}.")
+
+
+def _gain(facts: RunFacts) -> Finding:
+    gain = facts.gain
+    if not facts.scored:
+        return Finding("unknown", "The gain over direct transfer was not measured, because the target has no labelled queries and gallery.")
+    if gain is None or facts.last_iteration == 0:
+        return Finding("unknown", "The gain over direct transfer was not measured: there are no two sets of scores to compare.")
+    text = (
+        f"mAP {'rose' if gain.difference >= 0 else 'fell'} by {abs(100 * gain.difference):.1f} points from direct transfer "
+        f"(95 % interval {_signed(gain.low)} to {_signed(gain.high)} over {gain.num_people:,} people in {gain.num_queries:,} queries)"
+    )
+    if gain.low > 0:
+        return Finding("good", f"{text}.")
+    if gain.high < 0:
+        return Finding("bad", f"{text}: the original model is better.")
+    return Finding("caution", f"{text}: this test set cannot tell the two models apart.")
+
+
+def _reliable_set(facts: RunFacts) -> list[Finding]:
+    if facts.reliable is None:
+        return [Finding("bad", "There is no adapted model yet, only the original one.")]
+    degenerate = degeneration(facts.reliable, num_clusters=facts.num_clusters, num_images=facts.num_images)
+    if degenerate is None or facts.reason == degenerate:  # the end of the run says it already
+        return []
+    return [Finding("caution", f"The last reliable set is {EXPLANATIONS[degenerate]}.")]
+
+
+def _cameras(facts: RunFacts, camera_name: Callable[[int], str]) -> list[Finding]:
+    links, people = facts.clusters, facts.people
+    if links is None:
+        return []
+    if len(links.camids) == 0:
+        return [Finding("unknown", "Whether clusters cross cameras was not checked, because the cameras are unknown.")]
+    if len(links.camids) == 1:
+        return [Finding("unknown", "The clusters are of a single camera, so nothing was learned about the change of camera.")]
+    expected = people.isolated(0) if people else []  # cameras whose people were seen nowhere else
+    isolated = [camid for camid in links.isolated(ISOLATED_SHARE) if camid not in expected]
+    if isolated:
+        level: Level = "bad" if len(isolated) == len(links.camids) else "caution"
+        names = _listed([camera_name(camid) for camid in isolated])
+        return [Finding(level, f"At most {ISOLATED_SHARE:.0%} of the clusters of camera {names} have an image of another camera.")]
+    alone = [camera_name(camid) for camid in links.isolated(ISOLATED_SHARE)]
+    if alone:
+        return [Finding("unknown", f"Nobody on camera {_listed(alone)} was seen by another camera, so its clusters cannot cross cameras.")]
+    missing = [f"{camera_name(a)} and {camera_name(b)}" for a, b in unlinked_pairs(links, people)]
+    if missing:
+        more = f", or {len(missing) - 3} other pairs of cameras" if len(missing) > 3 else ""
+        return [Finding("caution", f"No cluster joins cameras {', or '.join(missing[:3])}{more}.")]
+    return [Finding("good", f"Clusters cross all {len(links.camids)} cameras.")]
+
+
+def unlinked_pairs(links: CameraLinks, people: CameraLinks | None) -> list[tuple[int, int]]:
+    """Return the pairs of cameras that no cluster joins, although each has several clusters and, if known, people were seen by both."""
+    shared = set()
+    if people is not None:
+        shared = {(int(people.camids[i]), int(people.camids[j])) for i, j in np.argwhere(people.groups > 0)}
+    totals = np.diag(links.groups)
+    return [
+        (int(links.camids[i]), int(links.camids[j]))
+        for i, j in combinations(range(len(totals)), 2)
+        if links.groups[i, j] == 0
+        and min(totals[i], totals[j]) >= MIN_GROUPS
+        and (people is None or (int(links.camids[i]), int(links.camids[j])) in shared)
+    ]
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
