@@ -32,6 +32,7 @@ from deployments.data_cli import data_app, print_help
 from deployments.display import Screen, display
 from deployments.environment import configure
 from deployments.errors import debugging, log_unexpected, quieten, user_message
+from deployments.export_cli import export_command
 from deployments.maintenance_cli import doctor, gc, purge
 from deployments.servers import PREFECT_FILE, prepare_flow_run, run_servers
 from deployments.suggest_cli import suggest_command
@@ -395,6 +396,7 @@ def _duration(seconds: float) -> str:
 # Registered here, because the help lists the commands in the order of registration.
 app.command("sweep")(sweep_command)
 app.command("suggest")(suggest_command)
+app.command("export")(export_command)
 app.command()(doctor)
 app.command()(gc)
 app.command()(purge)
