@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deployments.arguments import Threads, Verbose, check_output
+from deployments.arguments import Layout, Pattern, Threads, Verbose, absolute_path, check_output
 from deployments.display import display
 from deployments.tables import render_table
 from tasks.engine.status import activity
@@ -22,6 +22,16 @@ def export_command(
         str, typer.Option(help="graph: the input is uint8 pixels; json: the input is normalised, as export.json says.")
     ] = "graph",
     int8: Annotated[bool, typer.Option("--int8", help="With onnx: also write an 8-bit model, calibrated on target crops.")] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            parser=absolute_path,
+            metavar="PATH",
+            help="Other images instead of the run's target; statistics by camera are estimated from them, e.g. of a new camera.",
+        ),
+    ] = None,
+    layout: Layout = None,
+    pattern: Pattern = None,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the manifest export.json.")] = False,
     verbose: Verbose = False,
@@ -40,7 +50,9 @@ def export_command(
 
     if preprocessing not in ("graph", "json"):
         raise UserError(f"--preprocessing must be graph or json, got {preprocessing!r}")
-    options = Options(format_, l2=l2, in_graph=preprocessing == "graph", int8=int8, threads=threads)  # type: ignore[arg-type]
+    options = Options(
+        format_, l2=l2, in_graph=preprocessing == "graph", int8=int8, threads=threads, target=target, layout=layout, pattern=pattern
+    )  # type: ignore[arg-type]
     check_options(options)
     if out is not None:
         check_output(out, "--out")

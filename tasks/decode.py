@@ -96,4 +96,14 @@ def decode_crop(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
     with Image.open(io.BytesIO(data)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise DataError(f"an image of {image.width} x {image.height} pixels is not a crop of a person: give crops")
-        return np.asarray(upright(image).resize((width, height), Image.Resampling.BILINEAR))
+        return resize_crop(np.asarray(upright(image)), height, width)
+
+
+def resize_crop(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Resize an image (h, w, 3) uint8, RGB, as `decode_crop` resizes the image of a file.
+
+    Example:
+        >>> resize_crop(np.zeros((80, 30, 3), np.uint8), 64, 32).shape
+        (64, 32, 3)
+    """
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))

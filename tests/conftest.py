@@ -315,6 +315,19 @@ def table_of():
     return read
 
 
+@pytest.fixture
+def tracking(home, monkeypatch):
+    """The MLflow database of the fresh home."""
+    with tracking_in(home, monkeypatch):
+        yield
+
+
+@pytest.fixture(name="free_port")
+def free_port_function():
+    """The function `free_port`."""
+    return free_port
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -20,7 +20,7 @@ from pul_core.scoring.parity import EXACT, INT8, Bounds
 from tasks.engine.status import activity
 from tasks.export import gate
 from tasks.export.by_camera import ByCamera
-from tasks.export.crops import Crops, Target
+from tasks.export.crops import Crops, Target, other_target, target_of_run
 from tasks.export.header import SUFFIXES, ExportHeader, Preprocessing
 from tasks.export.onnx_file import write_onnx
 from tasks.export.openvino_file import write_openvino
@@ -35,6 +35,7 @@ from tasks.store.home import home
 
 GATE_CROPS = 35 * 2  # two rounds of batches of 1, 2 and 32
 CALIBRATION_CROPS = 256
+EXPORTS = "exports"  # folder below $PUL_HOME
 SEED = 0  # of the choice of crops
 
 
@@ -65,11 +66,23 @@ def export_run(reference: str, options: Options, *, iteration: int | None = None
     """
     check_options(options)
     model = read_run_model(reference, iteration)
-    folder = out or home() / "exports" / model.run_id / f"iteration={model.iteration}" / options.format
+    return export_model(model, options, out or home() / EXPORTS / model.run_id / f"iteration={model.iteration}" / options.format)
+
+
+def export_model(model: RunModel, options: Options, folder: Path) -> dict[str, Any]:
+    """Export a model to a folder; see `export_run`."""
+    check_options(options)
     check_folder(folder)
-    target = Target(model.folder, model.target, model.config.height, model.config.width)
     if options.threads:
         torch.set_num_threads(options.threads)
+    size = model.config.height, model.config.width
+    if options.target is None:
+        target = target_of_run(model.folder, model.target, *size)
+    else:
+        target = other_target(options.target, options.layout, options.pattern, *size)
+        if model.statistics is not None:
+            statistics = target.estimate_statistics(model.backbone, model.statistics_settings, seed=SEED)
+            model = model._replace(statistics=statistics, target=options.target)
     staging = folder.parent / f".partial-{uuid.uuid4().hex}"
     staging.mkdir(parents=True)
     try:

@@ -12,7 +12,7 @@ SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "safeten
 
 
 class Preprocessing(BaseModel):
-    """How a crop becomes the input. With ``in_graph`` only the resizing is left to the caller; otherwise (pixel / 255 - mean) / std, too."""
+    """How a crop becomes the input. With ``in_graph`` only resizing is left to the caller, otherwise also (pixel / 255 - mean) / std."""
 
     model_config = ConfigDict(frozen=True)
 

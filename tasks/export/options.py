@@ -17,6 +17,9 @@ class Options(NamedTuple):
     in_graph: bool = True  # preprocessing in the graph
     int8: bool = False
     threads: int | None = None
+    target: str | None = None  # other images in the place of the run's target; statistics by camera are estimated from them
+    layout: str | None = None  # of these images
+    pattern: str | None = None  # of these images
 
 
 def check_options(options: Options) -> None:

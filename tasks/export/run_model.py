@@ -1,6 +1,5 @@
 """The model of a run's iteration, with its statistics by camera, its model card, and where its target is."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +8,13 @@ from torch import nn
 
 from pul_core.errors import DataError
 from pul_core.learning.camera_statistics import CameraStatistics
+from pul_core.settings import Statistics
 from tasks.models import model_file
-from tasks.store.config import read_config
+from tasks.store.config import read_config, resolve_plan
 from tasks.store.model_file import ModelConfig, read_model_bytes
 from tasks.store.runs import find_run_folder
 from tasks.store.statistics_file import statistics_from
-from tasks.store.weights_file import read_metadata
-from tasks.tracking.model_card import model_card
+from tasks.tracking.model_card import licence_of, model_card
 from tasks.tracking.results import find_run
 
 
@@ -28,6 +27,7 @@ class RunModel(NamedTuple):
     backbone: nn.Module
     config: ModelConfig
     statistics: CameraStatistics | None
+    statistics_settings: Statistics
     target: str  # as the run's config names it
     centre_cameras: bool
     card: dict[str, Any]
@@ -50,7 +50,7 @@ def read_run_model(reference: str, iteration: int | None) -> RunModel:
     number = iteration if iteration is not None else int(stated) if stated.isdigit() else None
     with model_file(f"{folder.name}/iteration={number}" if number is not None else folder.name) as file:
         backbone, config = read_model_bytes(file.read_bytes())
-        licence = json.loads(read_metadata(file)["pul"]).get("licence") or "unknown"
+        licence = licence_of(file)
         digest = file.resolve().stem
         number = int(file.parent.name.split("=")[1])
     parameters, _ = read_config(folder / "config.json")
@@ -65,6 +65,7 @@ def read_run_model(reference: str, iteration: int | None) -> RunModel:
         backbone=backbone.eval(),
         config=config,
         statistics=statistics,
+        statistics_settings=resolve_plan(parameters).statistics,
         target=str(parameters["target"]),
         centre_cameras=bool(parameters.get("model", {}).get("centre_cameras", False)),
         card=card,

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from pul_core.arrays import Features, Images
-from pul_core.errors import DataError
 from pul_core.learning.backbone import normalise
 from tasks.export.header import ExportHeader
 from tasks.export.onnx_file import open_onnx
@@ -50,4 +49,3 @@ def to_pixels(images: Images) -> Features:
     """
     tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     return np.ascontiguousarray(normalise(tensor).numpy())
-

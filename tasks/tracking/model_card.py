@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Run
 
 from pul_core.stopping import EXPLANATIONS
+from tasks.store.weights_file import read_metadata
 from tasks.tracking.client import client, search_runs
 from tasks.tracking.results import run_id_of
 
@@ -21,14 +23,15 @@ WITHOUT_LABELS = {
 }
 LIMITS = (
     "The model is made for the cameras of its target. On other cameras, expect less: measure before use.",
-    "It maps a crop of one upright person to a feature. It neither detects nor tracks people, and it recognises clothes and build, not faces: "
-    "the same person in other clothes is usually not found.",
-    "The nearest images are suggestions, never proof of an identity. Choose a threshold on images of the own cameras, and let a person check.",
+    "It maps a crop of one upright person to a feature. It neither detects nor tracks people. It recognises clothes and build, not faces; "
+    "the same person in other clothes is usually missed.",
+    "The nearest images are suggestions, never proof of an identity. Choose a threshold on images of your cameras, and let a person check.",
     "Scores are not reported by group of people. Source and target decide who is recognised well and who is not.",
 )
 RESPONSIBLE_USE = (
-    "Person re-identification is surveillance technology. Use requires a lawful basis, a purpose and a limit on how long images are kept; in many "
-    "places also an impact assessment. Do not use the model to decide about people without a person who checks and answers for the decision."
+    "Person re-identification is surveillance technology. Use requires a lawful basis, a purpose, and a limit on how long images are kept; "
+    "in many places it also requires an impact assessment. Do not use the model to decide about people without a person who checks and "
+    "answers for the decision."
 )
 
 
@@ -123,6 +126,11 @@ def card_text(card: Mapping[str, Any]) -> str:
     lines += ["", "## Limits", "", *(f"- {limit}" for limit in card.get("limits", []))]
     lines += ["", "## Licences", "", *_table(["", ""], card.get("licences", {}).items())]
     return "\n".join([*lines, "", "## Responsible use", "", card.get("responsible_use", "")]).rstrip() + "\n"
+
+
+def licence_of(file: Path) -> str:
+    """Return the licence that the header of a model file states, or "unknown"."""
+    return json.loads(read_metadata(file).get("pul", "{}")).get("licence") or "unknown"
 
 
 def _iterations(run: Run) -> dict[int, Run]:
