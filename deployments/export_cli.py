@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -46,13 +46,21 @@ def export_command(
     pul export amber-fox --format onnx --int8 --l2 --out model/
     """  # noqa: D301 \b keeps the lines of the examples
     from pul_core.errors import UserError
+    from tasks.export.header import Format
     from tasks.export.options import Options, check_folder, check_options
 
     if preprocessing not in ("graph", "json"):
         raise UserError(f"--preprocessing must be graph or json, got {preprocessing!r}")
     options = Options(
-        format_, l2=l2, in_graph=preprocessing == "graph", int8=int8, threads=threads, target=target, layout=layout, pattern=pattern
-    )  # type: ignore[arg-type]
+        cast(Format, format_),
+        l2=l2,
+        in_graph=preprocessing == "graph",
+        int8=int8,
+        threads=threads,
+        target=target,
+        layout=layout,
+        pattern=pattern,
+    )
     check_options(options)
     if out is not None:
         check_output(out, "--out")

@@ -23,6 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 collect_ignore = [
     "peers.py",
+    "peers_features.py",
     "reliability.py",
     "parameter_tables.py",
 ]  # not tests: commands, and code for another environment
