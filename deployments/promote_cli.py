@@ -43,7 +43,7 @@ def promote_command(
             from flows.promote import promote_model
 
             prepare_flow_run()
-        promotion = promote_model(run, reason, {"device": device, "threads": threads})  # type: ignore[arg-type] # validated by Prefect
+        promotion = promote_model(**{"run": run, "reason": reason, "machine": {"device": device, "threads": threads}})
     typer.echo(json.dumps(promotion, indent=2) if as_json else _promotion_text(promotion))
 
 

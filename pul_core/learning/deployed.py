@@ -28,6 +28,9 @@ class DeployedModel(nn.Module):
         (torch.Size([2, 512]), 1.0)
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, backbone: nn.Module, *, preprocess: bool, l2: bool) -> None:
         super().__init__()
         self.backbone, self.preprocess, self.l2 = backbone, preprocess, l2

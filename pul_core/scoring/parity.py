@@ -94,7 +94,7 @@ def draw_people(query_pids: Ints, gallery_pids: Ints, limit: int, *, seed: int) 
 
     Example:
         >>> draw_people(np.array([1, 2, 3]), np.array([1, 1, 2, 2, 0, -1]), 3, seed=0)
-        (array([1]), array([2, 3]))
+        (array([0]), array([0, 1]))
     """
     people, sizes = np.unique(np.concatenate([query_pids, gallery_pids]), return_counts=True)
     is_person = ~np.isin(people, (DISTRACTOR_PID, JUNK_PID)) & np.isin(people, query_pids) & np.isin(people, gallery_pids)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +119,7 @@ def _write_and_check(model: RunModel, options: Options, target: Target, folder: 
     return manifest
 
 
-def _write_files(model: RunModel, options: Options, target: Target, folder: Path) -> Any:
+def _write_files(model: RunModel, options: Options, target: Target, folder: Path) -> Iterator[File]:
     """Yield one file, or one for each camera with statistics of its own and one for all others."""
     names = target.camera_names()
     entries: list[tuple[str | None, nn.Module, str]] = []
@@ -147,7 +147,7 @@ def _write_files(model: RunModel, options: Options, target: Target, folder: Path
         yield File(path, camera, header, _reference(backbone, l2=options.l2))
 
 
-def _quantise_files(files: list[File], model: RunModel, target: Target, options: Options) -> Any:
+def _quantise_files(files: list[File], model: RunModel, target: Target, options: Options) -> Iterator[File]:
     for file in files:
         header = file.header.model_copy(update={"precision": "int8"})
         path = file.path.with_name(f"{file.path.stem}.int8.onnx")
@@ -173,19 +173,11 @@ def _check(
         with activity(f"check {file.path.name}"):
             images = crops[file.camera].images
             differences[file.camera] = gate.compare_runtimes(file.reference, runtimes[file.camera].features, images)
-    scores = None
-    if labelled:
-        names = target.camera_names()
-        references = ByCamera({file.camera: file.reference for file in files})
-        exported = ByCamera({camera: runtime.features for camera, runtime in runtimes.items()})
-        scores = [
-            gate.rank_1(
-                lambda part, by=by: by.features(part.images, [names.get(camid) for camid in part.camids.tolist()]),
-                labelled,
-                centre_cameras=model.centre_cameras,
-            )
-            for by in (references, exported)
-        ]
+    models: list[dict[str | None, Callable[[Images], Features]]] = [
+        {file.camera: file.reference for file in files},
+        {camera: runtime.features for camera, runtime in runtimes.items()},
+    ]
+    scores = [_rank_1(by_camera, labelled, model, target) for by_camera in models] if labelled else None
     loss = scores[0] - scores[1] if scores else None
     parity = {
         file.path.name: gate.check(file.path.name, differences[file.camera], loss, bounds) | {"crops": len(crops[file.camera].images)}
@@ -195,6 +187,18 @@ def _check(
     with activity(f"time {first.path.name}"):
         timing = time_batches(runtimes[first.camera].features, crops[first.camera].images)
     return {"parity": parity, "rank_1": scores, "timing": timing}
+
+
+def _rank_1(
+    models: dict[str | None, Callable[[Images], Features]], labelled: tuple[Crops, Crops], model: RunModel, target: Target
+) -> float:
+    """Return rank-1 of models by camera."""
+    by_camera, names = ByCamera(models), target.camera_names()
+
+    def features_of(crops: Crops) -> Features:
+        return by_camera.features(crops.images, [names.get(camid) for camid in crops.camids.tolist()])
+
+    return gate.rank_1(features_of, labelled, centre_cameras=model.centre_cameras)
 
 
 def _crops_for(file: File, model: RunModel, target: Target, count: int = GATE_CROPS, *, seed: int = SEED) -> Crops:

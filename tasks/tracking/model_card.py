@@ -46,7 +46,7 @@ def model_card(run: Run, iteration: int, *, licence: str = "unknown", digests: M
     """
     nested = _iterations(run)
     model, direct = nested[iteration], nested.get(0)
-    inputs = {role: _datasets(run, role) for role in ("source", "target")}
+    inputs = {role: datasets_of(run, role) for role in ("source", "target")}
     params, tags = run.data.params, run.data.tags
     origins = [data["name"] for data in inputs["source"]] or [params.get("original_model", "unknown")]
     targets = ", ".join(data["name"] for data in inputs["target"])
@@ -138,10 +138,10 @@ def _iterations(run: Run) -> dict[int, Run]:
     return {int(item.data.tags["pul.iteration"]): client().get_run(item.info.run_id) for item in nested}
 
 
-def _datasets(run: Run, role: str) -> list[dict[str, str]]:
+def datasets_of(run: Run, role: str) -> list[dict[str, str]]:
     """Return name, digest and number of images of the data sets with a role."""
     found = []
-    for item in run.inputs.dataset_inputs:
+    for item in run.inputs.dataset_inputs if run.inputs else []:
         if any(tag.value == role for tag in item.tags):
             splits = json.loads(item.dataset.profile or "{}").get("splits", {})
             images = ", ".join(f"{count:,} {split}" for split, count in splits.items())

@@ -84,10 +84,10 @@ def signature(*, by_camera: bool) -> ModelSignature:
         >>> signature(by_camera=True).inputs.input_names()
         ['image', 'path', 'pixels', 'camid']
     """
-    columns = [
+    columns: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.binary, "image", required=False),
         ColSpec(DataType.string, "path", required=False),
-        ColSpec(AnyType(), "pixels", required=False),
+        ColSpec(AnyType(), "pixels", required=False),  # type: ignore[no-untyped-call]
         *([ColSpec(DataType.long, "camid", required=False)] if by_camera else []),
     ]
     return ModelSignature(Schema(columns), Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]))

@@ -15,14 +15,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pul_core.errors import DataError, UserError
-from pul_core.scoring.promotion import reasons_against
+from pul_core.promotion import reasons_against
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
 from tasks.store.artifacts import Artifact
 from tasks.store.references import Reference
 from tasks.store.statistics_file import statistics_from, write_statistics
 from tasks.tracking.client import client
-from tasks.tracking.model_card import card_text, model_card
+from tasks.tracking.model_card import card_text, datasets_of, model_card
 from tasks.tracking.models import RUN_TAG
 from tasks.tracking.results import find_run, read_results, run_id_of
 
@@ -96,7 +96,7 @@ def set_candidate(name: str, version: str, run: Run, *, licence: str) -> None:
         run: the MLflow run of the run.
         licence: of the weights.
     """
-    iteration = int(client().get_run(client().get_model_version(name, version).run_id).data.tags["pul.iteration"])
+    iteration = int(client().get_run(str(client().get_model_version(name, version).run_id)).data.tags["pul.iteration"])
     client().update_model_version(name, version, card_text(model_card(run, iteration, licence=licence)))
     client().set_registered_model_alias(name, CANDIDATE, version)
     describe(name)
@@ -182,7 +182,7 @@ def promote(promotion: Promotion, *, reason: str | None = None) -> dict[str, Any
 def _registered(run: Run, version: ModelVersion) -> Registered:
     """Return a version with the measures of its run's last iteration."""
     last = read_results(run_id_of(run))["iterations"][-1]
-    targets = [item.dataset for item in run.inputs.dataset_inputs if any(tag.value == "target" for tag in item.tags)]
+    targets = datasets_of(run, "target")
     params = run.data.params
     layout, pattern = (
         None if params.get(name) in (None, "None") else params[name] for name in ("target_data.layout", "target_data.pattern")
@@ -194,7 +194,7 @@ def _registered(run: Run, version: ModelVersion) -> Registered:
         target=params["target"],
         layout=layout,
         pattern=pattern,
-        target_digest=targets[0].digest if targets else "",
+        target_digest=targets[0]["digest"] if targets else "",
         centre_cameras=params.get("model.centre_cameras") == "True",
         stop_reason=run.data.tags.get("pul.stop_reason"),
         measures={name: last.get(name) for name in (*SCORES, *WITHOUT_LABELS)},

@@ -54,7 +54,7 @@ class ReIDModel(PythonModel):
         camids = table["camid"].to_numpy(np.int64) if "camid" in table else np.full(len(table), -1)
         return np.concatenate(list(extract_features(self.backbone, images, statistics=self.statistics, camids=camids)))
 
-    def _decode(self, number: int, row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    def _decode(self, number: int, row: Mapping[Any, Any]) -> npt.NDArray[np.uint8]:
         """Return the image of a row, resized; (h, w, 3) uint8."""
         from tasks.decode import decode_crop, resize_crop
 
