@@ -38,12 +38,13 @@ def promote_command(
     pul promote amber-fox
     pul promote amber-fox --reason "the old model does not know the new cameras"
     """  # noqa: D301 \b keeps the lines of the examples
+    parameters: dict[str, Any] = {"run": run, "reason": reason, "machine": {"device": device, "threads": threads}}
     with display("promote", verbose=verbose):
         with activity("start Prefect and MLflow"):
             from flows.promote import promote_model
 
             prepare_flow_run()
-        promotion = promote_model(**{"run": run, "reason": reason, "machine": {"device": device, "threads": threads}})
+        promotion = promote_model(**parameters)
     typer.echo(json.dumps(promotion, indent=2) if as_json else _promotion_text(promotion))
 
 

@@ -27,8 +27,9 @@ BLOCK = 256  # images in memory
 
 
 class Embedded(NamedTuple):
-    """The result of `embed_folder`: the number of rows, and the images without one, each with the reason."""
+    """The result of `embed_folder`: the file, the number of its rows, and the images without one, each with the reason."""
 
+    path: Path
     rows: int
     skipped: dict[str, str]
 
@@ -55,7 +56,7 @@ def embed_folder(
         threads: CPU threads.
 
     Returns:
-        The number of rows, and the images that could not be decoded.
+        The file, the number of its rows, and the images that could not be decoded.
 
     Raises:
         DataError: the model or the folder cannot be used, or none of the images can be decoded.
@@ -78,7 +79,7 @@ def embed_folder(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return Embedded(rows, skipped)
+    return Embedded(path, rows, skipped)
 
 
 def _embed(

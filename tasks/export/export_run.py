@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,13 +39,16 @@ EXPORTS = "exports"  # folder below $PUL_HOME
 SEED = 0  # of the choice of crops
 
 
+Models = dict[str | None, gate.FeaturesOf]  # by the name of the camera
+
+
 class File(NamedTuple):
     """A written file, with the camera that it is for, and the model in torch that it has to agree with."""
 
     path: Path
     camera: str | None
     header: ExportHeader
-    reference: Callable[[Images], Features]
+    reference: gate.FeaturesOf
 
 
 def export_run(reference: str, options: Options, *, iteration: int | None = None, out: Path | None = None) -> dict[str, Any]:
@@ -173,7 +176,7 @@ def _check(
         with activity(f"check {file.path.name}"):
             images = crops[file.camera].images
             differences[file.camera] = gate.compare_runtimes(file.reference, runtimes[file.camera].features, images)
-    models: list[dict[str | None, Callable[[Images], Features]]] = [
+    models: list[Models] = [
         {file.camera: file.reference for file in files},
         {camera: runtime.features for camera, runtime in runtimes.items()},
     ]
@@ -189,9 +192,7 @@ def _check(
     return {"parity": parity, "rank_1": scores, "timing": timing}
 
 
-def _rank_1(
-    models: dict[str | None, Callable[[Images], Features]], labelled: tuple[Crops, Crops], model: RunModel, target: Target
-) -> float:
+def _rank_1(models: Models, labelled: tuple[Crops, Crops], model: RunModel, target: Target) -> float:
     """Return rank-1 of models by camera."""
     by_camera, names = ByCamera(models), target.camera_names()
 
@@ -220,7 +221,7 @@ def _not_empty(crops: Crops, model: RunModel) -> Crops:
     return crops
 
 
-def _reference(backbone: nn.Module, *, l2: bool) -> Callable[[Images], Features]:
+def _reference(backbone: nn.Module, *, l2: bool) -> gate.FeaturesOf:
     """Return the function that the exported file has to agree with: the features of the model in torch, in float32."""
 
     def features_of(images: Images) -> Features:

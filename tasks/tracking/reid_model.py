@@ -64,7 +64,10 @@ class ReIDModel(PythonModel):
         size = self.config.height, self.config.width
         try:
             if "pixels" in stated:
-                return resize_crop(np.asarray(stated["pixels"], np.uint8), *size)
+                pixels = np.asarray(stated["pixels"], np.uint8)
+                if pixels.ndim != 3 or pixels.shape[2] != 3:
+                    raise ValueError(f"pixels have shape {pixels.shape}, expected (h, w, 3)")
+                return resize_crop(pixels, *size)
             return decode_crop(stated["image"] if "image" in stated else Path(stated["path"]).read_bytes(), *size)
         except (OSError, ValueError, TypeError, OverflowError) as error:
             raise _refused(number, "its image cannot be read or decoded") from error
