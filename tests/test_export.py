@@ -235,6 +235,7 @@ def test_a_missing_package_is_named_with_its_extra(run_model, tmp_path, monkeypa
     assert not (tmp_path / "exported").exists() and not list(tmp_path.glob(".partial*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PEERS.exists(), reason="torchreid and reid are not installed: make peers")
 def test_timm_and_reid_load_the_weights_in_the_environment_of_the_peers(run_model, crops, tmp_path):
     export_model(run_model(), Options("safetensors", threads=1), tmp_path / "exported")

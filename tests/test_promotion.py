@@ -16,7 +16,7 @@ def run(pul_here, prefect_server, tiny_options, capsys):
     """A function that runs `pul run` and returns the id of the run."""
 
     def start(source, target, *options):
-        assert pul_here("run", "--source", source, "--target", target, *tiny_options, *options) == 0
+        assert pul_here("run", "--source", source, "--target", target, *tiny_options, "--set=selection.min_similarity=-1", *options) == 0
         capsys.readouterr()
         assert pul_here("results", "--json") == 0
         return json.loads(capsys.readouterr().out)
@@ -32,7 +32,7 @@ def aliases():
 def test_a_person_promotes_and_a_worse_model_requires_a_reason(run, pul_here, drawn_pair, capsys, tmp_path):
     source, target = drawn_pair
     target = shutil.copytree(target, tmp_path / "target")
-    results = [run(source, target, "--seed", seed, "--max-iterations", count) for seed, count in ((0, 2), (1, 1))]
+    results = [run(source, target, "--seed", seed, f"--set=stopping.max_iterations={count}") for seed, count in ((0, 2), (1, 1))]
     assert aliases() == {"candidate": results[1]["run"]}, "a run never promotes itself"
     worse, better = sorted(results, key=lambda result: result["iterations"][-1]["mAP"])
     worse_map, better_map = (result["iterations"][-1]["mAP"] for result in (worse, better))
@@ -59,7 +59,7 @@ def test_a_person_promotes_and_a_worse_model_requires_a_reason(run, pul_here, dr
 
     # The target changes: scores of runs before and after are on different images, so both models are scored on those there are now.
     next(iter(sorted((target / "query").iterdir()))).unlink()
-    changed = run(source, target, "--seed", 2, "--max-iterations", 1)
+    changed = run(source, target, "--seed", 2, "--set=stopping.max_iterations=1")
     code, text = promote(changed["run"], "--reason", "new images", "--json")
     compared = json.loads(text)
     assert code == 0 and aliases()["champion"] == changed["run"]

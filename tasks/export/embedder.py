@@ -16,7 +16,7 @@ from tasks.engine.compute import prepare, resolve_compute
 from tasks.export.by_camera import ByCamera
 from tasks.export.options import MANIFEST
 from tasks.export.runtime import OPENERS, open_runtime
-from tasks.models import import_model, named_run
+from tasks.models import MLFLOW_URI, import_model, model_file, named_run
 from tasks.store.artifacts import read_bytes
 from tasks.store.home import user_path
 from tasks.store.model_file import read_model_bytes
@@ -68,6 +68,10 @@ def _open_files(files: dict[str | None, Path], threads: int | None) -> Embedder:
 def _open_torch_model(model: str, device: str | None, threads: int | None) -> Embedder:
     compute = resolve_compute(Machine(device=device, threads=threads)).inference
     prepare(compute)
+    if MLFLOW_URI.match(model):
+        with model_file(model) as file:
+            if (file.parent / "statistics.parquet").exists():
+                raise DataError(f"{model} has statistics by camera without the cameras' names: give its run instead, RUN/iteration=N")
     backbone, config = read_model_bytes(read_bytes(import_model.fn(model)))
     statistics, camids = _statistics_of_run(model)
 

@@ -17,7 +17,9 @@ from tasks.export.packages import require
 from tasks.export.runtime import to_pixels
 
 CALIBRATION_BATCH = 16
-LAYERS = ["Conv", "Gemm", "MatMul"]  # the preprocessing, the pooling and the L2 normalisation stay in float32
+# The preprocessing, the pooling and the L2 normalisation stay in float32. With the activations, the range of a convolution is that after
+# its activation, which is then left out.
+LAYERS = ["Conv", "Gemm", "MatMul", "Clip", "Relu"]
 
 
 def quantise(source: Path, header: ExportHeader, crops: Images, target: Path) -> None:
@@ -44,6 +46,7 @@ def quantise(source: Path, header: ExportHeader, crops: Images, target: Path) ->
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=LAYERS,
             per_channel=True,
+            reduce_range=True,  # weights of 7 bits: on CPUs without VNNI, 8 bits overflow the 16-bit sums, which costs 12 points of rank-1
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
