@@ -187,6 +187,7 @@ def test_statistics_by_camera_are_reported_beside_direct_transfer_and_joined_to_
     from mlflow.tracking import MlflowClient
 
     from flows.evaluate import evaluate_model
+    from tasks.export.embed import embed_folder
     from tasks.tracking.results import read_results
 
     state, tasks = run(parameters | BY_CAMERA)
@@ -214,6 +215,16 @@ def test_statistics_by_camera_are_reported_beside_direct_transfer_and_joined_to_
         else:
             one, other, unknown = (loaded.predict(table.assign(camid=camid)) for camid in (1, 2, -1))
             assert not np.array_equal(one, other) and np.array_equal(unknown, loaded.predict(table))
+    out = module_home / "features.parquet"
+    embed_folder(state.result(), parameters["target"], str(out), device="cpu", threads=1)
+    rows = pd.read_parquet(out)
+    last = next(item for item in runs if item.data.tags["pul.iteration"] == "2")
+    paths = [f"{parameters['target']}/{path}" for path in rows["path"]]
+    served = mlflow.pyfunc.load_model(f"models:/{last.data.tags['pul.model_id']}").predict(
+        pd.DataFrame({"path": paths, "camid": rows["camera"].astype(int)})
+    )
+    embedded = np.stack(rows["feature"])
+    np.testing.assert_allclose(embedded, served, atol=0.02 * np.abs(served).max())  # `pul embed` may compute in bfloat16
     statistics = {"by_camera": True, "min_images": 4}
     options = {"data": parameters["target"], "statistics": statistics, "machine": {"threads": 1}}
     for reference, name, row in ((f"{state.result()}/iteration=0", "mAP_statistics", direct), (state.result(), "mAP", second)):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pul_core.arrays import Features, Images
+from pul_core.errors import DataError
 from pul_core.learning.camera_statistics import CameraStatistics
 from pul_core.learning.extraction import extract_features
 from pul_core.settings import Machine
