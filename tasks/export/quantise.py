@@ -46,9 +46,8 @@ def quantise(source: Path, header: ExportHeader, crops: Images, target: Path) ->
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=LAYERS,
             per_channel=True,
-            reduce_range=True,  # weights of 7 bits: on CPUs without VNNI, 8 bits overflow the 16-bit sums, which costs 12 points of rank-1
             activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QUInt8,  # signed weights overflow on CPUs without VNNI, see docs/adr/0015-exports.md
         )
     proto = onnx.load(str(target))
     set_header(proto, header)
