@@ -30,9 +30,12 @@ from deployments.arguments import (
 )
 from deployments.data_cli import data_app, print_help
 from deployments.display import Screen, display
+from deployments.embed_cli import embed_command
 from deployments.environment import configure
 from deployments.errors import debugging, log_unexpected, quieten, user_message
+from deployments.export_cli import export_command
 from deployments.maintenance_cli import doctor, gc, purge
+from deployments.promote_cli import promote_command
 from deployments.report_cli import compare_command, report_command
 from deployments.servers import PREFECT_FILE, prepare_flow_run, run_servers
 from deployments.suggest_cli import suggest_command
@@ -401,6 +404,9 @@ app.command("report")(report_command)
 app.command("compare")(compare_command)
 app.command("sweep")(sweep_command)
 app.command("suggest")(suggest_command)
+app.command("export")(export_command)
+app.command("embed")(embed_command)
+app.command("promote")(promote_command)
 app.command()(doctor)
 app.command()(gc)
 app.command()(purge)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pul_core.errors import DataError
 from tasks.data.locations import read_image
-from tasks.data.quality import upright
+from tasks.data.quality import MAX_PIXELS, upright
 from tasks.engine.progress import progress, step_logger
 from tasks.engine.steps import step
 from tasks.store.artifacts import column, read_table, write_table, writing
@@ -61,7 +61,7 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
     ):
         for start in range(0, len(usable), BLOCK):
             block = usable[start : start + BLOCK]
-            for image in pool.map(lambda i: _load(images.root, paths[i], digests[i], height, width), block):
+            for image in pool.map(lambda i: read_crop(images.root, paths[i], digests[i], height, width), block):
                 output.write(image.tobytes())
             progress_bar.advance(len(block))
     positions = np.where(is_usable, np.cumsum(is_usable) - 1, -1)
@@ -71,13 +71,39 @@ def decode(images: ImageSet, *, split: str, height: int, width: int) -> Pixels:
     return Pixels(decoded=decoded, pixels=output.artifact, height=height, width=width)
 
 
-def _load(root: str, path: str, digest: str, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Read, decode and resize an image that had no problem when it was indexed; returns (h, w, 3)."""
+def read_crop(root: str, path: str, digest: str, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Read, decode and resize an image that had no problem when it was indexed; returns (h, w, 3).
+
+    Raises:
+        DataError: the file is missing, or has another digest.
+    """
     try:
         data = read_image(root, path)
     except OSError as error:
         raise DataError(f"{root}/{path} can no longer be read ({error.strerror}): restore it, or start a new run") from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise DataError(f"{root}/{path} changed after the set was indexed: start a new run, which indexes the folder again")
+    return decode_crop(data, height, width)
+
+
+def decode_crop(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Decode and resize the bytes of an image file; returns (h, w, 3), RGB.
+
+    Raises:
+        OSError: they are not an image, or a damaged one.
+        DataError: the image is too large.
+    """
     with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(upright(image).resize((width, height), Image.Resampling.BILINEAR))
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(f"an image of {image.width} x {image.height} pixels is not a crop of a person: give crops")
+        return resize_crop(np.asarray(upright(image)), height, width)
+
+
+def resize_crop(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Resize an image (h, w, 3) uint8, RGB, as `decode_crop` resizes the image of a file.
+
+    Example:
+        >>> resize_crop(np.zeros((80, 30, 3), np.uint8), 64, 32).shape
+        (64, 32, 3)
+    """
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))

@@ -23,6 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 collect_ignore = [
     "peers.py",
+    "peers_features.py",
     "reliability.py",
     "parameter_tables.py",
 ]  # not tests: commands, and code for another environment
@@ -314,6 +315,19 @@ def table_of():
         return lines[0], lines[1:]
 
     return read
+
+
+@pytest.fixture
+def tracking(home, monkeypatch):
+    """The MLflow database of the fresh home."""
+    with tracking_in(home, monkeypatch):
+        yield
+
+
+@pytest.fixture(name="free_port")
+def free_port_function():
+    """The function `free_port`."""
+    return free_port
 
 
 def free_port():

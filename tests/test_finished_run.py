@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -75,3 +76,26 @@ def test_a_run_that_fails_half_way_reports_why_in_one_line(finished_run, tiny_pa
     arguments = ["run", "--source", tiny_pair[0], "--target", tiny_pair[1], *tiny_options, "--set=selection.min_similarity=1"]
     done = subprocess.run([PUL, *arguments], cwd=finished_run.folder, env={}, capture_output=True, text=True, timeout=300, check=False)
     assert "lower min_similarity" in error_line(done)
+
+
+def test_its_model_is_exported_embedded_and_promoted_by_the_deployment(pul_at_finished_run, finished_run, tiny_pair, tmp_path, capsys):
+    """The exported weights and the run give the same features; the deployment promotes the newest run, which the command then sees."""
+    out = tmp_path / "exported"
+    assert pul_at_finished_run("export", finished_run.name, "--format", "safetensors", "--out", out, "--threads=1", "--json") == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["run"] == finished_run.name and manifest["iteration"] == 2
+    assert manifest["card"]["scores"] and manifest["card"]["source"][0]["name"] == "source"
+    features = []
+    for model in (out, out / "model.safetensors", finished_run.name):
+        assert pul_at_finished_run("embed", model, tiny_pair[1], "--out", tmp_path / "features.parquet", "--threads=1", "--device=cpu") == 0
+        features.append(pq.read_table(tmp_path / "features.parquet"))
+    assert features[0].column_names == ["path", "camera", "feature"] and features[0].num_rows == 36 + 5 + 12
+    assert features[0].equals(features[1]) and features[0]["path"].equals(features[2]["path"])
+    exported, of_run = (np.array(table["feature"].to_pylist()) for table in (features[0], features[2]))
+    np.testing.assert_allclose(exported, of_run, rtol=0.05, atol=0.05 * np.abs(exported).max())  # a run's model may compute in bfloat16
+    capsys.readouterr()
+    command = [PUL.with_name("prefect"), "deployment", "run", "promote/champion", "--watch"]
+    done = subprocess.run(command, cwd=finished_run.folder, env={}, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert pul_at_finished_run("promote", finished_run.name) == 0
+    assert "was already the champion" in capsys.readouterr().out

@@ -107,9 +107,15 @@ def test_mlflow_has_one_parent_run_and_one_nested_run_per_iteration_with_its_mod
     assert [metric.step for metric in client.get_metric_history(parents[0].info.run_id, "mAP")] == [0, 1, 2]
     last = next(item for item in nested if item.data.tags["pul.iteration"] == "2")
     loaded = mlflow.pyfunc.load_model(f"models:/{last.data.tags['pul.model_id']}")
-    assert loaded.predict(np.zeros((2, 64, 32, 3), np.uint8)).shape == (2, 512)
-    registered = client.search_model_versions(f"run_id = '{last.info.run_id}'")
-    assert len(registered) == 1
+    assert loaded.predict(pd.DataFrame({"pixels": list(np.zeros((2, 64, 32, 3), np.uint8))})).shape == (2, 512)
+    (registered,) = client.search_model_versions(f"run_id = '{last.info.run_id}'")
+    assert client.get_model_version_by_alias(registered.name, "candidate").version == registered.version
+    card = client.get_registered_model(registered.name).description
+    assert (
+        f"run {state.result()}" in card
+        and "## Responsible use" in card
+        and f"| mAP | {100 * results['iterations'][0]['mAP']:.1f} %" in card
+    )
 
 
 def test_an_equal_run_is_served_from_the_cache_and_has_full_curves(module_home, parameters, first_run):
@@ -178,6 +184,7 @@ def test_statistics_by_camera_are_reported_beside_direct_transfer_and_joined_to_
     from mlflow.tracking import MlflowClient
 
     from flows.evaluate import evaluate_model
+    from tasks.export.embed import embed_folder
     from tasks.tracking.results import read_results
 
     state, tasks = run(parameters | BY_CAMERA)
@@ -197,14 +204,24 @@ def test_statistics_by_camera_are_reported_beside_direct_transfer_and_joined_to_
         [MlflowClient().get_experiment_by_name(results["experiment"]).experiment_id],
         f"tags.`pul.flow_run_id` = '{state.state_details.flow_run_id}' and tags.`pul.kind` = 'iteration'",
     )
-    images = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8)
+    table = pd.DataFrame({"pixels": list(np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8))})
     for item in runs:
         loaded = mlflow.pyfunc.load_model(f"models:/{item.data.tags['pul.model_id']}")
         if item.data.tags["pul.iteration"] == "0":
-            assert loaded.predict(images).shape == (3, 512) and loaded.metadata.get_params_schema() is None
+            assert loaded.predict(table).shape == (3, 512) and "camid" not in loaded.metadata.get_input_schema().input_names()
         else:
-            one, other, unknown = (loaded.predict(images, params={"camids": [camid]}) for camid in (1, 2, -1))
-            assert not np.array_equal(one, other) and np.array_equal(unknown, loaded.predict(images))
+            one, other, unknown = (loaded.predict(table.assign(camid=camid)) for camid in (1, 2, -1))
+            assert not np.array_equal(one, other) and np.array_equal(unknown, loaded.predict(table))
+    out = module_home / "features.parquet"
+    embed_folder(state.result(), parameters["target"], str(out), device="cpu", threads=1)
+    rows = pd.read_parquet(out)
+    last = next(item for item in runs if item.data.tags["pul.iteration"] == "2")
+    paths = [f"{parameters['target']}/{path}" for path in rows["path"]]
+    served = mlflow.pyfunc.load_model(f"models:/{last.data.tags['pul.model_id']}").predict(
+        pd.DataFrame({"path": paths, "camid": rows["camera"].astype(int)})
+    )
+    embedded = np.stack(rows["feature"])
+    np.testing.assert_allclose(embedded, served, atol=0.02 * np.abs(served).max())  # `pul embed` may compute in bfloat16
     statistics = {"by_camera": True, "min_images": 4}
     options = {"data": parameters["target"], "statistics": statistics, "machine": {"threads": 1}}
     for reference, name, row in ((f"{state.result()}/iteration=0", "mAP_statistics", direct), (state.result(), "mAP", second)):

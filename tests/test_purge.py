@@ -35,3 +35,12 @@ def test_equal_labels_of_different_images_are_different_artifacts(home, tmp_path
     image = next((tmp_path / "second").rglob("*.jpg"))
     image.write_bytes(image.read_bytes() + b"\0")
     assert index.fn(str(tmp_path / "second"), "second").labels != first.labels
+
+
+def test_the_exports_of_a_run_are_deleted_with_it(home, tmp_path, no_open_runs, tracking):
+    for name in ("one", "other"):
+        for folder in ("runs", "exports"):
+            (home / folder / name).mkdir(parents=True)
+        (home / "exports" / name / "model.onnx").touch()
+    assert home / "exports" / "one" / "model.onnx" in purge.purge_run("one").removed
+    assert not (home / "exports" / "one").exists() and (home / "exports" / "other" / "model.onnx").exists()

@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from pul_core.errors import UserError
@@ -89,7 +91,8 @@ def test_the_model_in_mlflow_uses_them(model, pixels, statistics, cameras):
     def predict(camids=None, **artifacts):
         loaded, context = ReIDModel(), SimpleNamespace(artifacts={"weights": locate(model), **artifacts})
         loaded.load_context(context)
-        return loaded.predict(context, images, params=None if camids is None else {"camids": np.array(camids)})
+        table = pd.DataFrame({"pixels": list(images)} | ({} if camids is None else {"camid": camids}))
+        return loaded.predict(context, table)
 
     joined = {"statistics": locate(statistics.statistics)}
 
@@ -97,7 +100,7 @@ def test_the_model_in_mlflow_uses_them(model, pixels, statistics, cameras):
         return np.concatenate(list(extract(backbone, images, statistics=by_camera, camids=camids)))
 
     np.testing.assert_array_equal(predict(cameras, **joined), expected(cameras))
-    np.testing.assert_array_equal(predict([2], **joined), expected(np.full(36, 2)))
+    np.testing.assert_array_equal(predict(2, **joined), expected(np.full(36, 2)))
     np.testing.assert_array_equal(predict(**joined), expected(np.full(36, -1)))
     np.testing.assert_array_equal(predict(), np.concatenate(list(extract(backbone, images))))
 

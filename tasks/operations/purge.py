@@ -43,7 +43,7 @@ class PurgeResult(NamedTuple):
 
 
 def purge_run(reference: str) -> PurgeResult:
-    """Delete a run: its folder, its reports, its MLflow runs with their models, and the artifacts that only this run refers to.
+    """Delete a run: its folder, reports and exports, its MLflow runs with their models, and the artifacts that only this run refers to.
 
     Args:
         reference: the id of the run, its name, or a prefix of its id.
@@ -57,8 +57,9 @@ def purge_run(reference: str) -> PurgeResult:
         folder = home() / "runs" / run_id
         referenced = {link.resolve() for link in folder.rglob("*") if link.is_symlink()}
         shared = {link.resolve() for link in home().glob("runs/*/**/*") if link.is_symlink() and folder not in link.parents}
+        exports = [home() / "exports" / run_id] if (home() / "exports" / run_id).exists() else []
         removed = delete_reports(run_id)
-        removed += _delete([*sorted(file for file in referenced - shared if file.exists()), folder])
+        removed += _delete([*sorted(file for file in referenced - shared if file.exists()), folder, *exports])
         unreachable = []
         for run in _mlflow_runs(run_id):
             if logged := delete_logged(run.info.run_id):

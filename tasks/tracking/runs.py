@@ -38,7 +38,9 @@ from tasks.tracking.client import client, safe_name, search_all_runs, search_run
 from tasks.tracking.domain_pairs import domain_pair, experiment_of, registered_model_of
 from tasks.tracking.figures import CURVES, curves_figure, iteration_figure, show_in_prefect
 from tasks.tracking.metrics import iteration_metrics
+from tasks.tracking.model_card import licence_of
 from tasks.tracking.models import licence_tags, log_iteration_model, register_model
+from tasks.tracking.registry import set_candidate
 from tasks.tracking.results import IS_RUN, RUN_ID_TAG, find_run, run_id_of, sum_seconds
 
 PROCESS_TAG = "pul.process"  # tag of a parent run: the process that executes it, as returned by `process_key`
@@ -182,9 +184,16 @@ def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str,
     parent = client().get_run(run.mlflow_run_id)
     last_run, _ = _iteration_run(run, parent, len(iterations) - 1)
     name = registered_model_of(client().get_experiment(parent.info.experiment_id))
-    register_model(last_run.info.run_id, name, run.id, run.licence)
+    version = register_model(last_run.info.run_id, name, run.id, run.licence)
     client().set_terminated(run.mlflow_run_id, "FINISHED")
+    set_candidate(name, version, client().get_run(run.mlflow_run_id), licence=_licence(Path(run.folder), len(iterations) - 1))
     step_logger().info("Stopped after iteration %d: %s (%s)", len(iterations) - 1, reason, explanation)
+
+
+def _licence(folder: Path, iteration: int) -> str:
+    """Return the licence that a run's model file states; a store at a URL has no file here."""
+    file = folder / f"iteration={iteration}" / "model.safetensors"
+    return licence_of(file) if file.exists() else "unknown"
 
 
 def close_run(flow_run_id: str, status: str) -> None:

@@ -1,0 +1,105 @@
+"""Any model of ours as one function from images and their cameras to features: a run, a model file, an MLflow model, or an export."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pul_core.arrays import Features, Images
+from pul_core.errors import DataError
+from pul_core.learning.camera_statistics import CameraStatistics
+from pul_core.learning.extraction import extract_features
+from pul_core.settings import Machine
+from tasks.engine.compute import prepare, resolve_compute
+from tasks.export.by_camera import ByCamera
+from tasks.export.options import MANIFEST
+from tasks.export.runtime import OPENERS, open_runtime
+from tasks.models import MLFLOW_URI, import_model, model_file, named_run
+from tasks.store.artifacts import read_bytes
+from tasks.store.home import user_path
+from tasks.store.model_file import read_model_bytes
+from tasks.store.statistics_file import statistics_from
+from tasks.store.weights_file import read_metadata
+
+
+class Embedder(NamedTuple):
+    """A model that is ready to use: its input size in pixels, and the function from images and camera names to features."""
+
+    height: int
+    width: int
+    dimensions: int
+    features: Callable[[Images, Sequence[str | None]], Features]  # (n, h, w, 3) uint8, n names -> (n, d) float32
+
+
+def open_model(model: str, *, device: str | None = None, threads: int | None = None) -> Embedder:
+    """Open a model.
+
+    Args:
+        model: a folder or file that `pul export` wrote, a run (its last iteration), RUN/iteration=N, a model file, or an MLflow URI.
+        device: a torch device for models that torch runs; exported files run on the CPU.
+        threads: CPU threads.
+
+    Raises:
+        DataError: there is no such model.
+        UserError: the package of its runtime is not installed.
+    """
+    path = user_path(model)
+    if (path / MANIFEST).is_file():
+        return _open_export(path, threads)
+    if path.is_file() and path.suffix in OPENERS and (path.suffix != ".safetensors" or _is_exported(path)):
+        return _open_files({None: path}, threads)
+    return _open_torch_model(model, device, threads)
+
+
+def _open_export(folder: Path, threads: int | None) -> Embedder:
+    files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    return _open_files({file["camera"]: folder / file["file"] for file in files if file["precision"] == "float32"}, threads)
+
+
+def _open_files(files: dict[str | None, Path], threads: int | None) -> Embedder:
+    runtimes = {camera: open_runtime(path, threads=threads) for camera, path in files.items()}
+    header = next(iter(runtimes.values())).header
+    by_camera = ByCamera({camera: runtime.features for camera, runtime in runtimes.items()})
+    return Embedder(header.height, header.width, header.dimensions, by_camera.features)
+
+
+def _open_torch_model(model: str, device: str | None, threads: int | None) -> Embedder:
+    compute = resolve_compute(Machine(device=device, threads=threads)).inference
+    prepare(compute)
+    if MLFLOW_URI.match(model):
+        with model_file(model) as file:
+            if (file.parent / "statistics.parquet").exists():
+                raise DataError(f"{model} has statistics by camera without the cameras' names: give its run instead, RUN/iteration=N")
+    backbone, config = read_model_bytes(read_bytes(import_model.fn(model)))
+    statistics, camids = _statistics_of_run(model)
+
+    def features(images: Images, cameras: Sequence[str | None]) -> Features:
+        numbers = np.array([camids.get(camera, -1) if camera is not None else -1 for camera in cameras], np.int64)
+        batches = extract_features(backbone, images, statistics=statistics, camids=numbers, device=compute.device, dtype=compute.dtype)
+        return np.concatenate(list(batches))
+
+    return Embedder(config.height, config.width, int(backbone.num_features), features)  # type: ignore[arg-type]
+
+
+def _statistics_of_run(model: str) -> tuple[CameraStatistics | None, dict[str, int]]:
+    """Return the statistics by camera of a run's model, and the number of each camera by its name; None for other models."""
+    run = named_run(model)
+    if run is None:
+        return None, {}
+    folder, iteration = run
+    last = max((int(path.name.split("=")[1]) for path in folder.glob("iteration=*")), default=0)
+    number = int(iteration.split("=")[1]) if iteration else last
+    link = folder / f"iteration={number}" / "statistics.parquet"
+    if not number or not link.exists():  # iteration 0 is direct transfer
+        return None, {}
+    images = pq.read_table(folder / "images.parquet", columns=["camid", "camera"]).group_by(["camid", "camera"]).aggregate([])
+    names = {row["camera"] or str(row["camid"]): row["camid"] for row in images.to_pylist() if row["camid"] is not None}
+    return statistics_from(pq.read_table(link)), names
+
+
+def _is_exported(path: Path) -> bool:
+    """Return whether a safetensors file was exported; others are model files of runs or checkpoints."""
+    return '"preprocessing"' in read_metadata(path).get("pul", "")
