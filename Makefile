@@ -50,7 +50,8 @@ prose:  ## warn about long sentences and the passive voice in the documentation 
 	$(PROSE)/node_modules/.bin/textlint --config docs/site/textlint.json --rules-base-directory $(PROSE)/node_modules --format unix \
 		README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md $$(ls docs/*.md docs/contribute/*.md | grep -v -e log.md -e parameters.md)
 
-check: lint docs prose  ## lint, build the documentation and run the fast tests, on Python 3.12 too if .venv-3.12 exists (make install PYTHON=python3.12 VENV=.venv-3.12)
+check: lint docs  ## lint, build the documentation and run the fast tests, on Python 3.12 too if .venv-3.12 exists (make install PYTHON=python3.12 VENV=.venv-3.12)
+	@$(MAKE) --silent prose | tail -n 1
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(TESTED)
 	test ! -x .venv-3.12/bin/python || .venv-3.12/bin/python -m pytest $(WORKERS) -m "not slow" $(TESTED)
 

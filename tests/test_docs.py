@@ -37,7 +37,7 @@ def documented_commands():
                         yield pytest.param(match[1], id=f"{name_of(page)}: {match[1][:60]}")
 
 
-@pytest.mark.parametrize("line", documented_commands())
+@pytest.mark.parametrize("line", list(documented_commands()))
 def test_a_documented_command_has_arguments_that_exist(line):
     """Parses the command without running it, so that a renamed option or command cannot stay in the documents."""
     command, context = get_command(app), None
