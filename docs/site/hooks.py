@@ -72,6 +72,7 @@ def commands_page() -> str:
     command = get_command(app)
     context = command.make_context("pul", [], resilient_parsing=True)
     text = get_docs_for_click(obj=command, ctx=context, name="pul", title="Commands")
+    text = text.replace("\b\n", "")  # which keeps the lines of the examples in the help of a command
     text = re.sub(r"(?<=\n\n)(?:pul .*\n)+", lambda match: f"```console\n{match[0]}```\n", text)  # the examples of a command
     parts = re.split(r"(^```.*?^```|`[^`\n]+`)", text, flags=re.DOTALL | re.MULTILINE)
     prose = [part if part.startswith("`") else part.replace("<", "&lt;") for part in parts]
