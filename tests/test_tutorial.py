@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 
 
 def commands(page):
-    """Return the commands of the page; a loop of several lines is one command."""
+    """Return the commands of the page; a loop or a script of several lines is one command."""
     for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL):
-        yield from [block] if block.startswith("for ") else block.splitlines()
+        yield from [block] if block.startswith(("for ", "python ")) else block.replace("\\\n", "").splitlines()
 
 
 def test_every_command_of_the_tutorial_runs(pul_here, home, prefect_server, monkeypatch, capsys):
