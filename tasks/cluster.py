@@ -8,7 +8,7 @@ import pyarrow as pa
 from pul_core import few_labels, selection
 from pul_core.clustering.centres import Clusters as ClusterArrays
 from pul_core.clustering.cluster import cluster_features
-from pul_core.settings import Clustering, Dbscan, KMeans, Selection
+from pul_core.settings import Algorithm, Clustering, KMeans, Selection
 from tasks.engine.compute import prepare
 from tasks.engine.progress import step_logger
 from tasks.engine.steps import step
@@ -24,7 +24,7 @@ def cluster(
     labelled: Labelled | None = None,
     *,
     clustering: Clustering,
-    algorithm: KMeans | Dbscan,
+    algorithm: Algorithm,
     centre_cameras: bool,
     seed: int,
     compute: Compute,

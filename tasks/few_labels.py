@@ -14,7 +14,7 @@ from pul_core.arrays import Ints
 from pul_core.errors import DataError
 from pul_core.few_labels import first_identities, num_unlabelled_clusters
 from pul_core.identities import DISTRACTOR_PID
-from pul_core.settings import Dbscan, FewLabels, KMeans
+from pul_core.settings import Algorithm, FewLabels, KMeans
 from tasks.data.check import usable_rows
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
@@ -26,7 +26,7 @@ SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int64())])
 
 
 @linked("reveal-labels")
-def reveal(images: ImageSet, *, settings: FewLabels, algorithm: KMeans | Dbscan) -> Labelled | None:
+def reveal(images: ImageSet, *, settings: FewLabels, algorithm: Algorithm) -> Labelled | None:
     """Write the labelled images of a target and their classes; None if no labels may be used.
 
     Args:

@@ -27,7 +27,7 @@ from pul_core.learning.training import begin_training, train
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
-from pul_core.settings import Dbscan, KMeans, Machine, Statistics
+from pul_core.settings import Algorithm, Dbscan, KMeans, Machine, Statistics
 from tasks.data.check import (
     ADVICE,
     Finding,
@@ -503,7 +503,7 @@ def _probe(plan: Plan, num_classes: int, compute: Resources) -> tuple[float, flo
     return train_speed, extract_speed, int(backbone.num_features), num_weights  # type: ignore[arg-type]
 
 
-def _clustering_seconds(algorithm: KMeans | Dbscan, n: int, k: int, d: int) -> float:
+def _clustering_seconds(algorithm: Algorithm, n: int, k: int, d: int) -> float:
     """Return the estimated seconds of a clustering: a sample of drawn people, 16 images each, is clustered."""
     rows = min(n, SAMPLE)
     generator = np.random.default_rng(0)

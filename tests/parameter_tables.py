@@ -1,4 +1,4 @@
-"""Print docs/parameters.md: every parameter with its type, bounds, unit, the values of the recipes and its description.
+"""Print docs/parameters.md: what the recipes set differently, and every parameter with its bounds, unit, values and description.
 
 Usage: python tests/parameter_tables.py > docs/parameters.md
 """
@@ -13,10 +13,16 @@ from pul_core.settings import Data, FewLabels, Machine, Recipe
 from tasks.store.config import describe
 
 INTRODUCTION = """\
-# Parameters
+# Recipes and parameters
 
-Every parameter of a run, with the values of the recipes. Set one with `--set NAME=VALUE`, in a sweep's grid, or in Prefect's form.
+A recipe is a value for every parameter; what you set yourself overrides it. Choose one with `--recipe NAME`. Set a parameter with
+`--set SECTION.NAME=VALUE`, e.g. `--set fine_tuning.epochs=4`, in the grid of a sweep, or in Prefect's form.
+
 This page is generated from `pul_core/settings.py` and `pul_core/recipes.py` by `tests/parameter_tables.py`.
+
+## What the recipes set differently
+
+Every parameter that has more than one value among the recipes. [The method](method.md) explains what each recipe is for.
 """
 
 
@@ -24,6 +30,7 @@ def page() -> str:
     """Return the page as Markdown."""
     parts = [INTRODUCTION]
     recipe = get_type_hints(Recipe)
+    parts += [_heading(["parameter", *RECIPES]), *_differences("", Recipe, list(RECIPES.values())), ""]
     for name, settings in recipe.items():
         parts += _section(name, settings, [getattr(values, name) for values in RECIPES.values()], list(RECIPES))
     for name, settings in {"source_data, target_data": Data, "few_labels": FewLabels, "machine": Machine}.items():
@@ -33,8 +40,27 @@ def page() -> str:
 
 def _section(name: str, settings: Any, values: list[Any], titles: list[str]) -> list[str]:
     lines = [f"## {name}", "", settings.__doc__, ""]
-    lines += ["| " + " | ".join(["parameter", "values", *titles, "description"]) + " |", "|" + "---|" * (3 + len(titles))]
-    return [*lines, *_rows("", settings, values), ""]
+    return [*lines, _heading(["parameter", "values", *titles, "description"]), *_rows("", settings, values), ""]
+
+
+def _heading(titles: list[str]) -> str:
+    return f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|"
+
+
+def _differences(prefix: str, settings: Any, values: list[Any]) -> list[str]:
+    """Return a row for each setting that has several values."""
+    rows: list[str] = []
+    for setting, hint in get_type_hints(settings).items():
+        cells = [getattr(value, setting) for value in values]
+        if is_dataclass(hint):
+            rows += _differences(f"{prefix}{setting}.", hint, cells)
+        elif len(set(cells)) > 1:
+            rows.append(f"| {' | '.join([f'`{prefix}{setting}`', *map(_shown, cells)])} |")
+    return rows
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if type(value) is float else str(value)
 
 
 def _rows(prefix: str, settings: Any, values: list[Any]) -> list[str]:
@@ -45,10 +71,9 @@ def _rows(prefix: str, settings: Any, values: list[Any]) -> list[str]:
         if is_dataclass(plain[setting.name]):
             rows += _rows(f"{setting.name}.", plain[setting.name], cells)
         else:
-            shown = ["" if cell is None else f"{cell:g}" if type(cell) is float else str(cell) for cell in cells]
-            rows.append(
-                "| " + " | ".join([f"`{prefix}{setting.name}`", _domain(hints[setting.name]), *shown, describe(hints[setting.name])]) + " |"
-            )
+            hint = hints[setting.name]
+            row = [f"`{prefix}{setting.name}`", _domain(hint), *map(_shown, cells), describe(hint)]
+            rows.append(f"| {' | '.join(row)} |")
     return rows
 
 

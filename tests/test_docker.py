@@ -6,6 +6,7 @@ docker/README.md lists what was tried with one.
 import argparse
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -228,7 +229,7 @@ def test_a_lock_file_has_the_versions_of_the_constraints_and_names_no_index(name
 
 
 def test_every_constraint_is_locked_but_those_of_extras():
-    """What only the tests, linters and exports require is in no image."""
+    """What only the tests, linters, plots, documentation and exports require is in no image."""
     locked = set.union(*(set(lock(name)) for name in LOCKS))
     project = PROJECT["project"]
     assert {canonicalize_name(Requirement(text).name) for text in project["dependencies"]} <= locked

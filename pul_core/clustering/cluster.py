@@ -6,7 +6,7 @@ from pul_core.clustering.centring import centre_by_camera
 from pul_core.clustering.density import cluster_by_density
 from pul_core.clustering.kmeans import cluster_by_kmeans
 from pul_core.clustering.whitening import whiten
-from pul_core.settings import Clustering, Dbscan, KMeans
+from pul_core.settings import Algorithm, Clustering, KMeans
 
 
 def cluster_features(
@@ -14,7 +14,7 @@ def cluster_features(
     camids: Ints,
     *,
     clustering: Clustering,
-    algorithm: KMeans | Dbscan,
+    algorithm: Algorithm,
     centre_cameras: bool,
     seed: int,
     device: str = "cpu",
@@ -38,6 +38,7 @@ def cluster_features(
 
     Example:
         >>> import numpy as np
+        >>> from pul_core.settings import Dbscan
         >>> features = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], np.float32)
         >>> options = {"clustering": Clustering(whitening=0), "centre_cameras": False, "seed": 0}
         >>> clusters, _ = cluster_features(features, np.full(4, -1), algorithm=Dbscan(num_neighbours=1, num_averaged=1), **options)
