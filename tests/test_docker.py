@@ -6,7 +6,6 @@ docker/README.md lists what was tried with one.
 import argparse
 import contextlib
 import importlib.metadata
-import itertools
 import json
 import os
 import re
