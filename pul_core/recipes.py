@@ -22,7 +22,7 @@ PAPER = Recipe(
 MODERN = replace(
     PAPER,
     model=Model(centre_cameras=True, flip=True),
-    statistics=Statistics(by_camera=True, share=0.5),
+    statistics=Statistics(by_camera=True),
     clustering=Clustering(algorithm="dbscan", whitening=0),
     selection=Selection(min_similarity=-1),
     fine_tuning=Training(epochs=4),

@@ -120,7 +120,7 @@ class Statistics:
         Interval(gt=0, le=1),
         doc("Weight of the camera's statistics in the mean of these and those of the model. 1: the model's are not used."),
         ReadIf("by_camera"),
-    ] = 1
+    ] = 0.5
     images_per_camera: Annotated[
         int, Interval(ge=2, le=100_000), Unit("images"), doc("Largest number of a camera's images to use, drawn."), ReadIf("by_camera")
     ] = 512

@@ -17,7 +17,7 @@ from pul_core.learning.foreign_weights import shape_of
 from pul_core.settings import Statistics
 
 CAMIDS = np.array([4, 2, 4, 4, -1, 2, 7, 2, 4, 2, 2, 4, -1, 7, 2])  # six images on cameras 2 and 5 on 4, two on 7, two unknown
-SMALL = Statistics(by_camera=True, images_per_camera=6, min_images=4)
+SMALL = Statistics(by_camera=True, share=1, images_per_camera=6, min_images=4)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_the_number_of_images_decides_which_cameras_have_statistics(images):
 
 
 def test_without_any_camera_the_statistics_are_those_of_all_images(images):
-    statistics = estimate(Colour(), images, np.full(15, -1), Statistics())
+    statistics = estimate(Colour(), images, np.full(15, -1), Statistics(share=1))
     assert statistics.camids.tolist() == [] and statistics.num_images.tolist() == [15]
     np.testing.assert_allclose(statistics.means["0"][0], as_input(images).mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
 

@@ -159,7 +159,7 @@ def test_no_recipe_uses_the_switches_of_other_methods(recipe):
     assert (recipe.model.start_from, recipe.fine_tuning.memory.entries) == ("original", "none")
     assert (recipe.fine_tuning.images_per_class, recipe.pretraining.images_per_class) == (0, 0)
     assert (recipe.dbscan.margin, recipe.selection.keep_unclustered) == (0, False)
-    assert not recipe.statistics.by_camera
+    assert recipe.statistics.by_camera == (recipe is RECIPES["modern"])
 
 
 @pytest.mark.parametrize("flow", [pul, pretrain_original, evaluate_model, suggest_clusters, sweep])

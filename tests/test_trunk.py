@@ -191,7 +191,7 @@ def test_statistics_by_camera_include_the_neck(images, backbone):
     camids = np.repeat([1, 2], 6)
     tinted = images.copy()
     tinted[6:] //= 3
-    statistics = estimate_statistics(backbone, tinted, camids, Statistics(by_camera=True, min_images=4), seed=0)
+    statistics = estimate_statistics(backbone, tinted, camids, Statistics(by_camera=True, share=1, min_images=4), seed=0)
     assert statistics.means["bn_neck"].shape == (3, 512)
     features = extract(backbone, tinted, statistics=statistics, camids=camids)
     for here in (camids == 1, camids == 2):
