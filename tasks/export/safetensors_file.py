@@ -1,4 +1,4 @@
-"""Safetensors: the weights, which this project loads, and timm and the package reid if the model has their pooling and strides and no neck."""
+"""Safetensors: the weights, which this project loads, and timm and reid if the model has their pooling and strides and no neck."""
 
 from collections.abc import Callable
 from pathlib import Path
