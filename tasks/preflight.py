@@ -452,7 +452,7 @@ def _check_few_labels(target: Counts, plan: Plan) -> None:
 
 def estimate_run(run: ValidatedRun) -> Estimate:
     """Estimate the time, disk space and memory of a run: a few batches of noise are timed, and extrapolated to the run."""
-    plan, source, target, _ = run
+    plan, source, target = run.plan, run.source, run.target
     compute = resolve_compute(plan.machine)
     prepare(compute.analysis)
     n = target.splits["train"]

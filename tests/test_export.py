@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pul_core.errors import DataError, UserError
+from pul_core.learning.backbone import architecture, build_backbone
 from pul_core.learning.camera_statistics import BackboneOnCamera
 from pul_core.learning.camera_statistics import estimate_statistics as camera_statistics
 from pul_core.learning.deployed import DeployedModel, with_statistics
@@ -24,17 +25,22 @@ from pul_core.settings import Statistics
 from tasks.decode import decode_crop
 from tasks.export import export_run, timing
 from tasks.export.embed import embed_folder
+from tasks.export.embedder import open_model
 from tasks.export.export_run import export_model
 from tasks.export.options import Options
 from tasks.export.run_model import RunModel
 from tasks.export.runtime import open_runtime
 from tasks.index import index
+from tasks.models import import_model
 from tasks.statistics import estimate_statistics
 from tasks.store.artifacts import locate, read_table
-from tasks.store.model_file import read_model
+from tasks.store.licences import Licence, licence_in
+from tasks.store.model_file import ModelConfig, read_model, write_model
 from tasks.store.statistics_file import statistics_from
+from tasks.store.weights_file import read_metadata
 
 PEERS = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
+LICENCE = Licence(weights="MIT", source_data="CC-BY-NC-4.0")
 SETTINGS = Statistics(by_camera=True, images_per_camera=12, min_images=8)
 
 
@@ -48,7 +54,7 @@ def short_timing(monkeypatch):
 def run_model(home, model, tiny_pair, tmp_path):
     """A function that returns what is exported of a run on the tiny target: the tiny model, with statistics by camera or without."""
 
-    def make(statistics=None):
+    def make(statistics=None, model=model):
         target = index.fn(str(tiny_pair[1]), "target")
         folder = tmp_path / "run"
         folder.mkdir(exist_ok=True)
@@ -56,7 +62,9 @@ def run_model(home, model, tiny_pair, tmp_path):
             (folder / f"{name}.parquet").unlink(missing_ok=True)
             (folder / f"{name}.parquet").symlink_to(locate(artifact))
         backbone, config = read_model(model)
-        return RunModel("run", folder, 1, backbone.eval(), config, statistics, SETTINGS, str(tiny_pair[1]), False, {"title": "tiny"})
+        return RunModel(
+            "run", folder, 1, backbone.eval(), config, statistics, SETTINGS, str(tiny_pair[1]), False, LICENCE, {"title": "tiny"}
+        )
 
     return make
 
@@ -75,18 +83,55 @@ def crops(tiny_pair):
     return np.stack([decode_crop(path.read_bytes(), 64, 32) for path in paths]), paths
 
 
-def torch_features(backbone, images, *, l2=False):
-    features = np.concatenate(list(extract_features(backbone, images)))
+@pytest.fixture
+def trunk(home):
+    """A model with every switch of the trunk and mirror images, whose BatchNorm statistics are not the initial ones."""
+    config = ModelConfig(backbone="resnet10t", height=64, width=32, pool="gem", last_stride=1, neck=True, flip=True)
+    backbone = build_backbone(**architecture(config), seed=1).train()
+    with torch.no_grad():
+        for seed in range(3):
+            backbone(torch.randn(8, 3, 64, 32, generator=torch.Generator().manual_seed(seed)))
+    return write_model(backbone, config)
+
+
+def torch_features(backbone, images, *, flip=False, l2=False):
+    features = np.concatenate(list(extract_features(backbone, images, flip=flip)))
     return features / np.linalg.norm(features, axis=1, keepdims=True) if l2 else features
 
 
 @pytest.mark.parametrize("l2", [False, True])
-def test_the_graph_gives_the_features_of_extraction(model, crops, l2):
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_graph_gives_the_features_of_extraction(model, crops, flip, l2):
     backbone, _ = read_model(model)
-    deployed = DeployedModel(backbone, preprocess=True, l2=l2).eval()
+    deployed = DeployedModel(backbone, preprocess=True, flip=flip, l2=l2).eval()
     with torch.inference_mode():
         features = deployed(torch.from_numpy(crops[0])).numpy()
-    np.testing.assert_allclose(features, torch_features(backbone, crops[0], l2=l2), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(features, torch_features(backbone, crops[0], flip=flip, l2=l2), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_state_trunk_mirror_images_and_licences_and_are_loaded_with_them(run_model, trunk, crops, tmp_path):
+    """Exported weights, and the same file imported as a model, give the features of extraction; timm alone refuses them."""
+    manifest = export_model(run_model(model=trunk), Options("safetensors", threads=1), tmp_path / "exported")
+    file = tmp_path / "exported" / "model.safetensors"
+    settings = {"pool": "gem", "last_stride": 1, "neck": True, "flip": True}
+    stated = json.loads(read_metadata(file)["pul"])
+    assert settings.items() <= stated.items() and settings.items() <= manifest["files"][0].items()
+    assert licence_in(read_metadata(file)) == LICENCE
+    backbone, _ = read_model(trunk)
+    expected = torch_features(backbone, crops[0], flip=True)
+    assert not np.allclose(torch_features(backbone, crops[0]), expected, rtol=1e-2), "mirror images matter"
+    np.testing.assert_allclose(open_runtime(file, threads=1).features(crops[0]), expected, rtol=1e-4, atol=1e-5)
+    imported, config = read_model(import_model.fn(str(file)))
+    assert settings.items() <= config.model_dump().items()
+    np.testing.assert_allclose(torch_features(imported, crops[0], flip=config.flip), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match=r"bn_neck\.weight"):
+        timm.create_model("resnet10t", num_classes=0).load_state_dict(load_file(file))
+
+
+def test_a_model_file_is_embedded_with_its_mirror_images(trunk, crops):
+    embedder = open_model(str(locate(trunk)), device="cpu", threads=1)
+    expected = torch_features(read_model(trunk)[0], crops[0], flip=True)
+    np.testing.assert_allclose(embedder.features(crops[0], [None] * 5), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_with_the_statistics_of_a_camera_is_that_of_extraction_and_leaves_the_original(model, statistics, crops):
@@ -269,6 +314,21 @@ def test_onnx_runs_in_onnxruntime_alone_at_any_batch_size_with_int8_beside_it(ru
     assert not np.allclose(features, expected, atol=1e-4) and (features * expected).sum(1).min() > 0.9
     report = manifest["reports"]["int8"]
     assert report["parity"]["model.int8.onnx"]["cosine"] > 0 and [row["batch"] for row in report["timing"]] == [1, 2, 32]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "suffix"), [("onnx", "onnx"), ("torch-export", "pt2"), ("openvino", "xml")])
+def test_graphs_contain_the_trunk_and_the_mirror_images(run_model, trunk, crops, tmp_path, name, suffix):
+    for package in {"onnx": ["onnxscript", "onnxruntime"], "openvino": ["onnxscript", "openvino"]}.get(name, []):
+        pytest.importorskip(package)
+    export_model(run_model(model=trunk), Options(name, l2=True, threads=1), tmp_path / "exported")
+    runtime = open_runtime(tmp_path / "exported" / f"model.{suffix}", threads=1)
+    assert (runtime.header.pool, runtime.header.last_stride, runtime.header.neck, runtime.header.flip) == ("gem", 1, True, True)
+    backbone, _ = read_model(trunk)
+    for count in (1, 2, 5):
+        expected = torch_features(backbone, crops[0][:count], flip=True, l2=True)
+        np.testing.assert_allclose(runtime.features(crops[0][:count]), expected, atol=1e-4)
+    assert not np.allclose(torch_features(backbone, crops[0], l2=True), torch_features(backbone, crops[0], flip=True, l2=True), atol=1e-3)
 
 
 @pytest.mark.slow

@@ -84,6 +84,7 @@ def test_its_model_is_exported_embedded_and_promoted_by_the_deployment(pul_at_fi
     assert pul_at_finished_run("export", finished_run.name, "--format", "safetensors", "--out", out, "--threads=1", "--json") == 0
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["run"] == finished_run.name and manifest["iteration"] == 2
+    assert manifest["card"]["licences"]["weights"] == manifest["files"][0]["licence"]["weights"] == "none (random weights)"
     assert manifest["card"]["scores"] and manifest["card"]["source"][0]["name"] == "source"
     features = []
     for model in (out, out / "model.safetensors", finished_run.name):

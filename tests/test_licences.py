@@ -15,6 +15,7 @@ from tasks.store.config import resolve_plan
 from tasks.store.licences import Licence, licence_in, with_licence
 from tasks.store.model_file import ModelConfig, model_size, read_model, write_model
 from tasks.store.weights_file import read_metadata
+from tasks.tracking.model_card import card_text
 from tasks.training import pretrain
 
 DRAWN = {"source": ["synthetic:0/source"], "target": "synthetic:0/target"}
@@ -96,3 +97,12 @@ def test_the_source_model_was_not_trained_on_the_target(home, model, tmp_path):
     file = tmp_path / "source.safetensors"
     file.write_bytes(read_bytes(state_licence.fn(model, resolve_plan(DRAWN | {"model": {"weights": "random"}}))))
     assert licence_in(read_metadata(file)) == Licence(weights="none (random weights)", source_data="Apache-2.0", target_data=NOT_USED)
+
+
+def test_a_card_lists_the_licences_and_the_mirror_images():
+    card = {"title": "T", "limits": [], "licences": {**LICENCE.model_dump(), "code": "Apache-2.0"}}
+    _, licences = card_text(card).split("## Licences")
+    for row in ("| initial weights | MIT |", "| images of the source | CC-BY-NC-4.0 |", '| images of the target | contract "17", äö |'):
+        assert row in licences
+    with_flip = card_text(card | {"flip": True})
+    assert "| features | the mean of those of an image and of its mirror image |" in with_flip and "mirror" not in card_text(card)

@@ -55,6 +55,7 @@ def test_a_person_promotes_and_a_worse_model_requires_a_reason(run, pul_here, dr
     version = client().get_model_version_by_alias(model.name, "champion")
     assert version.tags["pul.promotion_reason"] == "a trial"
     assert f"run {worse['run']}" in model.description and "## Limits" in version.description
+    assert "| initial weights | none (random weights) |" in version.description
     assert "was already the champion" in promote(worse["run"])[1]
 
     # The target changes: scores of runs before and after are on different images, so both models are scored on those there are now.

@@ -1,4 +1,4 @@
-"""A backbone as it is deployed: with the statistics of one camera, and on request with preprocessing and L2 normalisation in the graph."""
+"""A backbone as it is deployed: with the statistics of one camera, and on request with preprocessing, mirror images and L2 in the graph."""
 
 import copy
 
@@ -10,7 +10,9 @@ from pul_core.learning.camera_statistics import CameraStatistics
 
 
 class DeployedModel(nn.Module):
-    """Maps images to features in one graph: preprocessing, backbone and L2 normalisation, where the first and the last are optional.
+    """Maps images to features in one graph: preprocessing, backbone, mean with the mirror image, and L2 normalisation.
+
+    Everything but the backbone is optional.
 
     With preprocessing in the graph, the input is (b, h, w, 3) uint8, RGB, as an image decoder returns it. Without, it is (b, 3, h, w)
     float32, normalised as `pul_core.learning.backbone.normalise` does it. The output is (b, d) float32.
@@ -18,11 +20,12 @@ class DeployedModel(nn.Module):
     Args:
         backbone: (b, 3, h, w) -> (b, d); it is not copied.
         preprocess: whether the graph normalises the pixels.
-        l2: whether the features have length 1.
+        flip: whether a feature is the mean of the features of the image and of its mirror image, as at extraction.
+        l2: whether the features have length 1, which they are given last.
 
     Example:
         >>> from pul_core.learning.backbone import build_backbone
-        >>> model = DeployedModel(build_backbone("resnet10t"), preprocess=True, l2=True).eval()
+        >>> model = DeployedModel(build_backbone("resnet10t"), preprocess=True, flip=True, l2=True).eval()
         >>> features = model(torch.zeros(2, 64, 32, 3, dtype=torch.uint8))
         >>> features.shape, round(float(features[0].detach().norm()), 4)
         (torch.Size([2, 512]), 1.0)
@@ -31,16 +34,20 @@ class DeployedModel(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, backbone: nn.Module, *, preprocess: bool, l2: bool) -> None:
+    def __init__(self, backbone: nn.Module, *, preprocess: bool, flip: bool, l2: bool) -> None:
         super().__init__()
-        self.backbone, self.preprocess, self.l2 = backbone, preprocess, l2
+        self.backbone, self.preprocess, self.flip, self.l2 = backbone, preprocess, flip, l2
         self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features of the images."""
         pixels = images.permute(0, 3, 1, 2).float() * self.scale - self.shift if self.preprocess else images
-        features: Tensor = self.backbone(pixels)
+        if self.flip:  # in one batch, so that the graph holds the network once
+            features: Tensor = self.backbone(torch.cat([pixels, pixels.flip(3)]))
+            features = features.view(2, -1, features.shape[1]).mean(0)
+        else:
+            features = self.backbone(pixels)
         # Written out, because nn.functional.normalize expands the norm to the shape of the features, which takes ten nodes in ONNX.
         return features / features.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12) if self.l2 else features
 

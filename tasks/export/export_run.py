@@ -135,7 +135,7 @@ def _write_files(model: RunModel, options: Options, target: Target, folder: Path
     for camera, backbone, name in entries:
         header = _header(model, options, camera)
         path = folder / f"{name}{SUFFIXES[options.format]}"
-        deployed = DeployedModel(backbone.eval(), preprocess=header.preprocessing.in_graph, l2=options.l2).eval()
+        deployed = DeployedModel(backbone.eval(), preprocess=header.preprocessing.in_graph, flip=header.flip, l2=options.l2).eval()
         with activity(f"write {path.name}"):
             if options.format == "onnx":
                 write_onnx(deployed, header, path)
@@ -147,7 +147,7 @@ def _write_files(model: RunModel, options: Options, target: Target, folder: Path
                 path.with_suffix(".onnx").unlink()
             else:
                 write_safetensors(deployed, header, path)
-        yield File(path, camera, header, _reference(backbone, l2=options.l2))
+        yield File(path, camera, header, _reference(backbone, flip=header.flip, l2=options.l2))
 
 
 def _quantise_files(files: list[File], model: RunModel, target: Target, options: Options) -> Iterator[File]:
@@ -221,11 +221,11 @@ def _not_empty(crops: Crops, model: RunModel) -> Crops:
     return crops
 
 
-def _reference(backbone: nn.Module, *, l2: bool) -> gate.FeaturesOf:
+def _reference(backbone: nn.Module, *, flip: bool, l2: bool) -> gate.FeaturesOf:
     """Return the function that the exported file has to agree with: the features of the model in torch, in float32."""
 
     def features_of(images: Images) -> Features:
-        features = np.concatenate(list(extract_features(backbone, images)))
+        features = np.concatenate(list(extract_features(backbone, images, flip=flip)))
         return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12) if l2 else features
 
     return features_of
@@ -235,9 +235,7 @@ def _header(model: RunModel, options: Options, camera: str | None) -> ExportHead
     height, width = model.config.height, model.config.width
     in_graph = options.in_graph and options.format != "safetensors"
     return ExportHeader(
-        backbone=model.config.backbone,
-        height=height,
-        width=width,
+        **model.config.model_dump(),
         format=options.format,
         input_shape=("batch", height, width, 3) if in_graph else ("batch", 3, height, width),
         input_dtype="uint8" if in_graph else "float32",
@@ -245,6 +243,7 @@ def _header(model: RunModel, options: Options, camera: str | None) -> ExportHead
         l2=options.l2,
         preprocessing=Preprocessing(in_graph=in_graph),
         camera=camera,
+        licence=model.licence,
         card=model.card,
     )
 

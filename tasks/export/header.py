@@ -5,6 +5,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from pul_core.learning.backbone import IMAGENET_MEAN, IMAGENET_STD
+from tasks.store.licences import Licence
+from tasks.store.model_file import ModelConfig
 
 Format = Literal["onnx", "torch-export", "safetensors", "openvino"]
 KEY = "pul"  # of the metadata; a model file of this project has the same key, so that an exported safetensors file is one, too
@@ -23,14 +25,13 @@ class Preprocessing(BaseModel):
     std: tuple[float, ...] = IMAGENET_STD
 
 
-class ExportHeader(BaseModel):
-    """Format, input and output of an exported file, the camera that it is for, and the model card."""
+class ExportHeader(ModelConfig):
+    """The config of the model, format, input and output of an exported file, the camera that it is for, licences and the model card.
 
-    model_config = ConfigDict(frozen=True)
+    With ``flip``, a feature is the mean of those of an image and of its mirror image. A graph computes this mean; a safetensors file holds
+    weights only, and leaves it to the program that loads them.
+    """
 
-    backbone: str
-    height: int  # of the input, in pixels
-    width: int
     format: Format
     precision: Literal["float32", "int8"] = "float32"
     input: str = "images"
@@ -41,4 +42,5 @@ class ExportHeader(BaseModel):
     l2: bool  # whether the features have length 1
     preprocessing: Preprocessing
     camera: str | None = None  # the name of the camera; None: all cameras, or all that have no file of their own
+    licence: Licence = Licence()  # where a model file of this project has it
     card: dict[str, Any]

@@ -11,10 +11,12 @@ from pul_core.learning.camera_statistics import CameraStatistics
 from pul_core.settings import Statistics
 from tasks.models import model_file
 from tasks.store.config import read_config, resolve_plan
+from tasks.store.licences import Licence, licence_in
 from tasks.store.model_file import ModelConfig, read_model_bytes
 from tasks.store.runs import find_run_folder
 from tasks.store.statistics_file import statistics_from
-from tasks.tracking.model_card import licence_of, model_card
+from tasks.store.weights_file import read_metadata
+from tasks.tracking.model_card import model_card
 from tasks.tracking.results import find_run
 
 
@@ -30,6 +32,7 @@ class RunModel(NamedTuple):
     statistics_settings: Statistics
     target: str  # as the run's config names it
     centre_cameras: bool
+    licence: Licence
     card: dict[str, Any]
 
 
@@ -50,7 +53,7 @@ def read_run_model(reference: str, iteration: int | None) -> RunModel:
     number = iteration if iteration is not None else int(stated) if stated.isdigit() else None
     with model_file(f"{folder.name}/iteration={number}" if number is not None else folder.name) as file:
         backbone, config = read_model_bytes(file.read_bytes())
-        licence = licence_of(file)
+        licence = licence_in(read_metadata(file))
         digest = file.resolve().stem
         number = int(file.parent.name.split("=")[1])
     parameters, _ = read_config(folder / "config.json")
@@ -68,5 +71,6 @@ def read_run_model(reference: str, iteration: int | None) -> RunModel:
         statistics_settings=resolve_plan(parameters).statistics,
         target=str(parameters["target"]),
         centre_cameras=bool(parameters.get("model", {}).get("centre_cameras", False)),
+        licence=licence,
         card=card,
     )

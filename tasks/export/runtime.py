@@ -26,7 +26,7 @@ class Runtime(NamedTuple):
 
 
 def open_runtime(path: Path, *, threads: int | None = None) -> Runtime:
-    """Open an exported file in its runtime: onnxruntime, torch.export's loader, timm or OpenVINO.
+    """Open an exported file in its runtime: onnxruntime, torch.export's loader, torch or OpenVINO.
 
     Args:
         path: the exported file.

@@ -1,28 +1,30 @@
-"""Safetensors: the plain weights, which timm, the package reid and this project load into a backbone of their own."""
+"""Safetensors: the weights, which this project loads, and timm and reid if the model has their pooling and strides and no neck."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as tensors
 
 from pul_core.arrays import Features
+from pul_core.learning.backbone import architecture, build_backbone
 from pul_core.learning.deployed import DeployedModel
 from tasks.export.header import KEY, ExportHeader
 from tasks.export.metadata import not_a_model, parse_header
 
 
 def write_safetensors(model: DeployedModel, header: ExportHeader, path: Path) -> None:
-    """Write the weights of the backbone under timm's names, with the header in the metadata."""
+    """Write the weights of the backbone under the names of its own tensors, which are timm's, with the header in the metadata."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.backbone.state_dict().items()}
     tensors.save_file(state, path, {KEY: header.model_dump_json()})
 
 
 def open_safetensors(path: Path, threads: int | None) -> tuple[ExportHeader, Callable[[np.ndarray], Features]]:
-    """Load a safetensors file into timm's backbone; returns its header and the function from pixels (n, 3, h, w) to features.
+    """Load a safetensors file into the backbone that its header states; returns the header and the function from pixels to features.
+
+    The function takes pixels (n, 3, h, w), and averages features with those of mirror images if the header states ``flip``.
 
     Raises:
         DataError: the file is damaged or was not exported by this project.
@@ -30,17 +32,17 @@ def open_safetensors(path: Path, threads: int | None) -> tuple[ExportHeader, Cal
     try:
         with safe_open(path, "pt") as file:
             header = parse_header(path, (file.metadata() or {}).get(KEY))
-        backbone = timm.create_model(header.backbone, pretrained=False, num_classes=0, global_pool="avg")
+        backbone = build_backbone(**architecture(header), initialise=False)
         backbone.load_state_dict(tensors.load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise not_a_model(path, error) from error
-    backbone.eval()
+    model = DeployedModel(backbone, preprocess=False, flip=header.flip, l2=False).eval()
     if threads:
         torch.set_num_threads(threads)
 
     @torch.inference_mode()
     def run(pixels: np.ndarray) -> Features:
-        features: Features = backbone(torch.from_numpy(pixels)).numpy()
+        features: Features = model(torch.from_numpy(pixels)).numpy()
         return features
 
     return header, run

@@ -3,13 +3,12 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Run
 
 from pul_core.stopping import EXPLANATIONS
-from tasks.store.weights_file import read_metadata
+from tasks.store.licences import Licence
 from tasks.tracking.client import client, search_runs
 from tasks.tracking.results import run_id_of
 
@@ -28,6 +27,8 @@ LIMITS = (
     "The nearest images are suggestions, never proof of an identity. Choose a threshold on images of your cameras, and let a person check.",
     "Scores are not reported by group of people. Source and target decide who is recognised well and who is not.",
 )
+LICENCES = {"weights": "initial weights", "source_data": "images of the source", "target_data": "images of the target", "code": "code"}
+RESEARCH_ONLY = "Published data sets are mostly for research only, and so may be models that were trained on them."
 RESPONSIBLE_USE = (
     "Person re-identification is surveillance technology. Use requires a lawful basis, a purpose, and a limit on how long images are kept; "
     "in many places it also requires an impact assessment. Do not use the model to decide about people without a person who checks and "
@@ -35,13 +36,13 @@ RESPONSIBLE_USE = (
 )
 
 
-def model_card(run: Run, iteration: int, *, licence: str = "unknown", digests: Mapping[str, str] | None = None) -> dict[str, Any]:
+def model_card(run: Run, iteration: int, *, licence: Licence, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the card of the model of an iteration.
 
     Args:
         run: the MLflow run of the run.
         iteration: whose model it is.
-        licence: of the weights, as the model file states it.
+        licence: licences of the model, see `tasks.models.licence_of`.
         digests: more digests, by name.
     """
     nested = _iterations(run)
@@ -65,6 +66,7 @@ def model_card(run: Run, iteration: int, *, licence: str = "unknown", digests: M
         "seed": params.get("seed", "unknown"),
         "statistics_by_camera": iteration > 0 and params.get("statistics.by_camera") == "True",
         "centre_cameras": params.get("model.centre_cameras") == "True",
+        "flip": params.get("model.flip") == "True",
         "digests": {
             "model (first 16 digits of SHA-256)": model.data.tags.get("pul.results", "").partition(" ")[0] or "unknown",
             "code (git commit)": tags.get("mlflow.source.git.commit", "unknown"),
@@ -75,11 +77,7 @@ def model_card(run: Run, iteration: int, *, licence: str = "unknown", digests: M
         "without_labels": _select(model, WITHOUT_LABELS),
         "stop_reason": f"{reason}: {EXPLANATIONS.get(reason, '')}" if reason else "",  # type: ignore[call-overload]
         "limits": list(LIMITS),
-        "licences": {
-            "weights": licence,
-            "code": "Apache-2.0",
-            "images": "those of source and target; published sets are mostly for research only, and so may be models trained on them",
-        },
+        "licences": {**licence.model_dump(), "code": "Apache-2.0"},
         "responsible_use": RESPONSIBLE_USE,
     }
 
@@ -107,6 +105,8 @@ def card_text(card: Mapping[str, Any]) -> str:
     facts |= {role: "; ".join(_dataset_text(data) for data in card.get(role, [])) for role in ("source", "target")}
     if card.get("statistics_by_camera"):
         facts["BatchNorm statistics"] = "of each camera of the target"
+    if card.get("flip"):
+        facts["features"] = "the mean of those of an image and of its mirror image"
     if card.get("centre_cameras"):
         facts["scored with"] = "the mean feature of each camera subtracted"
     if card.get("stop_reason"):
@@ -124,13 +124,10 @@ def card_text(card: Mapping[str, Any]) -> str:
         lines += ["", "## Measures without labels", ""]
         lines += _table(["", ""], ([WITHOUT_LABELS[name], f"{value:,.4g}"] for name, value in measures.items()))
     lines += ["", "## Limits", "", *(f"- {limit}" for limit in card.get("limits", []))]
-    lines += ["", "## Licences", "", *_table(["", ""], card.get("licences", {}).items())]
+    licences = card.get("licences", {})
+    lines += ["", "## Licences", "", *_table(["", ""], ([LICENCES[name], licences[name]] for name in LICENCES if name in licences))]
+    lines += ["", RESEARCH_ONLY]
     return "\n".join([*lines, "", "## Responsible use", "", card.get("responsible_use", "")]).rstrip() + "\n"
-
-
-def licence_of(file: Path) -> str:
-    """Return the licence that the header of a model file states, or "unknown"."""
-    return json.loads(read_metadata(file).get("pul", "{}")).get("licence") or "unknown"
 
 
 def _iterations(run: Run) -> dict[int, Run]:

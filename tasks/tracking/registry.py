@@ -19,6 +19,7 @@ from pul_core.promotion import reasons_against
 from tasks.engine.links import linked
 from tasks.engine.progress import step_logger
 from tasks.store.artifacts import Artifact
+from tasks.store.licences import Licence
 from tasks.store.references import Reference
 from tasks.store.statistics_file import statistics_from, write_statistics
 from tasks.tracking.client import client
@@ -87,14 +88,14 @@ class Promotion(Reference):
         return self.model_copy(update={"candidate": scored[0], "champion": scored[1]})
 
 
-def set_candidate(name: str, version: str, run: Run, *, licence: str) -> None:
+def set_candidate(name: str, version: str, run: Run, *, licence: Licence) -> None:
     """Give a version the alias `candidate` and its model card, and describe the registered model.
 
     Args:
         name: of the registered model.
         version: of the run's last iteration.
         run: the MLflow run of the run.
-        licence: of the weights.
+        licence: licences of the model.
     """
     iteration = int(client().get_run(str(client().get_model_version(name, version).run_id)).data.tags["pul.iteration"])
     client().update_model_version(name, version, card_text(model_card(run, iteration, licence=licence)))

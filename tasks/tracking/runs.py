@@ -38,7 +38,6 @@ from tasks.tracking.client import client, safe_name, search_all_runs, search_run
 from tasks.tracking.domain_pairs import domain_pair, experiment_of, registered_model_of
 from tasks.tracking.figures import CURVES, curves_figure, iteration_figure, show_in_prefect
 from tasks.tracking.metrics import iteration_metrics
-from tasks.tracking.model_card import licence_of
 from tasks.tracking.models import licence_tags, log_iteration_model, register_model
 from tasks.tracking.registry import set_candidate
 from tasks.tracking.results import IS_RUN, RUN_ID_TAG, find_run, run_id_of, sum_seconds
@@ -147,8 +146,7 @@ def track_iteration(run: TrackedRun, iteration: Iteration, labels: Artifact | No
     nested, is_repeated = _iteration_run(run, parent, iteration.iteration, fingerprint)
     # The model comes first: MLflow would look up the history of each metric that the run has already, to link it to the model.
     statistics = iteration.statistics if iteration.iteration else None  # iteration 0 is direct transfer
-    licence = run.licence if iteration.iteration else run.licence.model_copy(update={"target_data": NOT_USED})
-    model = with_licence(iteration.model, licence)
+    model = with_licence(iteration.model, _licence_of_iteration(run, iteration.iteration))
     model_id = log_iteration_model(nested, model, statistics.statistics if statistics else None)
     nested_metrics = [Metric(key, value, 0, 0, model_id=model_id) for key, value in metrics.items()] + _training_curves(iteration.trained)
     client().log_batch(nested.info.run_id, [metric for metric in nested_metrics if metric.key not in nested.data.metrics])
@@ -184,16 +182,16 @@ def finish_run(run: TrackedRun, iterations: list[dict[str, float]], reason: str,
     parent = client().get_run(run.mlflow_run_id)
     last_run, _ = _iteration_run(run, parent, len(iterations) - 1)
     name = registered_model_of(client().get_experiment(parent.info.experiment_id))
-    version = register_model(last_run.info.run_id, name, run.id, run.licence)
+    licence = _licence_of_iteration(run, len(iterations) - 1)
+    version = register_model(last_run.info.run_id, name, run.id, licence)
     client().set_terminated(run.mlflow_run_id, "FINISHED")
-    set_candidate(name, version, client().get_run(run.mlflow_run_id), licence=_licence(Path(run.folder), len(iterations) - 1))
+    set_candidate(name, version, client().get_run(run.mlflow_run_id), licence=licence)
     step_logger().info("Stopped after iteration %d: %s (%s)", len(iterations) - 1, reason, explanation)
 
 
-def _licence(folder: Path, iteration: int) -> str:
-    """Return the licence that a run's model file states; a store at a URL has no file here."""
-    file = folder / f"iteration={iteration}" / "model.safetensors"
-    return licence_of(file) if file.exists() else "unknown"
+def _licence_of_iteration(run: TrackedRun, iteration: int) -> Licence:
+    """Return the licences of the model of an iteration; that of iteration 0 was not trained on the target."""
+    return run.licence if iteration else run.licence.model_copy(update={"target_data": NOT_USED})
 
 
 def close_run(flow_run_id: str, status: str) -> None:
