@@ -290,6 +290,23 @@ def test_few_labels_and_two_sources(module_home, parameters, tmp_path, market):
     assert results["iterations"][1]["num_clusters"] == 4
 
 
+def test_runs_are_compared_side_by_side(module_home, parameters):
+    from tasks.report.build import comparison_page, report_page
+    from tasks.report.compare import comparability, comparison_table, differences_table
+    from tasks.report.run_data import read_run
+
+    names = [run(parameters | {"stopping": {"max_iterations": limit, "stop_when_stable": False}})[0].result() for limit in (1, 2)]
+    runs = [read_run(name) for name in names]
+    assert [row[:4] for row in comparison_table(runs).rows] == [
+        [names[0], "paper", "1", "limit"],
+        [names[1], "paper", "2", "limit"],
+    ]
+    assert differences_table(runs).rows == [["stopping.max_iterations", "1", "2"]]
+    assert comparability(runs).startswith("The runs have the same target, so")
+    pages = comparison_page(runs), report_page(runs)
+    assert all(name in page for name in names for page in pages) and len(pages[1]) > len(pages[0])
+
+
 def report_on(name, file, **options):
     """Write a report and log it; return its file and its copies in MLflow."""
     from tasks.report.build import report_page

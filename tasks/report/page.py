@@ -76,4 +76,5 @@ def _library() -> str:
     import vl_convert
 
     version = altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
-    return str(vl_convert.javascript_bundle(None, vl_version=version)).replace("</script", "<\\/script")
+    bundle = vl_convert.javascript_bundle(None, vl_version=version)  # type: ignore[arg-type] # None is the default
+    return bundle.replace("</script", "<\\/script")
