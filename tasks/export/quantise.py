@@ -17,6 +17,7 @@ from tasks.export.packages import require
 from tasks.export.runtime import to_pixels
 
 CALIBRATION_BATCH = 16
+PERCENTILE = 99.99  # of the values of an activation; larger ones are clipped
 # The preprocessing, the pooling and the L2 normalisation stay in float32. With the activations, the range of a convolution is that after
 # its activation, which is then left out.
 LAYERS = ["Conv", "Gemm", "MatMul", "Clip", "Relu"]
@@ -46,6 +47,8 @@ def quantise(source: Path, header: ExportHeader, crops: Images, target: Path) ->
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=LAYERS,
             per_channel=True,
+            calibrate_method=quantization.CalibrationMethod.Percentile,
+            extra_options={"CalibPercentile": PERCENTILE},
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QUInt8,  # signed weights overflow on CPUs without VNNI, see docs/adr/0015-exports.md
         )
