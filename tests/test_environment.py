@@ -199,11 +199,11 @@ def test_an_unusable_value_is_reported_in_one_line(name, value, message):
         ("model", {"backbone": "hf-hub:nobody/x"}, "there is no backbone"),
         (
             "model",
-            {"backbone": "vit_small_patch16_224"},
-            "does not accept images of 64 x 32 pixels (Input height (64) doesn't match model (224)",
+            {"backbone": "vit_small_patch16_224", "width": 40},
+            "divides images into patches of 16 x 16 pixels, but images of 64 x 40 pixels were requested: choose multiples",
         ),
-        ("model", {"backbone": "swin_tiny_patch4_window7_224"}, "does not accept images of 64 x 32 pixels"),
-        ("model", {"backbone": "botnet26t_256"}, "does not accept images of 64 x 32 pixels"),
+        ("model", {"backbone": "efficientformer_l1"}, "does not accept images of 64 x 32 pixels"),
+        ("model", {"backbone": "resnet50_clip"}, "does not accept images of 64 x 32 pixels"),
         ("model", {"backbone": "inception_v3"}, "does not accept images of 64 x 32 pixels"),
         ("model", {"backbone": "vgg11", "height": 256, "width": 128}, "layers between its pooling and its classifier"),
         ("model", {"backbone": "mobilenetv3_large_100"}, "layers between its pooling and its classifier"),
@@ -231,6 +231,7 @@ def test_settings_that_can_be_used_pass(home, tiny):
     check_plan(resolve_plan(tiny | {"source": "x", "target": "x"}))
     for model in (
         {"backbone": "vit_tiny_patch16_224", "height": 224, "width": 224},
+        {"backbone": "swin_tiny_patch4_window7_224"},
         {"backbone": "mobilenetv2_100", "weights": "imagenet"},
     ):
         check_plan(resolve_plan(tiny | {"source": "x", "target": "x", "model": tiny["model"] | model}))

@@ -33,6 +33,7 @@ TRANSFORMERS = [
     "swin_tiny_patch4_window7_224",
     "vit_small_patch14_dinov2",
     "beit_base_patch16_224",
+    "xcit_nano_12_p16_224",
 ]
 
 
@@ -166,6 +167,7 @@ def test_random_weights_of_these_networks_follow_from_the_seed_and_have_no_image
         build_backbone("osnet_x2_0")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PYTHON.exists(), reason="torchreid is not installed: make peers")
 @pytest.mark.parametrize("neck", [False, True])
 def test_torchreids_networks_have_the_same_features(home, tmp_path, neck):

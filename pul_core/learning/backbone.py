@@ -173,6 +173,7 @@ def _create(name: str, size: tuple[int, int] | None, pretrained: bool) -> Any:
         options["img_size"] = size
     backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    patch = (patch, patch) if isinstance(patch, int) else patch
     if patch and size and (size[0] % patch[0] or size[1] % patch[1]):
         raise UserError(
             f"backbone {name} divides images into patches of {patch[0]} x {patch[1]} pixels, but images of {size[0]} x {size[1]} pixels "

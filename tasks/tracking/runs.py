@@ -90,7 +90,7 @@ def track_run(plan: Plan, target: ImageSet, sources: list[ImageSet]) -> TrackedR
     Raises:
         DataError: the run is resumed, but its images have changed.
     """
-    flow_run_id = str(flow_run.id)
+    flow_run_id, licence = str(flow_run.id), licence_of(plan)
     process_tags = {PROCESS_TAG: process_key(os.getpid()), "pul.flow_run_id": flow_run_id, "pul.flow_run_url": flow_run.ui_url or ""}
     if existing_run := _existing_run(flow_run_id):
         run = existing_run
@@ -101,7 +101,7 @@ def track_run(plan: Plan, target: ImageSet, sources: list[ImageSet]) -> TrackedR
             plan = replace(plan, original_model=run.data.params.get("original_model", plan.original_model))
     else:
         plan = replace(plan, original_model=_with_run_id(plan.original_model))
-        run = _create_run(plan, target, sources, process_tags)
+        run = _create_run(plan, target, sources, process_tags | licence_tags(licence))
     run_id, name = run_id_of(run), str(run.info.run_name)
     _tag_flow_run(flow_run_id, run_id)
     folder = create_run_folder(run_id, name, flow_run_id)
@@ -119,7 +119,7 @@ def track_run(plan: Plan, target: ImageSet, sources: list[ImageSet]) -> TrackedR
         folder=str(folder),
         original_model=plan.original_model,
         resources=resources,
-        licence=licence_of(plan),
+        licence=licence,
     )
 
 
@@ -225,7 +225,6 @@ def _create_run(plan: Plan, target: ImageSet, sources: list[ImageSet], process_t
     """Create the MLflow run of this flow run, in the experiment of its domain pair."""
     name = safe_run_name(str(flow_run.name))
     tags = {"pul.kind": "run", RUN_ID_TAG: new_run_id(name, str(flow_run.id)), "pul.recipe": plan.recipe, **process_tags}
-    tags |= licence_tags(licence_of(plan))
     if commit := get_git_commit(__file__):
         tags["mlflow.source.git.commit"] = commit
     if sweep_child := os.environ.get(SWEEP):
