@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -78,8 +78,10 @@ def _open_torch_model(model: str, device: str | None, threads: int | None) -> Em
 
     def features(images: Images, cameras: Sequence[str | None]) -> Features:
         numbers = np.array([camids.get(camera, -1) if camera is not None else -1 for camera in cameras], np.int64)
-        options: dict[str, Any] = {"flip": config.flip, "device": compute.device, "dtype": compute.dtype}
-        return np.concatenate(list(extract_features(backbone, images, statistics=statistics, camids=numbers, **options)))
+        batches = extract_features(
+            backbone, images, statistics=statistics, camids=numbers, flip=config.flip, device=compute.device, dtype=compute.dtype
+        )
+        return np.concatenate(list(batches))
 
     return Embedder(config.height, config.width, int(backbone.num_features), features)  # type: ignore[arg-type]
 
