@@ -140,7 +140,7 @@ def test_the_slider_and_the_menu_of_the_map_change_the_map_and_its_table(report,
     assert before[0] != after[0] and before[1] != after[1]
     chart.locator("select").select_option(label="reliable or not")
     page.wait_for_timeout(500)
-    assert {"reliable"} <= set(chart.locator("text").all_inner_texts())
+    assert {"reliable"} <= set(chart.locator("text").all_text_contents())
 
 
 def test_the_report_is_logged_to_mlflow_and_linked_from_prefect_beside_the_curves(report, up, finished_run, page):
