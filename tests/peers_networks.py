@@ -5,12 +5,11 @@ import warnings
 
 import torch
 
-warnings.filterwarnings("ignore")
-
-from torchreid.reid import models  # noqa: E402
-
 
 def main(folder, names):
+    warnings.filterwarnings("ignore")
+    from torchreid.reid import models
+
     for name in names:
         torch.manual_seed(0)
         network = models.build_model(name, num_classes=7, pretrained=False)

@@ -475,7 +475,7 @@ NAMES = {  # of the images of a target, and the number of its known cameras
     [
         (0, {}, "paper", "paper (auto: 0 known cameras): "),
         (1, {"recipe": "auto"}, "paper", "paper (auto: 1 known camera): "),
-        (2, {"recipe": None}, "modern", "modern (auto: 2 known cameras): "),
+        (2, {"recipe": None, "dbscan": {"num_neighbours": 4}}, "modern", "modern (auto: 2 known cameras): "),
         (2, {"kmeans": {"num_clusters": 4}}, "paper", "paper (auto: 2 known cameras): "),
         (2, {"recipe": "paper"}, "paper", "paper: "),
         (0, {"recipe": "modern", "dbscan": {"num_neighbours": 4}}, "modern", "modern: "),

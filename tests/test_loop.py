@@ -32,7 +32,7 @@ def loop(monkeypatch):
         ),
         "original_model_of": ("original", {}),
     }
-    for name in ("check_sets", "reveal", "decode", "extract_features", "track_iteration", "finish_run"):
+    for name in ("check_sets", "reveal", "decode", "statistics_of", "extract_features", "track_iteration", "finish_run"):
         steps[name] = None
     for name, result in steps.items():
         monkeypatch.setattr(module, name, lambda *_, result=result, **__: result)

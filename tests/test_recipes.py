@@ -57,7 +57,6 @@ KMEANS_FORM = Overrides[KMeans]  # an empty form has every setting, None
         ({"recipe": "auto", "kmeans": KMEANS_FORM()}, 2, "modern"),
         ({"recipe": "auto", "kmeans": {"num_clusters": 0}}, 2, "paper"),
         ({"recipe": "auto", "clustering": {"algorithm": "kmeans"}}, 2, "paper"),
-        ({"recipe": "auto", "clustering": {"algorithm": "dbscan"}}, 1, "paper"),
         ({"recipe": "auto", "kmeans": KMEANS_FORM(num_restarts=3)}, 2, "paper"),
         ({"recipe": "paper"}, 2, "paper"),
         ({"recipe": "modern"}, 0, "modern"),

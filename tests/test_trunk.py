@@ -276,7 +276,7 @@ def test_flip_changes_nothing_before_extraction(home, pixels, compute):
         np.testing.assert_array_equal(column(table, "feature"), expected)
         loaded = ReIDModel()
         loaded.load_context(SimpleNamespace(artifacts={"weights": locate(model)}))
-        np.testing.assert_array_equal(loaded.predict(None, images), expected)
+        np.testing.assert_array_equal(loaded.predict(None, {"pixels": list(images)}), expected)
 
 
 def test_a_run_takes_the_switches_of_its_model(home, tmp_path, backbone):
