@@ -98,4 +98,6 @@ def compare(runs: list[RunData]) -> SectionView:
     differences = differences_table(runs)
     notes = [] if differences.rows else ["The runs have the same parameters."]
     tables = [comparison_table(runs), *([differences] if differences.rows else [])]
-    return SectionView(name="compare", title="Side by side", lead=comparability(runs), charts=charts, tables=tables, notes=notes)
+    return SectionView(
+        name="compare", title="Side by side", lead=comparability(runs), charts=charts, tables=tables, tables_first=True, notes=notes
+    )

@@ -72,5 +72,6 @@ class SectionView:
     charts: Sequence[ChartView] = ()
     heats: Sequence[HeatView] = ()
     tables: Sequence[TableView] = ()
+    tables_first: bool = False  # before the charts
     groups: Sequence[tuple[str, Sequence[GroupView]]] = ()  # heading and groups
     notes: Sequence[str] = field(default_factory=list)
