@@ -195,7 +195,7 @@ def test_statistics_by_camera_are_reported_beside_direct_transfer_and_joined_to_
     assert (direct["mAP"], direct["rank_1"]) == (plain["mAP"], plain["rank_1"]), "iteration 0 uses no target image"
     assert direct["mAP_statistics"] is not None and first["mAP_statistics"] is None
     folder = module_home / "runs" / state.result()
-    assert {"scores", "scores_statistics", "statistics", "model"} == {path.stem for path in (folder / "iteration=0").iterdir()}
+    assert {"scores", "scores_statistics", "statistics", "model", "weights"} == {path.stem for path in (folder / "iteration=0").iterdir()}
     assert set(pd.read_parquet(folder / "iteration=2" / "statistics.parquet")["camid"].dropna()) == {1, 2}
     assert inputs_of(folder / "iteration=1" / "features.parquet")["statistics"]["statistics"].startswith(
         (folder / "iteration=0" / "statistics.parquet").resolve().stem
