@@ -59,6 +59,7 @@ def configure() -> Path:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "GIT_PYTHON_REFRESH": "quiet",
+        "MPLCONFIGDIR": str(folder / "cache" / "matplotlib"),  # otherwise Matplotlib writes to the user's home
         "PYTHONSAFEPATH": "1",  # otherwise a tasks.py or logging.py in the working folder is imported by `python -m uvicorn`
     }
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PUL_ARTIFACTS"):

@@ -38,8 +38,8 @@ def task_states(flow_run_id):
 
 
 def models(home, name):
-    """Return the artifact names, which are digests, of the models of all iterations."""
-    return [path.resolve().name for path in sorted(Path(home, "runs", name).glob("iteration=*/model.safetensors"))]
+    """Return the artifact names, which are digests, of the weights of all iterations, as the steps exchange them."""
+    return [path.resolve().name for path in sorted(Path(home, "runs", name).glob("iteration=*/weights.safetensors"))]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,8 @@ def test_mlflow_has_one_parent_run_and_one_nested_run_per_iteration_with_its_mod
     loaded = mlflow.pyfunc.load_model(f"models:/{last.data.tags['pul.model_id']}")
     assert loaded.predict(pd.DataFrame({"pixels": list(np.zeros((2, 64, 32, 3), np.uint8))})).shape == (2, 512)
     (registered,) = client.search_model_versions(f"run_id = '{last.info.run_id}'")
-    assert client.get_model_version_by_alias(registered.name, "candidate").version == registered.version
+    versions = client.search_model_versions(f"name = '{registered.name}'")
+    assert int(client.get_model_version_by_alias(registered.name, "candidate").version) == max(int(item.version) for item in versions)
     card = client.get_registered_model(registered.name).description
     assert (
         f"run {state.result()}" in card
