@@ -22,7 +22,7 @@ COUNTS = {"reliable_set_size": "reliable images", "num_clusters": "clusters"}
 
 
 def promote_command(
-    run: Annotated[str | None, typer.Argument(help="The id or unique name of a finished run; default the newest one.")] = None,
+    run: Annotated[str | None, typer.Argument(help="The id or unique name of a finished run; default the newest finished one.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why; required if the scores are lower than those of the champion.")] = None,
     device: Device = None,
     threads: Threads = None,

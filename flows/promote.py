@@ -23,7 +23,7 @@ def promote_model(run: str | None = None, reason: str | None = None, machine: Ov
     If the target has changed since the champion's run, both models are scored again on its present images.
 
     Args:
-        run: The id or unique name of a finished run. Empty: the newest one.
+        run: The id or unique name of a finished run. Empty: the newest finished one.
         reason: Why the model is promoted; required if its scores are lower than the champion's.
     """
     promotion = compare_with_champion(run)

@@ -25,7 +25,7 @@ from tasks.store.statistics_file import statistics_from, write_statistics
 from tasks.tracking.client import client
 from tasks.tracking.model_card import card_text, datasets_of, model_card
 from tasks.tracking.models import RUN_TAG
-from tasks.tracking.results import find_run, read_results, run_id_of
+from tasks.tracking.results import IS_RUN, find_run, newest_run, read_results, run_id_of
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REASON_TAG = "pul.promotion_reason"  # tag of a version: why a person promoted it
@@ -124,12 +124,12 @@ def compare_with_champion(reference: str | None) -> Promotion:
     """Compare the model of a finished run with the champion of its registered model.
 
     Args:
-        reference: the run, see `find_run`; None: the newest one.
+        reference: the run, see `find_run`; None: the newest finished one.
 
     Raises:
         DataError: the run is unknown, or is not finished.
     """
-    run = find_run(reference)
+    run = find_run(reference) if reference else newest_run(f"{IS_RUN} and attributes.status = 'FINISHED'")
     run_id = run_id_of(run)
     versions = list(client().search_model_versions(f"tags.`{RUN_TAG}` = '{run_id}'"))
     if not versions:

@@ -21,6 +21,17 @@ def run_id_of(run: Run) -> str:
     return str(run.data.tags.get(RUN_ID_TAG, run.info.run_name))
 
 
+def newest_run(condition: str = IS_RUN) -> Run:
+    """Return the newest MLflow run of a run that meets a condition.
+
+    Raises:
+        DataError: there is none.
+    """
+    if newest := search_all_runs(condition, order_by=["attributes.start_time DESC"], limit=1):
+        return newest[0]
+    raise DataError("there are no runs yet: start one with `pul demo` or `pul run`")
+
+
 def find_run(reference: str | None) -> Run:
     """Return the MLflow run of a run.
 
@@ -31,9 +42,7 @@ def find_run(reference: str | None) -> Run:
         DataError: there is no such run, or several runs can be meant.
     """
     if reference is None:
-        if newest := search_all_runs(IS_RUN, order_by=["attributes.start_time DESC"], limit=1):
-            return newest[0]
-        raise DataError("there are no runs yet: start one with `pul demo` or `pul run`")
+        return newest_run()
     filters = [f"attributes.run_name = '{safe_run_name(reference)}'"]
     if re.fullmatch(r"[\w.-]+", reference, re.ASCII):
         filters += [f"{attribute} LIKE '{reference}%'" for attribute in (f"tags.`{RUN_ID_TAG}`", "attributes.run_id")]
