@@ -111,12 +111,10 @@ def test_mlflow_has_one_parent_run_and_one_nested_run_per_iteration_with_its_mod
     (registered,) = client.search_model_versions(f"run_id = '{last.info.run_id}'")
     versions = client.search_model_versions(f"name = '{registered.name}'")
     assert int(client.get_model_version_by_alias(registered.name, "candidate").version) == max(int(item.version) for item in versions)
-    card = client.get_registered_model(registered.name).description
-    assert (
-        f"run {state.result()}" in card
-        and "## Responsible use" in card
-        and f"| mAP | {100 * results['iterations'][0]['mAP']:.1f} %" in card
-    )
+    card = client.get_model_version(registered.name, registered.version).description
+    assert f"run {state.result()}" in card and "## Responsible use" in card
+    assert f"| mAP | {100 * results['iterations'][0]['mAP']:.1f} %" in card
+    assert "`candidate`: version" in client.get_registered_model(registered.name).description
 
 
 def test_an_equal_run_is_served_from_the_cache_and_has_full_curves(module_home, parameters, first_run):
