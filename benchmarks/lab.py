@@ -122,7 +122,8 @@ def run_plan(plan: Plan, sets: Sets, folder: Path) -> None:
     if plan.has_loop:
         last = len(records) - 1
         model = load_model(model_file(folder, plan, last), plan.recipe.model) if last else original
-        run_iterations(Loop(sets.split(plan.target_set, "train"), original, model, records), plan, sets, folder, common)
+        loop = Loop(sets.split(plan.target_set, "train"), original, model, estimate(model, plan, sets), records)
+        run_iterations(loop, plan, sets, folder, common)
 
 
 def run_iterations(loop: Loop, plan: Plan, sets: Sets, folder: Path, common: Record) -> None:
@@ -130,14 +131,15 @@ def run_iterations(loop: Loop, plan: Plan, sets: Sets, folder: Path, common: Rec
     while (last := loop.records[-1])["stop"] is None:
         t = len(loop.records)
         try:
-            model, record = iterate(loop, plan, sets)
+            model, record = iterate(loop, plan)
             with timed(record["seconds"], "score"):
-                record |= score(model, estimate(model, plan, sets), plan, sets)
+                statistics = estimate(model, plan, sets)
+                record |= score(model, statistics, plan, sets)
         except UserError as error:  # a result, too: e.g. there are too few clusters to train on
             record = {"images_seen": last["images_seen"], "stop": f"failed: {error}", "seconds": {}}
         else:
             save_model(model_file(folder, plan, t), model)
-            loop = loop._replace(model=model)
+            loop = loop._replace(model=model, statistics=statistics)
         loop.records.append(common | {"iteration": t} | record)
         append_record(folder, loop.records[-1])
         if "mAP" in record:

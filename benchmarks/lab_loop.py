@@ -35,6 +35,7 @@ class Loop(NamedTuple):
     train: Split
     original: nn.Module
     model: nn.Module  # of the last finished iteration
+    statistics: CameraStatistics | None  # of that model
     records: list[Record]  # of all finished iterations, iteration 0 included
 
 
@@ -98,12 +99,12 @@ def train_source(plan: Plan, sets: Sets) -> nn.Module:
     return learn(initial, images, rows, classes, people.shape[1], plan.recipe.pretraining, seed, plan.device)[0]
 
 
-def iterate(loop: Loop, plan: Plan, sets: Sets) -> tuple[nn.Module, Record]:
+def iterate(loop: Loop, plan: Plan) -> tuple[nn.Module, Record]:
     """Run one iteration; return its model and its record, without scores."""
     recipe, t, seconds = plan.recipe, len(loop.records), {}
     options = {"clustering": recipe.clustering, "algorithm": recipe.algorithm, "centre_cameras": recipe.model.centre_cameras}
     with timed(seconds, "extract"):
-        features = extract(loop.model, estimate(loop.model, plan, sets), loop.train, plan)
+        features = extract(loop.model, loop.statistics, loop.train, plan)
     with timed(seconds, "cluster"):
         seed = derive_seed(plan.seed, t, "cluster")
         clusters, _ = cluster_features(features, loop.train.camids, **options, seed=seed, device=plan.device)

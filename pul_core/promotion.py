@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pul_core.stopping import EXPLANATIONS
+from pul_core.stopping import DEGENERATE, EXPLANATIONS
 
 SCORES = {"rank_1": "rank-1", "mAP": "mAP"}
 
@@ -39,10 +39,6 @@ def reasons_against(candidate: Mapping[str, Any], champion: Mapping[str, Any], *
             if candidate[name] < champion[name]
         ]
     reason, other = candidate.get("stop_reason"), champion.get("stop_reason")
-    if _is_degenerate(reason) and not _is_degenerate(other):
+    if reason in DEGENERATE and other not in DEGENERATE:
         against.append(f"its run stopped as {reason}, {EXPLANATIONS[reason]}")  # type: ignore[index]
     return against
-
-
-def _is_degenerate(reason: Any) -> bool:
-    return str(EXPLANATIONS.get(reason, "")).startswith("degenerate")

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 from pul_core.settings import Stopping
 
-Reason = Literal["stable", "stable_only_centres", "stable_everything", "oscillating", "limit"]
+Degenerate = Literal["stable_only_centres", "stable_everything"]
+Reason = Literal["stable", Degenerate, "oscillating", "limit"]
+DEGENERATE = get_args(Degenerate)
 
 EXPLANATIONS: dict[Reason, str] = {
     "stable": "the reliable set's size no longer changes",
@@ -52,7 +54,7 @@ def reason_to_stop(sizes: Sequence[int], settings: Stopping, *, num_clusters: in
     return "oscillating" if swings else "limit"
 
 
-def degeneration(size: int, *, num_clusters: int, num_images: int) -> Literal["stable_only_centres", "stable_everything"] | None:
+def degeneration(size: int, *, num_clusters: int, num_images: int) -> Degenerate | None:
     """Return how a reliable set of this size is degenerate: within 5 % of the number of clusters, or of the number of images; else None.
 
     Example:

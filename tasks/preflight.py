@@ -102,13 +102,13 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
     plan = complete_plan(resolve_plan(parameters))
     check_plan(plan)
     target = count_images(plan.target, plan.target_data.layout, plan.target_data.pattern)
-    plan = complete_plan(resolve_plan(parameters, len(target.camera_sizes)))
-    check_plan(plan)
+    if is_recipe_chosen := (parameters.get("recipe") or AUTO) == AUTO:
+        plan = complete_plan(resolve_plan(parameters, len(target.camera_sizes)))
+        check_plan(plan)
     sources = [count_images(path, plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     source = add_counts(sources, plan.source) if sources else None
     check_counts(source, target, plan)
     _check_few_labels(target, plan)
-    is_recipe_chosen = (parameters.get("recipe") or AUTO) == AUTO
     return ValidatedRun(plan, source, target, tuple(run_warnings(target, plan)), is_recipe_chosen)
 
 

@@ -91,11 +91,11 @@ def test_a_killed_run_continues_and_has_the_records_of_an_undisturbed_one(run, t
 
     iterate, calls = lab.iterate, []
 
-    def killed(loop, plan, sets):
+    def killed(loop, plan):
         calls.append(plan.experiment)
         if len(calls) in (2, 5):  # in the second iteration of each experiment: the first kill leaves one iteration to be done
             raise KeyboardInterrupt
-        return iterate(loop, plan, sets)
+        return iterate(loop, plan)
 
     monkeypatch.setattr(lab, "iterate", killed)
     for _ in range(2):

@@ -36,7 +36,7 @@ def test_a_person_promotes_and_a_worse_model_requires_a_reason(run, pul_here, dr
     assert aliases() == {"candidate": results[1]["run"]}, "a run never promotes itself"
     worse, better = sorted(results, key=lambda result: result["iterations"][-1]["mAP"])
     worse_map, better_map = (result["iterations"][-1]["mAP"] for result in (worse, better))
-    assert worse_map < better_map, "two models that can be told apart"
+    assert worse_map < better_map, "the two models must have different scores"
 
     def promote(*arguments):
         code = pul_here("promote", *arguments)

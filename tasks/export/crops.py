@@ -19,7 +19,7 @@ from tasks.decode import read_crop
 from tasks.engine.progress import progress
 from tasks.index import dataset_root, index
 from tasks.store.artifacts import column, locate
-from tasks.store.readers import camids
+from tasks.store.readers import camera_names, camids
 
 LABELLED_IMAGES = 2000  # at most this many queries and gallery images are scored
 
@@ -54,13 +54,8 @@ class Target:
         self.pids = column(pq.read_table(labels, columns=["pid"]), "pid") if is_labelled else np.full(len(split), -1)
 
     def camera_names(self) -> dict[int, str]:
-        """Return the name of each camera; a camera without a name is called by its number."""
-        table = self.table.select(["camid", "camera"]).group_by(["camid", "camera"]).aggregate([])
-        return {
-            row["camid"]: row["camera"] if row["camera"] is not None else str(row["camid"])
-            for row in table.to_pylist()
-            if row["camid"] is not None
-        }
+        """Return the name of each camera, see `tasks.store.readers.camera_names`."""
+        return camera_names(self.table)
 
     def draw(self, count: int, *, seed: int, of: Ints | None = None) -> Crops:
         """Draw training images, of some cameras only if ``of`` names them; all there are if there are fewer."""

@@ -21,7 +21,8 @@ from tasks.models import MLFLOW_URI, import_model, model_file, named_run
 from tasks.store.artifacts import read_bytes
 from tasks.store.home import user_path
 from tasks.store.model_file import read_model_bytes
-from tasks.store.statistics_file import statistics_from
+from tasks.store.readers import camera_names
+from tasks.store.statistics_file import statistics_of_iteration
 from tasks.store.weights_file import read_metadata
 
 
@@ -91,15 +92,12 @@ def _statistics_of_run(model: str) -> tuple[CameraStatistics | None, dict[str, i
     run = named_run(model)
     if run is None:
         return None, {}
-    folder, iteration = run
-    last = max((int(path.name.split("=")[1]) for path in folder.glob("iteration=*")), default=0)
-    number = int(iteration.split("=")[1]) if iteration else last
-    link = folder / f"iteration={number}" / "statistics.parquet"
-    if not number or not link.exists():  # iteration 0 is direct transfer
+    with model_file(model) as file:
+        statistics = statistics_of_iteration(file.parent)
+    if statistics is None:
         return None, {}
-    images = pq.read_table(folder / "images.parquet", columns=["camid", "camera"]).group_by(["camid", "camera"]).aggregate([])
-    names = {row["camera"] or str(row["camid"]): row["camid"] for row in images.to_pylist() if row["camid"] is not None}
-    return statistics_from(pq.read_table(link)), names
+    names = camera_names(pq.read_table(run[0] / "images.parquet", columns=["camid", "camera"]))
+    return statistics, {name: camid for camid, name in names.items()}
 
 
 def _is_exported(path: Path) -> bool:

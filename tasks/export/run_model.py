@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
 from torch import nn
 
 from pul_core.errors import DataError
@@ -14,7 +13,7 @@ from tasks.store.config import read_config, resolve_plan
 from tasks.store.licences import Licence, licence_in
 from tasks.store.model_file import ModelConfig, read_model_bytes
 from tasks.store.runs import find_run_folder
-from tasks.store.statistics_file import statistics_from
+from tasks.store.statistics_file import statistics_of_iteration
 from tasks.store.weights_file import read_metadata
 from tasks.tracking.model_card import model_card
 from tasks.tracking.results import find_run
@@ -57,8 +56,7 @@ def read_run_model(reference: str, iteration: int | None) -> RunModel:
         digest = file.resolve().stem
         number = int(file.parent.name.split("=")[1])
     parameters, _ = read_config(folder / "config.json")
-    link = folder / f"iteration={number}" / "statistics.parquet"
-    statistics = statistics_from(pq.read_table(link)) if number and link.exists() else None  # iteration 0 is direct transfer
+    statistics = statistics_of_iteration(folder / f"iteration={number}")
     digests = {"model file (first 32 digits of SHA-256)": digest}
     card = model_card(find_run(folder.name), number, licence=licence, digests=digests)
     return RunModel(

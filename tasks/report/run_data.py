@@ -15,7 +15,7 @@ from pul_core.scoring.protocols import FeatureSet
 from tasks.store.artifacts import DamagedArtifactError, column
 from tasks.store.config import read_config
 from tasks.store.home import home
-from tasks.store.readers import camids
+from tasks.store.readers import camera_names, camids
 from tasks.store.run_files import Uris, digest_in, exists, inputs_of, read_named, run_files
 from tasks.tracking.client import client
 from tasks.tracking.results import all_metrics, find_run, run_id_of
@@ -77,9 +77,8 @@ class RunData:
 
     @cached_property
     def camera_names(self) -> dict[int, str]:
-        """Return the names of the cameras that have one."""
-        pairs = self.images.select(["camid", "camera"]).group_by(["camid", "camera"]).aggregate([]).to_pylist()
-        return {pair["camid"]: pair["camera"] for pair in pairs if pair["camid"] is not None and pair["camera"]}
+        """Return the names of the cameras in the data set."""
+        return camera_names(self.images)
 
     def paths(self, rows: Ints) -> list[str]:
         """Return the paths of images in the data set."""

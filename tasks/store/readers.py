@@ -14,6 +14,17 @@ def camids(images: pa.Table) -> npt.NDArray[np.int64]:
     return np.asarray(images["camid"].combine_chunks().cast(pa.int64()).fill_null(NO_CAMERA))
 
 
+def camera_names(images: pa.Table) -> dict[int, str]:
+    """Return the name of each known camera of an images.parquet by its id; a camera without a name is called by its number.
+
+    Example:
+        >>> camera_names(pa.table({"camid": [4, 4, 7, None], "camera": ["door", "door", None, None]}))
+        {4: 'door', 7: '7'}
+    """
+    pairs = images.select(["camid", "camera"]).group_by(["camid", "camera"]).aggregate([]).to_pylist()
+    return {pair["camid"]: pair["camera"] or str(pair["camid"]) for pair in pairs if pair["camid"] is not None}
+
+
 def open_pixels(pixels: Pixels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """Open decoded images: their rows (n,), ascending, and their pixels (n, h, w, 3), memory-mapped.
 

@@ -1,7 +1,10 @@
 """The file of BatchNorm statistics by camera: a Parquet table with one row per layer and camera."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pul_core.learning.camera_statistics import CameraStatistics
 from tasks.store.artifacts import Artifact, column, write_table
@@ -20,6 +23,12 @@ def write_statistics(statistics: CameraStatistics) -> Artifact:
         "variance": pa.array([variance for layer in layers for variance in statistics.variances[layer]], CHANNELS),
     }
     return write_table("statistics", pa.table(columns))
+
+
+def statistics_of_iteration(folder: Path) -> CameraStatistics | None:
+    """Return the statistics that the model in a run's folder ``iteration=N`` is used with; None for iteration 0, direct transfer."""
+    file = folder / "statistics.parquet"
+    return statistics_from(pq.read_table(file)) if folder.name != "iteration=0" and file.exists() else None
 
 
 def statistics_from(table: pa.Table) -> CameraStatistics:
