@@ -79,7 +79,7 @@ def test_a_run_that_fails_half_way_reports_why_in_one_line(finished_run, tiny_pa
 
 
 def test_its_model_is_exported_embedded_and_promoted_by_the_deployment(pul_at_finished_run, finished_run, tiny_pair, tmp_path, capsys):
-    """The exported weights and the run give the same features; the deployment promotes the newest run, which the command then sees."""
+    """The exported weights and the run give the same features; the deployment promotes the run, which the command then sees."""
     out = tmp_path / "exported"
     assert pul_at_finished_run("export", finished_run.name, "--format", "safetensors", "--out", out, "--threads=1", "--json") == 0
     manifest = json.loads(capsys.readouterr().out)
@@ -95,7 +95,7 @@ def test_its_model_is_exported_embedded_and_promoted_by_the_deployment(pul_at_fi
     exported, of_run = (np.array(table["feature"].to_pylist()) for table in (features[0], features[2]))
     np.testing.assert_allclose(exported, of_run, rtol=0.05, atol=0.05 * np.abs(exported).max())  # a run's model may compute in bfloat16
     capsys.readouterr()
-    command = [PUL.with_name("prefect"), "deployment", "run", "promote/champion", "--watch"]
+    command = [PUL.with_name("prefect"), "deployment", "run", "promote/champion", "--param", f"run={finished_run.name}", "--watch"]
     done = subprocess.run(command, cwd=finished_run.folder, env={}, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert pul_at_finished_run("promote", finished_run.name) == 0
