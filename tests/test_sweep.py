@@ -4,6 +4,7 @@ import json
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -23,6 +24,13 @@ from tasks.tracking.client import search_all_runs
 def row(number, setting="x", seed=0, status="finished", **values):
     first = {"sweep": "sweep-1", "child": number, "setting": setting, "seed": seed, "status": status, "error": None}
     return first | (summarise_run([{"rank_1": 0.5, "mAP": 0.4}]) if status == "finished" else {}) | values
+
+
+@pytest.mark.parametrize("name", ["ablation_drawn", "market1501", "msmt17"])
+def test_the_sweeps_of_the_repository_are_valid(name):
+    config = json.loads((Path(__file__).parents[1] / "benchmarks" / f"{name}.json").read_text())
+    children = sweep_children({"source": "source", "target": "target"} | config["base"], None, config["variants"], config["seeds"])
+    assert [child.number for child in children] == list(range(1, 3 * len(config["variants"]) + 1))
 
 
 @settings(max_examples=60, deadline=None)
