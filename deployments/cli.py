@@ -344,9 +344,8 @@ def _run_flow(parameters: dict[str, Any], screen: Screen) -> dict[str, Any]:
 
 
 def _run_summary(run: "ValidatedRun") -> str:
-    plan, source, target, warnings, is_recipe_chosen = run
-    cameras = len(target.camera_sizes)
-    recipe = f"{plan.recipe} (auto: {cameras} known camera{'' if cameras == 1 else 's'})" if is_recipe_chosen else plan.recipe
+    plan, source, target, warnings, reason = run
+    recipe = f"{plan.recipe} (auto: {reason})" if reason else plan.recipe
     origin = f"{source.splits['train']:,} source images of {source.identities:,} people" if source else f"model {plan.original_model}"
     network = f"{plan.model.backbone}, {plan.model.height} x {plan.model.width}"
     summary = f"{recipe}: {origin} -> {target.splits['train']:,} target images; {network}"
