@@ -132,22 +132,35 @@ def checked_plan(parameters: Mapping[str, Any], auto: RecipeName = "paper") -> P
         UserError: as for `check_plan`.
     """
     plan = complete_plan(resolve_plan(parameters, auto))
-    check_plan(plan)
-    return plan
+    return check_plan(plan, is_by_camera_requested=requested(parameters, "statistics").by_camera is not None)
 
 
-def check_plan(plan: Plan) -> None:
+def check_plan(plan: Plan, *, is_by_camera_requested: bool = False) -> Plan:
     """Check what only a library would reject: the machine, the backbone with its input size and layers, and the initial weights.
+
+    Args:
+        plan: of a run.
+        is_by_camera_requested: whether the user set ``statistics.by_camera``, which otherwise has the value of the recipe.
+
+    Returns:
+        The plan; without statistics by camera, if only the recipe sets them and the backbone has no BatchNorm.
 
     Raises:
         UserError: one of them cannot be used.
     """
     check_machine(plan.machine)
     check_backbone(**architecture(plan.model))
-    if plan.statistics.by_camera:
-        batch_norm_layers(shape_of(**architecture(plan.model)))
     if plan.source:
         check_weights(plan.model.weights, plan.model.backbone)
+    if plan.statistics.by_camera:
+        try:
+            batch_norm_layers(shape_of(**architecture(plan.model)))
+        except UserError:
+            if is_by_camera_requested:
+                raise
+            step_logger().info("statistics.by_camera is false, because %s has no BatchNorm layer", plan.model.backbone)
+            return replace(plan, statistics=replace(plan.statistics, by_camera=False))
+    return plan
 
 
 def check_machine(machine: Machine) -> None:
