@@ -114,7 +114,13 @@ def pul(
         )
         reliable = select(clusters, labelled, settings=plan.selection, iteration=t)
         reliable_sizes.append(reliable.size)
-        reason = reason_to_stop(reliable_sizes, plan.stopping, num_clusters=clusters.num_clusters, num_images=clusters.clusters.rows)
+        reason = reason_to_stop(
+            reliable_sizes,
+            plan.stopping,
+            num_clusters=clusters.num_clusters,
+            num_images=clusters.clusters.rows,
+            by_density=plan.clustering.algorithm == "dbscan",
+        )
         trained = fine_tune(
             current.model if plan.model.start_from == "last" else original,
             pixels["train"],

@@ -31,6 +31,7 @@ class RunFacts(NamedTuple):
     reliable: int | None  # images in the reliable set; None before iteration 1
     num_clusters: int
     num_images: int
+    by_density: bool  # whether they were clustered by DBSCAN
     scored: bool  # whether there are labelled queries and a gallery
     gain: Gain | None  # mAP of the last iteration minus that of direct transfer
     clusters: CameraLinks | None  # None before iteration 1
@@ -64,7 +65,7 @@ def judge(facts: RunFacts, camera_name: Callable[[int], str] = str) -> Verdict:
         camera_name: returns the name of a camera id.
 
     Example:
-        >>> facts = RunFacts("finished", "limit", 4, 900, 100, 2000, False, None, None, None)
+        >>> facts = RunFacts("finished", "limit", 4, 900, 100, 2000, False, False, None, None, None)
         >>> verdict = judge(facts)
         >>> verdict.level, [finding.level for finding in verdict.findings]
         ('caution', ['caution', 'unknown'])
@@ -103,7 +104,7 @@ def _gain(facts: RunFacts) -> Finding:
 def _reliable_set(facts: RunFacts) -> list[Finding]:
     if facts.reliable is None:
         return [Finding("bad", "There is no adapted model yet, only the original one.")]
-    degenerate = degeneration(facts.reliable, num_clusters=facts.num_clusters, num_images=facts.num_images)
+    degenerate = degeneration(facts.reliable, num_clusters=facts.num_clusters, num_images=facts.num_images, by_density=facts.by_density)
     if degenerate is None or facts.reason == degenerate:  # the end of the run says it already
         return []
     return [Finding("caution", f"The last reliable set is {EXPLANATIONS[degenerate]}.")]

@@ -28,6 +28,7 @@ def verdict_on(run: RunData, clusters: CameraLinks | None, people: CameraLinks |
         reliable=None if size is None else int(size),
         num_clusters=int(metrics.get("num_clusters", 0)),
         num_images=round(size / share) if size and share else 0,
+        by_density=run.parameters["clustering"]["algorithm"] == "dbscan",
         scored=run.scores(run.last) is not None,
         gain=gain_of(run),
         clusters=clusters,
