@@ -68,7 +68,6 @@ def export_run(reference: str, options: Options, *, iteration: int | None = None
         UserError: the run, its images or a package is missing, or the format does not support an option.
         DataError: the exported model differs too much from the one in torch; nothing is written.
     """
-    check_options(options)
     model = read_run_model(reference, iteration)
     return export_model(model, options, out or home() / EXPORTS / model.run_id / f"iteration={model.iteration}" / options.format)
 
