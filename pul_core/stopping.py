@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 from pul_core.settings import Stopping
 
 Degenerate = Literal["stable_only_centres", "stable_everything"]
 Reason = Literal["stable", Degenerate, "oscillating", "limit"]
-DEGENERATE = get_args(Degenerate)
 
 EXPLANATIONS: dict[Reason, str] = {
     "stable": "the reliable set's size no longer changes",
