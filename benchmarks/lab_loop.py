@@ -125,7 +125,13 @@ def iterate(loop: Loop, plan: Plan) -> tuple[nn.Module, Record]:
         "oracle_purity": of_selected and of_selected.purity,
         "oracle_nmi": of_clusters and of_clusters.nmi,
         "oracle_clusters_per_person": of_clusters and of_clusters.clusters_per_person,
-        "stop": reason_to_stop(sizes, recipe.stopping, num_clusters=len(clusters.centre), num_images=len(features)),
+        "stop": reason_to_stop(
+            sizes,
+            recipe.stopping,
+            num_clusters=len(clusters.centre),
+            num_images=len(features),
+            by_density=recipe.clustering.algorithm == "dbscan",
+        ),
         "seconds": seconds,
     }
 

@@ -40,7 +40,7 @@ from deployments.report_cli import compare_command, report_command
 from deployments.servers import PREFECT_FILE, prepare_flow_run, run_servers
 from deployments.suggest_cli import suggest_command
 from deployments.sweep_cli import sweep_command
-from deployments.tables import ITERATION_COLUMNS, iteration_cells, render_table
+from deployments.tables import ITERATION_COLUMNS, format_metric, iteration_cells, render_table
 from pul_core.errors import UserError
 from pul_core.stopping import EXPLANATIONS
 from tasks.engine.status import activity, status
@@ -344,9 +344,8 @@ def _run_flow(parameters: dict[str, Any], screen: Screen) -> dict[str, Any]:
 
 
 def _run_summary(run: "ValidatedRun") -> str:
-    plan, source, target, warnings, is_recipe_chosen = run
-    cameras = len(target.camera_sizes)
-    recipe = f"{plan.recipe} (auto: {cameras} known camera{'' if cameras == 1 else 's'})" if is_recipe_chosen else plan.recipe
+    plan, source, target, warnings, reason = run
+    recipe = f"{plan.recipe} (auto: {reason})" if reason else plan.recipe
     origin = f"{source.splits['train']:,} source images of {source.identities:,} people" if source else f"model {plan.original_model}"
     network = f"{plan.model.backbone}, {plan.model.height} x {plan.model.width}"
     summary = f"{recipe}: {origin} -> {target.splits['train']:,} target images; {network}"
@@ -383,7 +382,7 @@ def _results_text(results: dict[str, Any]) -> str:
 
 def _scores_text(scores: dict[str, Any]) -> str:
     rankings = [ranking for ranking in ("plain", "reranked") if ranking in scores]
-    rows = [[title, *(f"{100 * scores[ranking][metric]:.1f} %" for ranking in rankings)] for metric, title in SCORE_TITLES.items()]
+    rows = [[title, *(format_metric(metric, scores[ranking][metric]) for ranking in rankings)] for metric, title in SCORE_TITLES.items()]
     plain, policy = scores["plain"], "left out" if scores["unscored"] == "left_out" else "counted as zero"
     return "\n".join(
         [

@@ -107,6 +107,8 @@ def extract_command(
 
 
 def _report_text(report: "Report") -> str:
+    if not report.images:  # it could not be indexed, and the only finding says why
+        return f"error: {escape_unprintable(report.findings[0].advice)}\n\nverdict: {report.verdict}"
     identities, cameras = ("unknown" if count is None else f"{count:,}" for count in (report.identities, report.cameras))
     lines = [
         escape_unprintable(report.path),

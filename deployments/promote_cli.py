@@ -8,17 +8,18 @@ import typer
 from deployments.arguments import Device, Threads, Verbose
 from deployments.display import display
 from deployments.servers import prepare_flow_run
-from deployments.tables import render_table
+from deployments.tables import format_metric, render_table
 from tasks.engine.status import activity
 
-PERCENT = {
+TITLES = {
     "rank_1": "rank-1",
     "mAP": "mAP",
     "mINP": "mINP",
     "reliable_fraction": "reliable fraction",
     "reliable_overlap": "reliable overlap",
+    "reliable_set_size": "reliable images",
+    "num_clusters": "clusters",
 }
-COUNTS = {"reliable_set_size": "reliable images", "num_clusters": "clusters"}
 
 
 def promote_command(
@@ -52,8 +53,8 @@ def _promotion_text(promotion: dict[str, Any]) -> str:
     candidate, champion = promotion["candidate"], promotion["champion_before"]
     models = [model for model in (candidate, champion) if model]
     rows = [
-        [title, *(_cell(name, model[name]) for model in models)]
-        for name, title in (PERCENT | COUNTS).items()
+        [title, *(format_metric(name, model[name]) for model in models)]
+        for name, title in TITLES.items()
         if any(model[name] is not None for model in models)
     ]
     rows.append(["stopped", *(str(model["stop_reason"]) for model in models)])
@@ -64,9 +65,3 @@ def _promotion_text(promotion: dict[str, Any]) -> str:
     lines += [f"against it: {objection}" for objection in promotion["against"]]
     state = "is now" if promotion["promoted"] else "was already"
     return "\n".join([*lines, f"version {candidate['version']} of {promotion['model']} {state} the champion"])
-
-
-def _cell(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f} %" if name in PERCENT else f"{value:,.0f}"

@@ -8,7 +8,7 @@ import typer
 from deployments.arguments import Backbone, Device, Layout, Model, Pattern, Size, Threads, Verbose, absolute_path, parse_size
 from deployments.display import display
 from deployments.servers import prepare_flow_run
-from deployments.tables import render_table
+from deployments.tables import format_metric, render_table
 from tasks.engine.status import activity
 
 
@@ -66,7 +66,7 @@ def _suggestion_text(suggestion: dict[str, Any]) -> str:
             [
                 f"{point['max_distance']:.2f}",
                 f"{point['num_clusters']:,}",
-                f"{100 * point['clustered']:.1f} %",
+                format_metric("clustered", point["clustered"]),
                 f"{point['largest']:,}",
                 f"<- {', '.join(marks)}" if marks else "",
             ]

@@ -17,6 +17,7 @@ ITERATION_COLUMNS = {
     "mAP": "mAP",
     "seconds": "seconds",
 }
+SHARES = ("rank_1", "rank_5", "rank_10", "mAP", "mAP_trapezoidal", "mINP", "reliable_fraction", "reliable_overlap", "clustered")
 
 
 def iteration_cells(metrics: Mapping[str, float | None]) -> list[str]:
@@ -26,13 +27,19 @@ def iteration_cells(metrics: Mapping[str, float | None]) -> list[str]:
         >>> iteration_cells({"iteration": 0, "rank_1": 0.4561, "mAP": 0.3, "seconds": 71.8})
         ['0', '-', '-', '45.6 %', '30.0 %', '72']
     """
-    return [_format_metric(metric, metrics.get(metric)) for metric in ITERATION_COLUMNS]
+    return [format_metric(metric, metrics.get(metric)) for metric in ITERATION_COLUMNS]
 
 
-def _format_metric(metric: str, value: float | None) -> str:
+def format_metric(name: str, value: float | None) -> str:
+    """Return the value of a metric as the text of a cell: a share in percent, a number without decimals, or "-" if it is unknown.
+
+    Example:
+        >>> format_metric("mINP", 0.0421), format_metric("num_clusters", 1561.0), format_metric("mAP", None)
+        ('4.2 %', '1,561', '-')
+    """
     if value is None:
         return "-"
-    return f"{100 * value:.1f} %" if metric in ("rank_1", "mAP") else f"{value:,.0f}"
+    return f"{100 * value:.1f} %" if name in SHARES else f"{value:,.0f}"
 
 
 def render_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str] = ()) -> str:

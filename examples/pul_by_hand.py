@@ -90,14 +90,14 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
     original = model = learn(initial, labelled[0], rows, classes, len(pids), recipe.pretraining, "pretrain")
     yield original, score(original, None), 0, None
     options = {"clustering": recipe.clustering, "algorithm": recipe.algorithm, "centre_cameras": recipe.model.centre_cameras}
-    sizes, stop, statistics = [], None, estimate(original)
+    sizes, stop, statistics, by_density = [], None, estimate(original), recipe.clustering.algorithm == "dbscan"
     while stop is None:
         t = len(sizes) + 1
         features = extract(model, statistics, *unlabelled)
         clusters, _ = cluster_features(features, unlabelled[2], **options, seed=derive_seed(seed, t, "cluster"), device=device)
         rows, pseudo_labels, _, num_classes = select_reliable(clusters, recipe.selection)
         sizes.append(np.count_nonzero(clusters.cluster[rows] >= 0))
-        stop = reason_to_stop(sizes, recipe.stopping, num_clusters=len(clusters.centre), num_images=len(features))
+        stop = reason_to_stop(sizes, recipe.stopping, num_clusters=len(clusters.centre), num_images=len(features), by_density=by_density)
         start = original if recipe.model.start_from == "original" else model
         model = learn(start, unlabelled[0], rows, pseudo_labels, num_classes, recipe.fine_tuning, t, "fine_tune")
         statistics = estimate(model)

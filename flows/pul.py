@@ -20,11 +20,10 @@ from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.few_labels import reveal
 from tasks.index import index
-from tasks.models import complete_plan
-from tasks.preflight import check_plan, check_sets, count_cameras
+from tasks.preflight import check_sets, checked_plan, count_usable, recipe_for
 from tasks.statistics import statistics_of
 from tasks.store.artifacts import Artifact
-from tasks.store.config import Overrides, Plan, resolve_plan
+from tasks.store.config import Overrides, Plan
 from tasks.store.references import ImageSet, Iteration, Pixels, TargetStatistics
 from tasks.tracking.runs import close_run, finish_run, track_iteration, track_run
 from tasks.training import fine_tune
@@ -68,12 +67,10 @@ def pul(
         seed: All random numbers of the run are derived from it.
     """
     parameters = dict(locals())
-    plan = complete_plan(resolve_plan(parameters))
-    check_plan(plan)
+    plan = checked_plan(parameters)
     images = index(plan.target, "target", plan.target_data.layout, plan.target_data.pattern)
     if recipe == "auto":
-        plan = complete_plan(resolve_plan(parameters, count_cameras(images)))
-        check_plan(plan)
+        plan = checked_plan(parameters, recipe_for(parameters, count_usable(images))[0])
     sources = [index(path, "source", plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     check_sets(sources, images, plan)
     labelled = reveal(images, settings=plan.few_labels, algorithm=plan.algorithm)
@@ -117,7 +114,13 @@ def pul(
         )
         reliable = select(clusters, labelled, settings=plan.selection, iteration=t)
         reliable_sizes.append(reliable.size)
-        reason = reason_to_stop(reliable_sizes, plan.stopping, num_clusters=clusters.num_clusters, num_images=clusters.clusters.rows)
+        reason = reason_to_stop(
+            reliable_sizes,
+            plan.stopping,
+            num_clusters=clusters.num_clusters,
+            num_images=clusters.clusters.rows,
+            by_density=plan.clustering.algorithm == "dbscan",
+        )
         trained = fine_tune(
             current.model if plan.model.start_from == "last" else original,
             pixels["train"],

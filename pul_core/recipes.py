@@ -1,9 +1,23 @@
 """The recipes: a value for every setting that the user does not set. docs/method.md gives their sources."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pul_core.settings import Augmentation, Clustering, KMeans, Model, Optimisation, Recipe, Selection, Statistics, Stopping, Training
+from pul_core.clustering.possible_neighbours import possible_neighbours
+from pul_core.settings import (
+    Augmentation,
+    Clustering,
+    Dbscan,
+    KMeans,
+    Model,
+    Optimisation,
+    Recipe,
+    Selection,
+    Statistics,
+    Stopping,
+    Training,
+)
 
 RecipeName = Literal["paper", "modern", "released-code"]
 RecipeChoice = Literal["auto", "paper", "modern", "released-code"]
@@ -57,16 +71,27 @@ RELEASED_CODE = Recipe(
 RECIPES: dict[RecipeName, Recipe] = {"paper": PAPER, "modern": MODERN, "released-code": RELEASED_CODE}
 
 
-def choose_recipe(num_cameras: int) -> RecipeName:
-    """Return what the choice ``auto`` stands for: `modern` if the target has two known cameras or more, otherwise `paper`.
+def choose_recipe(num_images: int, camera_sizes: Sequence[int], dbscan: Dbscan = MODERN.dbscan) -> tuple[RecipeName, str]:
+    """Return what the choice ``auto`` stands for, and the reason in words.
 
-    What `modern` does better than `paper` depends mostly on cameras (docs/results.md).
+    It is `modern` if the target has two known cameras or more, and enough images to cluster them by density; otherwise `paper`. What
+    `modern` does better than `paper` depends mostly on cameras (docs/results.md).
 
     Args:
-        num_cameras: number of known cameras in the target's training images.
+        num_images: number of the target's training images.
+        camera_sizes: number of them on each known camera.
+        dbscan: the settings of `modern`, with the user's changes.
 
     Example:
-        >>> [choose_recipe(number) for number in (0, 1, 2)]
-        ['paper', 'paper', 'modern']
+        >>> choose_recipe(100, (100,)), choose_recipe(100, (60, 40))
+        (('paper', '1 known camera'), ('modern', '2 known cameras'))
+        >>> choose_recipe(12, (8, 4))[0], choose_recipe(12, (8, 4), Dbscan(num_neighbours=4))[0]
+        ('paper', 'modern')
     """
-    return "modern" if num_cameras >= 2 else "paper"
+    cameras = f"{len(camera_sizes)} known camera{'' if len(camera_sizes) == 1 else 's'}"
+    if len(camera_sizes) < 2:
+        return "paper", cameras
+    possible = possible_neighbours(num_images, camera_sizes, dbscan)
+    if dbscan.num_neighbours >= possible:
+        return "paper", f"{cameras}, but an image has at most {possible} possible neighbours, too few for modern's {dbscan.num_neighbours}"
+    return "modern", cameras

@@ -80,9 +80,12 @@ def initial_model(model: Model, *, seed: int) -> Artifact:
 
 @linked("with-flip")
 def with_flip(model: Artifact) -> Artifact:
-    """Return a model that is the same but for its config: its features are means over images and their mirror images."""
+    """Return a model that is the same but for its config: its features are means over images and their mirror images.
+
+    Its time is that of the model, because otherwise source training would be missing from the time of iteration 0.
+    """
     module, config = read_model(model)
-    return write_model(module, config.model_copy(update={"flip": True}))
+    return write_model(module, config.model_copy(update={"flip": True})).model_copy(update={"seconds": model.seconds})
 
 
 @linked("import-model")

@@ -16,6 +16,7 @@ from pul_core.arrays import Features
 from pul_core.clustering.density import cluster_by_density
 from pul_core.clustering.kmeans import cluster_by_kmeans, default_num_clusters
 from pul_core.clustering.neighbours import nearest_neighbours, neighbours_by_camera
+from pul_core.clustering.possible_neighbours import possible_neighbours
 from pul_core.clustering.suggestion import MIN_IMAGES
 from pul_core.errors import DataError, UserError
 from pul_core.identities import DISTRACTOR_PID, JUNK_PID, NO_CAMERA, identity_in_split
@@ -24,6 +25,7 @@ from pul_core.learning.camera_statistics import batch_norm_layers
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.foreign_weights import shape_of
 from pul_core.learning.training import begin_training, train
+from pul_core.recipes import RECIPES, RecipeName, choose_recipe
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
@@ -50,7 +52,7 @@ from tasks.engine.progress import step_logger
 from tasks.index import dataset_root, index
 from tasks.models import check_weights, complete_plan, describe_model
 from tasks.store.artifacts import Artifact, check_artifact_root, column, read_table
-from tasks.store.config import AUTO, Overrides, Plan, override, resolve_plan
+from tasks.store.config import AUTO, Overrides, Plan, override, requested, resolve_plan
 from tasks.store.home import user_path
 from tasks.store.readers import camids
 from tasks.store.references import ImageSet, Reference
@@ -90,7 +92,7 @@ class ValidatedRun(NamedTuple):
     source: Counts | None
     target: Counts
     warnings: tuple[str, ...] = ()
-    is_recipe_chosen: bool = False  # whether the recipe auto was requested
+    recipe_reason: str = ""  # why the recipe auto stands for the one of the plan; empty if auto was not requested
 
 
 def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
@@ -99,31 +101,66 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
     Raises:
         UserError: a parameter, the data or the model cannot be used.
     """
-    plan = complete_plan(resolve_plan(parameters))
-    check_plan(plan)
+    plan, reason = checked_plan(parameters), ""
     target = count_images(plan.target, plan.target_data.layout, plan.target_data.pattern)
-    if is_recipe_chosen := (parameters.get("recipe") or AUTO) == AUTO:
-        plan = complete_plan(resolve_plan(parameters, len(target.camera_sizes)))
-        check_plan(plan)
+    if (parameters.get("recipe") or AUTO) == AUTO:
+        recipe, reason = recipe_for(parameters, target)
+        plan = checked_plan(parameters, recipe)
     sources = [count_images(path, plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     source = add_counts(sources, plan.source) if sources else None
     check_counts(source, target, plan)
     _check_few_labels(target, plan)
-    return ValidatedRun(plan, source, target, tuple(run_warnings(target, plan)), is_recipe_chosen)
+    return ValidatedRun(plan, source, target, tuple(run_warnings(target, plan)), reason)
 
 
-def check_plan(plan: Plan) -> None:
+def recipe_for(parameters: Mapping[str, Any], target: Counts) -> tuple[RecipeName, str]:
+    """Return the recipe that auto stands for on a target, and the reason in words: see `choose_recipe`; paper if k-means is requested."""
+    if requested(parameters, "clustering").algorithm == "kmeans" or any(value is not None for _, value in requested(parameters, "kmeans")):
+        return "paper", "k-means is requested"
+    dbscan = override(RECIPES["modern"].dbscan, requested(parameters, "dbscan"))
+    return choose_recipe(target.splits.get("train", 0), target.camera_sizes, dbscan)
+
+
+def checked_plan(parameters: Mapping[str, Any], auto: RecipeName = "paper") -> Plan:
+    """Resolve the parameters of flow `pul`, and check what only a library would reject.
+
+    Args:
+        parameters: as for `resolve_plan`.
+        auto: as for `resolve_plan`.
+
+    Raises:
+        UserError: as for `check_plan`.
+    """
+    plan = complete_plan(resolve_plan(parameters, auto))
+    return check_plan(plan, is_by_camera_requested=requested(parameters, "statistics").by_camera is not None)
+
+
+def check_plan(plan: Plan, *, is_by_camera_requested: bool = False) -> Plan:
     """Check what only a library would reject: the machine, the backbone with its input size and layers, and the initial weights.
+
+    Args:
+        plan: of a run.
+        is_by_camera_requested: whether the user set ``statistics.by_camera``, which otherwise has the value of the recipe.
+
+    Returns:
+        The plan; without statistics by camera, if only the recipe sets them and the backbone has no BatchNorm.
 
     Raises:
         UserError: one of them cannot be used.
     """
     check_machine(plan.machine)
     check_backbone(**architecture(plan.model))
-    if plan.statistics.by_camera:
-        batch_norm_layers(shape_of(**architecture(plan.model)))
     if plan.source:
         check_weights(plan.model.weights, plan.model.backbone)
+    if plan.statistics.by_camera:
+        try:
+            batch_norm_layers(shape_of(**architecture(plan.model)))
+        except UserError:
+            if is_by_camera_requested:
+                raise
+            step_logger().info("statistics.by_camera is false, because %s has no BatchNorm layer", plan.model.backbone)
+            return replace(plan, statistics=replace(plan.statistics, by_camera=False))
+    return plan
 
 
 def check_machine(machine: Machine) -> None:
@@ -349,13 +386,12 @@ def _log_findings(role: str, level: int, findings: Iterable[Finding]) -> None:
         step_logger().log(finding_level, "%s: %s, %s%s: %s", role, finding.code, f"{finding.count:,}", examples, finding.advice)
 
 
-def count_cameras(images: ImageSet) -> int:
-    """Return the number of known cameras among the training images that can be decoded."""
-    return len(_count_usable(images, read_table(images.images)).camera_sizes)
+def count_usable(images: ImageSet) -> Counts:
+    """Count the images that can be decoded, and their cameras; identities are not read."""
+    return _count_usable(images, read_table(images.images))
 
 
 def _count_usable(images: ImageSet, table: pa.Table) -> Counts:
-    """Count the images that can be decoded, and their cameras; identities are not read."""
     train, query, gallery = (usable_rows(table, split) for split in ("train", "query", "gallery"))
     cameras = camids(table)
     return Counts(
@@ -421,20 +457,12 @@ def _check_clustering(target: Counts, images: int, plan: Plan) -> None:
             "a pattern whose camera is the same for all images of a camera, or none, or set model.centre_cameras=false"
         )
     if isinstance(plan.algorithm, Dbscan):
-        others = _images_on_other_cameras(target, images) if plan.algorithm.camera_aware else images - 1
+        others = possible_neighbours(images, target.camera_sizes, plan.algorithm)
         if plan.algorithm.num_neighbours >= others:
             raise DataError(
                 f"dbscan.num_neighbours is {plan.algorithm.num_neighbours}, but an image of the target has at most {others} possible "
                 f"neighbours, so all images would be in one cluster: choose fewer neighbours than a person has images, or give more images"
             )
-
-
-def _images_on_other_cameras(target: Counts, images: int) -> int:
-    """Return how many of the training images an image on the smallest camera can have as neighbours on other cameras."""
-    num_unknown = images - sum(target.camera_sizes)
-    if len(target.camera_sizes) < 2:
-        return images - 1  # cameras are not used
-    return images - (1 if num_unknown else min(target.camera_sizes))
 
 
 def _check_few_labels(target: Counts, plan: Plan) -> None:

@@ -23,7 +23,8 @@ from pul_core.learning.extraction import extract_features
 from pul_core.scoring.parity import EXACT, compare_features, draw_people, exceeded
 from pul_core.settings import Statistics
 from tasks.decode import decode_crop
-from tasks.export import export_run, timing
+from tasks.engine import progress
+from tasks.export import export_run, gate, timing
 from tasks.export.embed import embed_folder
 from tasks.export.embedder import open_model
 from tasks.export.export_run import export_model
@@ -181,6 +182,16 @@ def test_each_camera_has_a_file_that_timm_loads(run_model, statistics, crops, tm
     backbone.load_state_dict(load_file(out / "model-camera-2.safetensors"))
     expected = torch_features(BackboneOnCamera(run_model().backbone, statistics, 1).eval(), crops[0])
     np.testing.assert_allclose(torch_features(backbone.eval(), crops[0]), expected, rtol=1e-5)
+
+
+def test_the_log_counts_files_and_scored_images(run_model, statistics, tmp_path, monkeypatch, caplog):
+    """A run with many cameras takes minutes to export; without a terminal, the log is all that is seen of it."""
+    monkeypatch.setattr(progress, "LOG_INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(gate, "BLOCK", 4)
+    with caplog.at_level("INFO", "pul"):
+        export_model(run_model(statistics), Options("safetensors", threads=1), tmp_path / "exported")
+    for text in ("write: 1/3 files", "write: 3 files in", "check: 2/3 files", "score: 4/15 images", "score: 9/15 images"):
+        assert text in caplog.text
 
 
 def test_a_new_camera_gets_its_file_from_its_images(run_model, statistics, tiny_pair, tmp_path):

@@ -213,13 +213,17 @@ def test_statistics_by_camera_are_reported_beside_direct_transfer_and_joined_to_
             assert not np.array_equal(one, other) and np.array_equal(unknown, loaded.predict(table))
     out = module_home / "features.parquet"
     embed_folder(state.result(), parameters["target"], str(out), device="cpu", threads=1)
-    rows = pd.read_parquet(out)
+    by_run = pq.read_table(out)
+    rows = by_run.to_pandas()
     last = next(item for item in runs if item.data.tags["pul.iteration"] == "2")
     paths = [f"{parameters['target']}/{path}" for path in rows["path"]]
     served = mlflow.pyfunc.load_model(f"models:/{last.data.tags['pul.model_id']}").predict(
         pd.DataFrame({"path": paths, "camid": rows["camera"].astype(int)})
     )
     embedded = np.stack(rows["feature"])
+    for uri in (f"models:/{last.data.tags['pul.model_id']}", f"models:/{MlflowClient().search_registered_models()[0].name}@candidate"):
+        embed_folder(uri, parameters["target"], str(out), device="cpu", threads=1)
+        assert pq.read_table(out).equals(by_run), uri
     np.testing.assert_allclose(embedded, served, atol=0.02 * np.abs(served).max())  # `pul embed` may compute in bfloat16
     statistics = {"by_camera": True, "min_images": 4}
     options = {"data": parameters["target"], "statistics": statistics, "machine": {"threads": 1}}

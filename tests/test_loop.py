@@ -8,13 +8,19 @@ import flows.pul as module
 from pul_core.errors import UserError
 from pul_core.recipes import RECIPES
 from pul_core.settings import Memory
+from tasks.preflight import Counts
+from tasks.store.config import resolve_plan
+
+
+def counted(num_cameras, images=100):
+    return Counts(splits={"train": images}, camera_sizes=(images // 2,) * num_cameras)
 
 
 @pytest.fixture
 def loop(monkeypatch):
     """A function that runs the flow's function and returns start model and settings of every fine-tuning so far.
 
-    The target has no known camera, unless a test sets another `count_cameras`.
+    The target has no known camera, unless a test sets another `count_usable`.
     """
     calls = []
 
@@ -36,8 +42,8 @@ def loop(monkeypatch):
         steps[name] = None
     for name, result in steps.items():
         monkeypatch.setattr(module, name, lambda *_, result=result, **__: result)
-    monkeypatch.setattr(module, "complete_plan", lambda plan: plan)
-    monkeypatch.setattr(module, "count_cameras", lambda _: 0)
+    monkeypatch.setattr(module, "checked_plan", resolve_plan)
+    monkeypatch.setattr(module, "count_usable", lambda _: counted(0))
     monkeypatch.setattr(module, "fine_tune", fine_tune)
     monkeypatch.setattr(module, "Iteration", lambda **parts: SimpleNamespace(**({"reliable": None} | parts)))
 
@@ -94,20 +100,22 @@ def test_features_have_the_statistics_of_their_model_but_those_of_direct_transfe
 
 
 @pytest.mark.parametrize(
-    ("num_cameras", "parameters", "recipe"),
+    ("counts", "parameters", "recipe"),
     [
-        (1, {}, "paper"),
-        (2, {}, "modern"),
-        (2, {"recipe": "auto", "kmeans": {"num_clusters": 9}}, "paper"),
-        (0, {"recipe": "modern"}, "modern"),
-        (2, {"recipe": "released-code"}, "released-code"),
+        (counted(1), {}, "paper"),
+        (counted(2), {}, "modern"),
+        (counted(2, images=20), {}, "paper"),
+        (counted(2, images=20), {"dbscan": {"num_neighbours": 9}}, "modern"),
+        (counted(2), {"recipe": "auto", "kmeans": {"num_clusters": 9}}, "paper"),
+        (counted(0), {"recipe": "modern"}, "modern"),
+        (counted(2), {"recipe": "released-code"}, "released-code"),
     ],
 )
-def test_the_recipe_is_chosen_by_the_cameras_of_the_indexed_target(loop, monkeypatch, num_cameras, parameters, recipe):
+def test_the_recipe_is_chosen_by_the_cameras_of_the_indexed_target(loop, monkeypatch, counts, parameters, recipe):
     """Every part of the run has the recipe that was chosen: what is checked and tracked, the clusters, and fine-tuning."""
     checked, tracked, clustered = [], [], []
     indexed, result = module.index(), module.track_run()
-    monkeypatch.setattr(module, "count_cameras", lambda images: num_cameras if images is indexed else pytest.fail("not the target"))
+    monkeypatch.setattr(module, "count_usable", lambda images: counts if images is indexed else pytest.fail("not the target"))
     monkeypatch.setattr(module, "check_sets", lambda _sources, _images, plan: checked.append(plan))
     monkeypatch.setattr(module, "track_run", lambda plan, *_: tracked.append(plan) or result)
     cluster = module.cluster
@@ -123,13 +131,14 @@ def test_the_recipe_is_chosen_by_the_cameras_of_the_indexed_target(loop, monkeyp
 
 def test_a_recipe_that_is_chosen_later_is_checked_before_anything_is_trained(loop, monkeypatch):
     """Without cameras the first plan is valid, so only the second check can refuse it."""
-    monkeypatch.setattr(module, "count_cameras", lambda _: 2)
+    monkeypatch.setattr(module, "count_usable", lambda _: counted(2))
 
-    def check_plan(plan):
-        if plan.recipe == "modern":
+    def checked_plan(parameters, auto="paper"):
+        if auto == "modern":
             raise UserError("modern cannot run here")
+        return resolve_plan(parameters, auto)
 
-    monkeypatch.setattr(module, "check_plan", check_plan)
+    monkeypatch.setattr(module, "checked_plan", checked_plan)
     monkeypatch.setattr(module, "original_model_of", lambda *_: pytest.fail("trained"))
     with pytest.raises(UserError, match="modern cannot run here"):
         loop()

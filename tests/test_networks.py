@@ -19,7 +19,7 @@ from pul_core.learning.osnet import OSNETS
 from pul_core.learning.training import begin_training, train
 from pul_core.settings import Model, Training
 from tasks.models import check_weights, describe_model, import_model
-from tasks.preflight import check_plan
+from tasks.preflight import checked_plan
 from tasks.store.config import resolve_plan
 from tasks.store.model_file import read_model
 
@@ -80,9 +80,9 @@ def test_a_vit_is_trained_and_extracted():
 def test_without_batch_norm_there_are_no_statistics_by_camera_unless_there_is_a_neck():
     plan = {"target": "x", "model": {"backbone": "vit_tiny_patch16_224", "weights": "random"}, "statistics": {"by_camera": True}}
     with pytest.raises(UserError, match=r"VisionTransformer has no BatchNorm layer.*statistics.by_camera=false"):
-        check_plan(resolve_plan(plan))
+        checked_plan(plan)
     plan["model"]["neck"] = True
-    check_plan(resolve_plan(plan))
+    checked_plan(plan)
     assert list(batch_norm_layers(shape_of(**architecture(resolve_plan(plan).model)))) == ["bn_neck"]
 
 

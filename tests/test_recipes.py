@@ -17,9 +17,10 @@ from flows.pretrain import pretrain_original
 from flows.pul import pul
 from flows.suggest import suggest_clusters
 from flows.sweep import sweep
-from pul_core.errors import UserError
+from pul_core.errors import DataError, UserError
 from pul_core.recipes import MODERN, PAPER, RECIPES, RELEASED_CODE
 from pul_core.settings import Dbscan, KMeans, Recipe, Training, read_settings
+from tasks.preflight import Counts, check_counts, recipe_for
 from tasks.store.config import Overrides, Plan, describe, flatten, parameter_names, parameters_of, resolve_plan, set_parameter
 
 ROOT = Path(__file__).parent.parent
@@ -67,10 +68,24 @@ KMEANS_FORM = Overrides[KMeans]  # an empty form has every setting, None
 def test_auto_is_modern_with_two_cameras_unless_there_are_settings_of_kmeans(parameters, num_cameras, recipe):
     """The plan names the recipe that was chosen, so a run that is repeated from its config has the same one."""
     given = {"target": "x", "fine_tuning": {"epochs": 3}} | parameters
-    plan = resolve_plan(given, num_cameras)
+    sizes = (50,) * num_cameras
+    plan = resolve_plan(given, recipe_for(given, Counts(splits={"train": 100}, camera_sizes=sizes))[0])
     assert plan == resolve_plan(given | {"recipe": recipe})
     assert plan.recipe == recipe and plan.clustering == RECIPES[recipe].clustering and plan.fine_tuning.epochs == 3
-    assert resolve_plan(json.loads(json.dumps(parameters_of(plan))), 2 - num_cameras) == plan
+    assert resolve_plan(json.loads(json.dumps(parameters_of(plan))), "modern") == plan == resolve_plan(parameters_of(plan), "paper")
+
+
+def test_auto_is_paper_where_modern_has_too_few_images_and_says_so():
+    """The limit is that of the check before a run: with one image more, `modern` passes it."""
+    few, enough = (Counts(splits={"train": 5 + others}, camera_sizes=(5, others)) for others in (10, 11))
+    recipe, reason = recipe_for({}, few)
+    assert (recipe, reason) == ("paper", "2 known cameras, but an image has at most 10 possible neighbours, too few for modern's 10")
+    with pytest.raises(DataError, match="at most 10 possible neighbours"):
+        check_counts(None, few, resolve_plan({"recipe": "modern", "target": "x", "original_model": "x"}))
+    check_counts(None, few, resolve_plan({"target": "x", "original_model": "x"}, recipe))
+    assert recipe_for({}, enough) == ("modern", "2 known cameras")
+    check_counts(None, enough, resolve_plan({"target": "x", "original_model": "x"}, "modern"))
+    assert recipe_for({"dbscan": Overrides[Dbscan](camera_aware=False)}, few)[0] == "modern"
 
 
 def test_every_setting_has_a_description_and_every_parameter_is_in_the_form():

@@ -117,7 +117,7 @@ def test_no_person_fills_the_list_of_queries():
     assert choose_queries(value, pids, 9, largest=True, then=np.array([1, 5, 9, 0])).tolist() == [2, 1, 3]
 
 
-GOOD = RunFacts("finished", "stable", 5, 900, 100, 2000, True, Gain(0.1, 0.05, 0.15, 200, 50), None, None)
+GOOD = RunFacts("finished", "stable", 5, 900, None, True, Gain(0.1, 0.05, 0.15, 200, 50), None, None)
 CROSSING = camera_links(np.repeat(np.arange(20), 3), np.tile([1, 2, 3], 20))
 APART = camera_links(np.repeat(np.arange(30), 2), np.repeat([1, 1, 2], 20))
 UNKNOWN = camera_links(np.repeat(np.arange(20), 3), np.full(60, -1))
@@ -128,8 +128,8 @@ UNKNOWN = camera_links(np.repeat(np.arange(20), 3), np.full(60, -1))
     [
         ({"clusters": CROSSING}, "good", "Clusters cross all 3 cameras."),
         ({"reason": "limit"}, "caution", "max_iterations"),
-        ({"reason": "stable_everything", "reliable": 1990}, "bad", "degenerate"),
-        ({"reason": "limit", "reliable": 101}, "caution", "degenerate"),
+        ({"reason": "stable_everything", "degenerate": "stable_everything"}, "bad", "degenerate"),
+        ({"reason": "limit", "degenerate": "stable_only_centres"}, "caution", "degenerate"),
         ({"reason": None, "status": "failed"}, "bad", "its status is failed"),
         ({"reliable": None}, "bad", "only the original one"),
         ({"gain": Gain(-0.1, -0.15, -0.05, 200, 50)}, "bad", "mAP fell by 10.0 points"),

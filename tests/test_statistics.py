@@ -14,10 +14,10 @@ from pul_core.settings import Statistics
 from tasks.extract import extract_features
 from tasks.index import index
 from tasks.operations import purge
-from tasks.preflight import check_plan
+from tasks.preflight import checked_plan
 from tasks.statistics import estimate_statistics
 from tasks.store.artifacts import column, locate, read_table
-from tasks.store.config import resolve_plan
+from tasks.store.config import Overrides, parameters_of, resolve_plan
 from tasks.store.model_file import read_model
 from tasks.store.readers import open_pixels
 from tasks.store.references import TargetStatistics
@@ -104,12 +104,22 @@ def test_the_model_in_mlflow_uses_them(model, pixels, statistics, cameras):
     np.testing.assert_array_equal(predict(), np.concatenate(list(extract(backbone, images))))
 
 
-def test_a_run_with_a_transformer_is_refused():
-    transformer = {"backbone": "vit_tiny_patch16_224", "height": 224, "width": 224}
-    plan = {"target": "x", "original_model": "x", "model": transformer}
-    check_plan(resolve_plan(plan))
+@pytest.mark.parametrize("statistics", [None, {"share": 0.7}, Overrides[Statistics]()])
+def test_modern_has_statistics_if_the_backbone_has_batch_norm(statistics):
+    """Unset, they are used if possible; requested ones that are not possible are refused."""
+    parameters = {"recipe": "modern", "source": "x", "target": "x", "statistics": statistics}
+    transformer = {"backbone": "vit_tiny_patch16_224", "weights": "random"}
+    for model, by_camera in (
+        ({"backbone": "resnet10t", "weights": "random"}, True),
+        (transformer, False),
+        (transformer | {"neck": True}, True),
+    ):
+        plan = checked_plan(parameters | {"model": model})
+        assert plan == resolve_plan(parameters | {"model": model, "statistics": {**dict(statistics or {}), "by_camera": by_camera}})
+    requested = parameters | {"model": transformer, "statistics": {"by_camera": True}}
     with pytest.raises(UserError, match=r"no BatchNorm layer.*set statistics\.by_camera=false, or choose"):
-        check_plan(resolve_plan(plan | {"statistics": {"by_camera": True}}))
+        checked_plan(requested)
+    assert not checked_plan(parameters_of(checked_plan(parameters | {"model": transformer}))).statistics.by_camera, "the saved config"
 
 
 def test_statistics_are_deleted_with_the_images_they_are_estimated_from(statistics, target, monkeypatch):

@@ -10,9 +10,9 @@ from pul_core.stopping import EXPLANATIONS, reason_to_stop
 RULE = {"num_clusters": 100, "num_images": 2000, "max_iterations": 10, "stability_tolerance": 0.02, "stability_patience": 2}
 
 
-def stop_reason(sizes, *, num_clusters, num_images, **rule):
+def stop_reason(sizes, *, num_clusters, num_images, by_density=False, **rule):
     """Apply the rule with the settings given by name."""
-    return reason_to_stop(sizes, Stopping(**rule), num_clusters=num_clusters, num_images=num_images)
+    return reason_to_stop(sizes, Stopping(**rule), num_clusters=num_clusters, num_images=num_images, by_density=by_density)
 
 
 def oracle(sizes, *, num_clusters, num_images, max_iterations, stability_tolerance, stability_patience, stop_when_stable=True):
@@ -93,6 +93,8 @@ def test_the_loop_continues_while_the_set_shrinks_and_ends_at_the_plateau(patien
 @pytest.mark.fault("a reliable set that stays empty or total", "stops as `stable_only_centres` or `stable_everything`, with what to change")
 def test_a_stable_set_of_only_centres_or_of_all_images_is_degenerate(sizes, reason):
     assert stop_reason(sizes, **RULE) == reason
+    by_density = {"stable_everything": "stable"}.get(reason, reason)  # DBSCAN has rejected images before any are selected
+    assert stop_reason(sizes, **RULE, by_density=True) == by_density
 
 
 def test_a_change_equal_to_the_tolerance_counts_as_stable():

@@ -266,7 +266,8 @@ def test_flip_changes_nothing_before_extraction(home, pixels, compute):
         len({initial_model.fn(changed, seed=0).sha256 for changed in (TRUNK, replace(TRUNK, neck=False), replace(TRUNK, last_stride=2))})
         == 3
     )
-    flipped = with_flip.fn(initial)
+    flipped = with_flip.fn(initial.model_copy(update={"seconds": 80.0}))
+    assert flipped.seconds == 80, "the time of source training"
     backbone, config = read_model(flipped)
     assert config == read_model(initial)[1].model_copy(update={"flip": True})
     images = open_pixels(pixels)[1]

@@ -8,7 +8,7 @@ import numpy as np
 
 from pul_core.reporting.cameras import CameraLinks
 from pul_core.reporting.gain import Gain
-from pul_core.stopping import EXPLANATIONS, Reason, degeneration
+from pul_core.stopping import EXPLANATIONS, Degenerate, Reason
 
 Level = Literal["good", "unknown", "caution", "bad"]  # from the best to the worst
 LEVELS: tuple[Level, ...] = ("good", "unknown", "caution", "bad")
@@ -23,14 +23,13 @@ MIN_GROUPS = 10  # clusters of a camera below which a missing link to another ca
 
 
 class RunFacts(NamedTuple):
-    """What the checks read. Sizes are those of the last iteration."""
+    """What the checks read. The reliable set is that of the last iteration."""
 
     status: str  # of the run: finished, running, failed or killed
     reason: Reason | None  # why the loop stopped
     last_iteration: int
     reliable: int | None  # images in the reliable set; None before iteration 1
-    num_clusters: int
-    num_images: int
+    degenerate: Degenerate | None  # how the reliable set is
     scored: bool  # whether there are labelled queries and a gallery
     gain: Gain | None  # mAP of the last iteration minus that of direct transfer
     clusters: CameraLinks | None  # None before iteration 1
@@ -64,7 +63,7 @@ def judge(facts: RunFacts, camera_name: Callable[[int], str] = str) -> Verdict:
         camera_name: returns the name of a camera id.
 
     Example:
-        >>> facts = RunFacts("finished", "limit", 4, 900, 100, 2000, False, None, None, None)
+        >>> facts = RunFacts("finished", "limit", 4, 900, None, False, None, None, None)
         >>> verdict = judge(facts)
         >>> verdict.level, [finding.level for finding in verdict.findings]
         ('caution', ['caution', 'unknown'])
@@ -103,10 +102,9 @@ def _gain(facts: RunFacts) -> Finding:
 def _reliable_set(facts: RunFacts) -> list[Finding]:
     if facts.reliable is None:
         return [Finding("bad", "There is no adapted model yet, only the original one.")]
-    degenerate = degeneration(facts.reliable, num_clusters=facts.num_clusters, num_images=facts.num_images)
-    if degenerate is None or facts.reason == degenerate:  # the end of the run says it already
+    if facts.degenerate is None or facts.reason == facts.degenerate:  # the end of the run says it already
         return []
-    return [Finding("caution", f"The last reliable set is {EXPLANATIONS[degenerate]}.")]
+    return [Finding("caution", f"The last reliable set is {EXPLANATIONS[facts.degenerate]}.")]
 
 
 def _cameras(facts: RunFacts, camera_name: Callable[[int], str]) -> list[Finding]:

@@ -280,7 +280,7 @@ def crop_findings(table: pa.Table, root: str) -> Iterator[Finding]:
     width, height = (table[name].take(pa.array(rows)).to_numpy() for name in ("width", "height"))
     is_frame = plausibility.find_whole_frames(width, height)
     is_odd = plausibility.find_odd_shapes(width, height) & ~is_frame
-    yield from _image_finding("whole_frames", rows[is_frame], paths)
+    yield from _image_finding("whole_frames", rows[is_frame], paths, "error" if is_frame.all() else "warning")
     yield from _image_finding(
         "odd_shapes", rows[is_odd], paths, "warning" if is_odd.sum() >= plausibility.ODD_SHARE * len(rows) else "info"
     )

@@ -72,8 +72,8 @@ def _open_torch_model(model: str, device: str | None, threads: int | None) -> Em
     prepare(compute)
     if MLFLOW_URI.match(model):
         with model_file(model) as file:
-            if (file.parent / "statistics.parquet").exists():
-                raise DataError(f"{model} has statistics by camera without the cameras' names: give its run instead, RUN/iteration=N")
+            has_statistics = (file.parent / "statistics.parquet").exists()
+        model = _iteration_with_names(model) if has_statistics else model
     backbone, config = read_model_bytes(read_bytes(import_model.fn(model)))
     statistics, camids = _statistics_of_run(model)
 
@@ -85,6 +85,18 @@ def _open_torch_model(model: str, device: str | None, threads: int | None) -> Em
         return np.concatenate(list(batches))
 
     return Embedder(config.height, config.width, int(backbone.num_features), features)  # type: ignore[arg-type]
+
+
+def _iteration_with_names(uri: str) -> str:
+    """Return the RUN/iteration=N that logged a model in MLflow: its folder has the names of the cameras, which MLflow does not have."""
+    from tasks.tracking.models import iteration_of  # MLflow takes seconds to import
+
+    iteration = iteration_of(uri)
+    if named_run(iteration) is None:
+        raise DataError(
+            f"{uri} has statistics by camera, whose names are in the folder of {iteration} on the machine of that run: use it there"
+        )
+    return iteration
 
 
 def _statistics_of_run(model: str) -> tuple[CameraStatistics | None, dict[str, int]]:

@@ -17,6 +17,7 @@ from pul_core.errors import DataError
 from pul_core.learning.deployed import DeployedModel, with_statistics
 from pul_core.learning.extraction import extract_features
 from pul_core.scoring.parity import EXACT, INT8, Bounds
+from tasks.engine.progress import progress
 from tasks.engine.status import activity
 from tasks.export import gate
 from tasks.export.by_camera import ByCamera
@@ -67,7 +68,6 @@ def export_run(reference: str, options: Options, *, iteration: int | None = None
         UserError: the run, its images or a package is missing, or the format does not support an option.
         DataError: the exported model differs too much from the one in torch; nothing is written.
     """
-    check_options(options)
     model = read_run_model(reference, iteration)
     return export_model(model, options, out or home() / EXPORTS / model.run_id / f"iteration={model.iteration}" / options.format)
 
@@ -132,11 +132,11 @@ def _write_files(model: RunModel, options: Options, target: Target, folder: Path
         for entry, camera in enumerate([*(names[camid] for camid in model.statistics.camids.tolist()), None]):
             name = "model-other-cameras" if camera is None else f"model-camera-{_safe(camera, names)}"
             entries.append((camera, with_statistics(model.backbone, model.statistics, entry), name))
-    for camera, backbone, name in entries:
-        header = _header(model, options, camera)
-        path = folder / f"{name}{SUFFIXES[options.format]}"
-        deployed = DeployedModel(backbone.eval(), preprocess=header.preprocessing.in_graph, flip=header.flip, l2=options.l2).eval()
-        with activity(f"write {path.name}"):
+    with progress("write", len(entries), "files") as progress_bar:
+        for camera, backbone, name in entries:
+            header = _header(model, options, camera)
+            path = folder / f"{name}{SUFFIXES[options.format]}"
+            deployed = DeployedModel(backbone.eval(), preprocess=header.preprocessing.in_graph, flip=header.flip, l2=options.l2).eval()
             if options.format == "onnx":
                 write_onnx(deployed, header, path)
             elif options.format == "torch-export":
@@ -147,17 +147,19 @@ def _write_files(model: RunModel, options: Options, target: Target, folder: Path
                 path.with_suffix(".onnx").unlink()
             else:
                 write_safetensors(deployed, header, path)
-        yield File(path, camera, header, _reference(backbone, flip=header.flip, l2=options.l2))
+            progress_bar.advance(1)
+            yield File(path, camera, header, _reference(backbone, flip=header.flip, l2=options.l2))
 
 
 def _quantise_files(files: list[File], model: RunModel, target: Target, options: Options) -> Iterator[File]:
-    for file in files:
-        header = file.header.model_copy(update={"precision": "int8"})
-        path = file.path.with_name(f"{file.path.stem}.int8.onnx")
-        crops = _crops_for(file, model, target, CALIBRATION_CROPS, seed=SEED + 1)
-        with activity(f"quantise {file.path.name}"):
+    with progress("quantise", len(files), "files") as progress_bar:
+        for file in files:
+            header = file.header.model_copy(update={"precision": "int8"})
+            path = file.path.with_name(f"{file.path.stem}.int8.onnx")
+            crops = _crops_for(file, model, target, CALIBRATION_CROPS, seed=SEED + 1)
             quantise(file.path, header, crops.images, path)
-        yield file._replace(path=path, header=header)
+            progress_bar.advance(1)
+            yield file._replace(path=path, header=header)
 
 
 def _check(
@@ -172,10 +174,11 @@ def _check(
     """Run the parity gate on files that belong together, and time the first of them."""
     runtimes = {file.camera: open_runtime(file.path, threads=options.threads) for file in files}
     differences = {}
-    for file in files:
-        with activity(f"check {file.path.name}"):
+    with progress("check", len(files), "files") as progress_bar:
+        for file in files:
             images = crops[file.camera].images
             differences[file.camera] = gate.compare_runtimes(file.reference, runtimes[file.camera].features, images)
+            progress_bar.advance(1)
     models: list[Models] = [
         {file.camera: file.reference for file in files},
         {camera: runtime.features for camera, runtime in runtimes.items()},

@@ -15,6 +15,7 @@ from tasks.engine.progress import progress
 from tasks.export.crops import Crops
 
 BATCHES = (1, 2, 32)
+BLOCK = 256  # images between two progress reports
 FeaturesOf = Callable[[Images], Features]
 
 
@@ -39,8 +40,13 @@ def rank_1(features_of: Callable[[Crops], Features], labelled: tuple[Crops, Crop
     with progress("score", sum(len(crops.pids) for crops in labelled)) as progress_bar:
         features = []
         for crops in labelled:
-            features.append(features_of(crops))
-            progress_bar.advance(len(crops.pids))
+            blocks = []
+            for start in range(0, len(crops.pids), BLOCK):
+                part = slice(start, start + BLOCK)
+                block = Crops(crops.images[part], crops.camids[part], crops.pids[part])
+                blocks.append(features_of(block))
+                progress_bar.advance(len(block.pids))
+            features.append(np.concatenate(blocks))
     if centre_cameras:
         joined = centre_by_camera(np.concatenate(features), np.concatenate([crops.camids for crops in labelled]))
         features = np.split(joined, [len(features[0])])

@@ -8,6 +8,7 @@ from pul_core.reporting.verdict import RunFacts, Verdict, judge
 from pul_core.stopping import Reason
 from tasks.report.run_data import RunData
 from tasks.store.artifacts import column
+from tasks.tracking.results import degeneration_of
 
 
 def verdict_on(run: RunData, clusters: CameraLinks | None, people: CameraLinks | None) -> Verdict:
@@ -19,15 +20,13 @@ def verdict_on(run: RunData, clusters: CameraLinks | None, people: CameraLinks |
         people: links between cameras by true identities.
     """
     metrics = run.metrics[run.last_clustered] if run.last_clustered is not None else {}
-    share = metrics.get("reliable_fraction")
     size = metrics.get("reliable_set_size")
     facts = RunFacts(
         status=run.status,
         reason=cast(Reason | None, run.stop_reason),
         last_iteration=run.last,
         reliable=None if size is None else int(size),
-        num_clusters=int(metrics.get("num_clusters", 0)),
-        num_images=round(size / share) if size and share else 0,
+        degenerate=degeneration_of(metrics, run.parameters["clustering"]["algorithm"]),
         scored=run.scores(run.last) is not None,
         gain=gain_of(run),
         clusters=clusters,

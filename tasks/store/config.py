@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from typing_extensions import Doc
 
 from pul_core.errors import UserError
-from pul_core.recipes import RECIPES, RecipeName, choose_recipe
+from pul_core.recipes import RECIPES, RecipeName
 from pul_core.settings import Data, FewLabels, Machine, ReadIf, Recipe
 
 S = TypeVar("S")
@@ -102,13 +102,12 @@ class Plan(Recipe):
     machine: Machine = Machine()
 
 
-def resolve_plan(parameters: Mapping[str, Any], num_cameras: int = 0) -> Plan:
+def resolve_plan(parameters: Mapping[str, Any], auto: RecipeName = "paper") -> Plan:
     """Complete the requested parameters with the values of their recipe.
 
     Args:
         parameters: parameters of flow `pul` by name; sections are forms or plain dicts. What is missing or None has the recipe's value.
-        num_cameras: number of known cameras in the target's training images. It decides what the recipe auto stands for: the result of
-            `choose_recipe`, or paper if k-means is requested.
+        auto: the recipe that auto stands for, which depends on the target: see `tasks.preflight.recipe_for`.
 
     Raises:
         UserError: a recipe or a parameter does not exist, or two settings contradict each other.
@@ -122,7 +121,7 @@ def resolve_plan(parameters: Mapping[str, Any], num_cameras: int = 0) -> Plan:
     values = {name: value for name, value in parameters.items() if value is not None and name != RESOLVED}
     recipe, names = values.get("recipe", AUTO), sorted(field.name for field in fields(Plan))
     if recipe == AUTO:
-        recipe = values["recipe"] = "paper" if _requests_kmeans(values) else choose_recipe(num_cameras)
+        recipe = values["recipe"] = auto
     if recipe not in RECIPES:
         raise UserError(f"there is no recipe {recipe!r}: choose {', '.join((AUTO, *RECIPES))}")
     if unknown := sorted(set(values) - set(names)):
@@ -132,9 +131,10 @@ def resolve_plan(parameters: Mapping[str, Any], num_cameras: int = 0) -> Plan:
     return override(Plan(**vars(RECIPES[recipe])), Overrides[Plan].model_validate(values))
 
 
-def _requests_kmeans(parameters: Mapping[str, Any]) -> bool:
-    form: Any = Overrides[Plan].model_validate({name: parameters[name] for name in ("clustering", "kmeans") if name in parameters})
-    return form.clustering.algorithm == "kmeans" or any(value is not None for _, value in form.kmeans)
+def requested(parameters: Mapping[str, Any], section: str) -> Any:
+    """Return the form of a section of the parameters, with None for each setting that was not requested."""
+    form = Overrides[Plan].model_validate({section: parameters[section]} if parameters.get(section) is not None else {})
+    return getattr(form, section)
 
 
 def override(settings: S, form: BaseModel) -> S:

@@ -24,6 +24,7 @@ from tasks.store.licences import Licence
 from tasks.store.model_file import model_size
 from tasks.tracking import reid_model
 from tasks.tracking.client import client
+from tasks.tracking.results import run_id_of
 
 RUN_TAG = "pul.run"  # tag of a version of a registered model: the id of its run
 MODEL_ID_TAG = "pul.model_id"  # tag of a nested run: the id of the iteration's model in MLflow
@@ -61,6 +62,12 @@ def log_iteration_model(run: Run, model: Artifact, statistics: Artifact | None =
         )
     client().set_tag(run.info.run_id, MODEL_ID_TAG, logged.model_id)
     return str(logged.model_id)
+
+
+def iteration_of(uri: str) -> str:
+    """Return the iteration, as RUN/iteration=N, that logged a model in MLflow."""
+    nested = client().get_run(mlflow.models.get_model_info(uri).run_id)
+    return f"{run_id_of(client().get_run(nested.data.tags['mlflow.parentRunId']))}/iteration={nested.data.tags['pul.iteration']}"
 
 
 def _named_file(model: Artifact, path: Path) -> Path:

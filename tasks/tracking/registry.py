@@ -25,7 +25,7 @@ from tasks.store.statistics_file import statistics_from, write_statistics
 from tasks.tracking.client import client
 from tasks.tracking.model_card import card_text, datasets_of, model_card
 from tasks.tracking.models import RUN_TAG
-from tasks.tracking.results import IS_RUN, find_run, newest_run, read_results, run_id_of
+from tasks.tracking.results import IS_RUN, degeneration_of, find_run, newest_run, read_results, run_id_of
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 REASON_TAG = "pul.promotion_reason"  # tag of a version: why a person promoted it
@@ -46,11 +46,12 @@ class Registered(Reference):
     target_digest: str  # the first 32 digits of that of images.parquet
     centre_cameras: bool
     stop_reason: str | None
+    degenerate: str | None  # how its reliable set is
     measures: dict[str, float | None]
 
     def facts(self) -> dict[str, Any]:
-        """Return version, run, reason to stop and measures as plain values."""
-        return {"version": self.version, "run": self.run, "stop_reason": self.stop_reason, **self.measures}
+        """Return version, run, reason to stop, degeneration and measures as plain values."""
+        return {"version": self.version, "run": self.run, "stop_reason": self.stop_reason, "degenerate": self.degenerate, **self.measures}
 
 
 class Promotion(Reference):
@@ -198,5 +199,6 @@ def _registered(run: Run, version: ModelVersion) -> Registered:
         target_digest=targets[0]["digest"] if targets else "",
         centre_cameras=params.get("model.centre_cameras") == "True",
         stop_reason=run.data.tags.get("pul.stop_reason"),
+        degenerate=degeneration_of(last, params["clustering.algorithm"]),
         measures={name: last.get(name) for name in (*SCORES, *WITHOUT_LABELS)},
     )

@@ -8,6 +8,7 @@ from typing import Any
 from mlflow.entities import Run
 
 from pul_core.errors import DataError
+from pul_core.stopping import Degenerate, degeneration
 from tasks.store.home import home
 from tasks.store.runs import MIN_PREFIX, ambiguous, format_time, matching_ids, safe_run_name
 from tasks.tracking.client import client, search_all_runs, search_runs
@@ -93,6 +94,25 @@ def all_metrics(run: Run) -> dict[int, dict[str, float]]:
     """Return all metrics of each iteration of a run, by the iteration's number."""
     iteration_runs = search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     return {int(iteration.data.tags["pul.iteration"]): iteration.data.metrics for iteration in iteration_runs}
+
+
+def degeneration_of(metrics: Mapping[str, float | None], algorithm: str) -> Degenerate | None:
+    """Return how the reliable set of an iteration is degenerate, or None: see `pul_core.stopping.degeneration`.
+
+    Args:
+        metrics: of the iteration; iteration 0 has no reliable set.
+        algorithm: the name of the clustering, ``clustering.algorithm``.
+
+    Example:
+        >>> metrics = {"reliable_set_size": 990, "reliable_fraction": 0.99, "num_clusters": 50}
+        >>> degeneration_of(metrics, "kmeans"), degeneration_of(metrics, "dbscan"), degeneration_of({}, "kmeans")
+        ('stable_everything', None, None)
+    """
+    size, share, num_clusters = (metrics.get(name) for name in ("reliable_set_size", "reliable_fraction", "num_clusters"))
+    if size is None or num_clusters is None:
+        return None
+    num_images = round(size / share) if share else 0
+    return degeneration(int(size), num_clusters=int(num_clusters), num_images=num_images, by_density=algorithm == "dbscan")
 
 
 def sum_seconds(metrics: Mapping[str, float]) -> float:
