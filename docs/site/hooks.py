@@ -30,6 +30,13 @@ NOT_ON_SITE = re.compile(r"<!-- not on the site -->.*?<!-- end -->\n*", re.DOTAL
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
+def on_config(config: Any) -> None:
+    """List the decisions below their index in the navigation."""
+    (contribute,) = [section["Contribute"] for section in config.nav if "Contribute" in section]
+    decisions = [f"adr/{path.name}" for path in sorted((ROOT / "docs" / "adr").glob("0*.md"))]
+    contribute[contribute.index({"Decisions": "adr/index.md"})] = {"Decisions": [{"All decisions": "adr/index.md"}, *decisions]}
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages and the files outside docs/."""
     generated = {"commands.md": commands_page(), "adr/index.md": decisions_page(), **api_pages()}
