@@ -1,8 +1,8 @@
 """Hooks of MkDocs: generate the pages that follow from the code, add files from outside docs/, and check links to files.
 
 Generated: commands.md (from the `pul` command), api/ (a page per package of `pul_core`) and
-adr/index.md (a list of the decisions). A link to a file outside docs/ becomes the name of that file, unless the file is a download; one to a
-file that does not exist is a warning, which `mkdocs build --strict` turns into a failure.
+adr/index.md (a list of the decisions). A link to a file outside docs/ becomes the name of that file, unless the file is a download; one
+to a file that does not exist is a warning, which `mkdocs build --strict` turns into a failure.
 """
 
 import ast
@@ -48,7 +48,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Rewrite links to pages that come from outside docs/, turn links to other files into names, and leave out what the site does not need."""
+    """Rewrite links to pages from outside docs/, turn links to other files into names, and leave out what the site does not need."""
     name = page.file.src_uri
     here = ROOT / ADDED.get(name, f"docs/{name}")
 
