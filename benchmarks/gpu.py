@@ -199,7 +199,7 @@ def scoring_by_size(device: str, scale: Scale, budget: float) -> Iterator[Line]:
 
 
 def run_loop(device: str, scale: Scale, budget: float) -> Iterator[Line]:
-    """(5) examples/pul_by_hand.py on drawn people from random weights: the share of each step."""
+    """(5) examples/pul_by_hand.py on synthetic people from random weights: the share of each step."""
     spec = importlib.util.spec_from_file_location("pul_by_hand", Path(__file__).parents[1] / "examples" / "pul_by_hand.py")
     assert spec and spec.loader
     by_hand = importlib.util.module_from_spec(spec)

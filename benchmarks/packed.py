@@ -64,7 +64,7 @@ class ListedImage(NamedTuple):
 
 
 def list_images(source: str) -> list[ListedImage]:
-    """List the images of a folder in the layout of Market-1501, or of drawn people (``synthetic:SEED/source`` or ``/target``)."""
+    """List the images of a folder in the layout of Market-1501, or of synthetic people (``synthetic:SEED/source`` or ``/target``)."""
     if match := SYNTHETIC.fullmatch(source):
         seed, domain = int(match[1]), match[2]
         splits = {folder: split for split, folder in FOLDERS.items()}

@@ -260,7 +260,7 @@ def evaluate_command(
     \b
     pul evaluate amber-fox data/market1501
     pul evaluate amber-fox/iteration=0 data/market1501 --rerank
-    pul evaluate models:/pul-model/3 data/cuhk03-np --protocol cuhk03_new --json
+    pul evaluate 'models:/pul market1501 to my-crops/3' data/cuhk03-np --protocol cuhk03_new --json
     """  # noqa: D301 \b keeps the lines of the examples
     parameters: dict[str, Any] = {
         "model": model,

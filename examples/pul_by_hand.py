@@ -6,7 +6,7 @@ cluster them, select the reliable images, and fine-tune the original model on th
     python examples/pul_by_hand.py synthetic:0/source synthetic:0/target --backbone mobilenetv2_100 --size 96 48
     python examples/pul_by_hand.py data/market1501 data/mine --recipe modern
 
-Data are drawn people, or folders like Market-1501. With equal parameters, machine and threads, the models equal those of `pul run`.
+Data are synthetic people, or folders like Market-1501. With equal parameters, machine and threads, the models equal those of `pul run`.
 """
 
 import argparse

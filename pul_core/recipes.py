@@ -22,7 +22,7 @@ from pul_core.settings import (
 RecipeName = Literal["paper", "modern", "released-code"]
 RecipeChoice = Literal["auto", "paper", "modern", "released-code"]
 
-# The trainer of `paper` is ours: the usual re-ID baseline (Adam, 3.5e-4) without metric learning, chosen on drawn people (seeds 10 to 14)
+# The trainer of `paper` is ours: the usual re-ID baseline (Adam, 3.5e-4) without metric learning, chosen on synthetic seeds (10 to 14)
 # and held-out source people (docs/log.md). Fine-tuning is shorter and slower: k-means clusters often hold one camera's images of a person,
 # and learning poor clusters at the source's rate leaves a model worse than direct transfer (docs/adr/0011).
 PAPER = Recipe(

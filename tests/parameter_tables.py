@@ -18,12 +18,25 @@ INTRODUCTION = """\
 A recipe is a value for every parameter; what you set yourself overrides it. Choose one with `--recipe NAME`. Set a parameter with
 `--set SECTION.NAME=VALUE`, e.g. `--set fine_tuning.epochs=4`, in the grid of a sweep, or in Prefect's form.
 
+| recipe | meaning |
+|---|---|
+| `paper` | the published loop with k-means, for unknown cameras or for comparisons with PUL |
+| `modern` | DBSCAN on a camera-aware distance, with features normalised and centred by camera |
+| `released-code` | the constants of the authors' code |
+
+`auto`, the default of `pul run`, is `modern` if the target has at least two known cameras, otherwise `paper`.
+
 This page is generated from `pul_core/settings.py` and `pul_core/recipes.py` by `tests/parameter_tables.py`.
 
 ## What the recipes set differently
 
 Every parameter that has more than one value among the recipes. [The method](method.md) explains what each recipe is for.
 """
+
+DESCRIPTIONS = {  # of sections that share a class
+    "pretraining": "Training of the source model by classification of the source's identities.",
+    "fine_tuning": "Fine-tuning by classification of the pseudo-classes, in each iteration.",
+}
 
 
 def page() -> str:
@@ -39,7 +52,7 @@ def page() -> str:
 
 
 def _section(name: str, settings: Any, values: list[Any], titles: list[str]) -> list[str]:
-    lines = [f"## {name}", "", settings.__doc__, ""]
+    lines = [f"## {name}", "", DESCRIPTIONS.get(name, settings.__doc__), ""]
     return [*lines, _heading(["parameter", "values", *titles, "description"]), *_rows("", settings, values), ""]
 
 

@@ -94,4 +94,26 @@ def test_the_pages_for_contributors_name_files_and_functions_that_exist(page):
     assert files and [file for file in files if "NAME" not in file and not (ROOT / file).exists()] == []
     sources = "\n".join(path.read_text(encoding="utf-8") for name in ("pul_core", "tasks") for path in (ROOT / name).rglob("*.py"))
     functions = re.findall(r"`(_?[a-z]+(?:_[a-z0-9]+)+)`", text)
-    assert [name for name in functions if name not in sources and name not in ("pul_core",)] == []
+    shown = "\n".join(code_blocks(text))  # the code that the page shows
+    assert [name for name in functions if name not in sources + shown and name not in ("pul_core",)] == []
+
+
+@pytest.mark.parametrize("name", ["clustering", "data-set", "loss"])
+def test_the_code_of_the_pages_for_contributors_runs(name):
+    text = (ROOT / "docs" / "contribute" / f"{name}.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert "assert " in block
+    exec(compile(block, f"{name}.md", "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize("name", ["clustering", "data-set", "loss"])
+def test_the_changes_on_the_pages_for_contributors_fit_the_code(name):
+    """The lines that a shown change removes or keeps exist, so that a page cannot describe older code."""
+    text = (ROOT / "docs" / "contribute" / f"{name}.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```diff\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    source = ""
+    for line in block.splitlines():
+        if match := re.match(r" # (\S+\.py)$", line):
+            source = (ROOT / match[1]).read_text(encoding="utf-8")
+        elif line.startswith((" ", "-")) and (code := line[1:].strip().removesuffix(" ...")):
+            assert code in source, line

@@ -224,8 +224,8 @@ def test_invalid_parameters_are_refused(parameters, error, message):
 
 
 def test_the_switches_of_other_methods_are_in_the_documents_with_their_sources():
-    page = (ROOT / "docs" / "switches.md").read_text(encoding="utf-8")
-    table = [line for line in page.splitlines() if line.startswith("| `")]
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("switches.md", "camera-statistics.md")]
+    table = [line for page in pages for line in page.splitlines() if line.startswith("| `")]
     switches = ("start_from", "memory.entries", "memory.momentum", "memory.temperature", "images_per_class")
     for name in (*switches, "margin", "independent_share", "keep_unclustered", "statistics.by_camera", "statistics.share"):
         (row,) = [line for line in table if line.startswith(f"| `{name}`")]

@@ -2,7 +2,7 @@
 
 The query is not chosen by hand: it is the one whose average precision rises by the median amount of all queries.
 
-Usage: python docs/figures/ranked_list.py .pul/runs/ID, for a finished run whose target is drawn people, such as that of `pul demo`.
+Usage: python docs/figures/ranked_list.py .pul/runs/ID, for a finished run whose target is synthetic people, such as that of `pul demo`.
 """
 
 import json

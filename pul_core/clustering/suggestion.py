@@ -117,7 +117,7 @@ def read_curve(curve: Curve) -> Suggestion:
     Raises:
         NothingToSuggestError: there are never two clusters.
 
-    Source: ours, chosen on held-out people of a source and on drawn people (docs/method.md).
+    Source: ours, chosen on held-out people of a source and on synthetic people (docs/method.md).
 
     Example:
         >>> clusters = np.array([222, 248, 237, 205, 180, 120])

@@ -17,11 +17,16 @@ class Difference(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """The largest accepted differences; ``rank_1`` is the largest accepted loss of rank-1, as a fraction."""
+    """The largest accepted differences: `EXACT` for float32 in another runtime, `INT8` for quantised models.
 
-    feature: float
-    cosine: float
-    rank_1: float
+    Example:
+        >>> EXACT, INT8
+        (Bounds(feature=0.001, cosine=0.0001, rank_1=0.002), Bounds(feature=0.5, cosine=0.25, rank_1=0.02))
+    """
+
+    feature: float  # as in `Difference`
+    cosine: float  # as in `Difference`
+    rank_1: float  # loss of rank-1, as a fraction
 
 
 EXACT = Bounds(feature=1e-3, cosine=1e-4, rank_1=0.002)  # float32 in another runtime: only the order of additions differs

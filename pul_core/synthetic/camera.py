@@ -64,9 +64,10 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: int, st
     Returns:
         (rows, columns), centred on 0.
 
-    >>> import numpy as np
-    >>> smooth_noise(np.random.default_rng(0), (20, 10), 5, 0.1).shape
-    (20, 10)
+    Example:
+        >>> import numpy as np
+        >>> smooth_noise(np.random.default_rng(0), (20, 10), 5, 0.1).shape
+        (20, 10)
     """
     grid = strength * rng.standard_normal((shape[0] // cell + 2, shape[1] // cell + 2), dtype=np.float32)
     return np.asarray(Image.fromarray(grid).resize((shape[1], shape[0]), Image.Resampling.BILINEAR), dtype=np.float32)
@@ -146,10 +147,11 @@ def crop_backdrop(camera: Camera, position: float, rng: np.random.Generator, siz
     Returns:
         (rows, columns, 3), 0..1; a copy.
 
-    >>> import numpy as np
-    >>> from pul_core.synthetic.people import make_camera
-    >>> crop_backdrop(make_camera("source", 10, 1), 0.5, np.random.default_rng(0), (256, 128)).shape
-    (256, 128, 3)
+    Example:
+        >>> import numpy as np
+        >>> from pul_core.synthetic.people import make_camera
+        >>> crop_backdrop(make_camera("source", 10, 1), 0.5, np.random.default_rng(0), (256, 128)).shape
+        (256, 128, 3)
     """
     rows, columns = size
     backdrop = _backdrop(camera)
@@ -168,11 +170,12 @@ def draw_occluder(kind: Occluder, rng: np.random.Generator, scene: FloatImage) -
         rng: the random generator of its position and colour.
         scene: (rows, columns, 3), 0..1; changed in place.
 
-    >>> import numpy as np
-    >>> scene = np.ones((256, 128, 3), dtype=np.float32)
-    >>> draw_occluder("pole", np.random.default_rng(0), scene)
-    >>> bool((scene < 1).any())
-    True
+    Example:
+        >>> import numpy as np
+        >>> scene = np.ones((256, 128, 3), dtype=np.float32)
+        >>> draw_occluder("pole", np.random.default_rng(0), scene)
+        >>> bool((scene < 1).any())
+        True
     """
     rows, columns = scene.shape[:2]
     x = float(rng.uniform(0.1, 0.9)) * columns
@@ -207,11 +210,12 @@ def capture(camera: Camera, scene: FloatImage, gain: float, rng: np.random.Gener
     Returns:
         (rows, columns, 3), uint8.
 
-    >>> import numpy as np
-    >>> from pul_core.synthetic.people import make_camera
-    >>> image = capture(make_camera("target", 10, 2), np.full((256, 128, 3), 0.5, np.float32), 1.0, np.random.default_rng(0))
-    >>> image.shape, image.dtype.name
-    ((128, 64, 3), 'uint8')
+    Example:
+        >>> import numpy as np
+        >>> from pul_core.synthetic.people import make_camera
+        >>> image = capture(make_camera("target", 10, 2), np.full((256, 128, 3), 0.5, np.float32), 1.0, np.random.default_rng(0))
+        >>> image.shape, image.dtype.name
+        ((128, 64, 3), 'uint8')
     """
     rows, columns = scene.shape[0] // 2, scene.shape[1] // 2
     image = Image.fromarray((np.clip(scene, 0, 1) * 255).astype(np.uint8)).reduce(2)

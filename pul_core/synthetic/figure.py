@@ -422,12 +422,13 @@ def draw_person(
     Returns:
         (colours, mask): the colours (n, 3), about 0..1, of the n pixels where `mask` (rows, columns) is true, in row-major order.
 
-    >>> import numpy as np
-    >>> from pul_core.synthetic.people import make_person
-    >>> pose = Pose(view=0, phase=0, stride=0.4, elevation=0, x=64, y=245, height=230)
-    >>> colours, mask = draw_person(make_person("source", 10, 1), pose, (256, 128), 0.0, np.ones((256, 128), np.float32))
-    >>> colours.shape == (mask.sum(), 3), bool(mask[40, 64]), bool(mask[40, 0])
-    (True, True, False)
+    Example:
+        >>> import numpy as np
+        >>> from pul_core.synthetic.people import make_person
+        >>> pose = Pose(view=0, phase=0, stride=0.4, elevation=0, x=64, y=245, height=230)
+        >>> colours, mask = draw_person(make_person("source", 10, 1), pose, (256, 128), 0.0, np.ones((256, 128), np.float32))
+        >>> colours.shape == (mask.sum(), 3), bool(mask[40, 64]), bool(mask[40, 0])
+        (True, True, False)
     """
     sketch = _Sketch(person, pose)
     _torso(sketch)

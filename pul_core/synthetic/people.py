@@ -221,8 +221,9 @@ def make_person(domain: Domain, seed: int, number: int) -> Person:
     Returns:
         The person; equal arguments give an equal person.
 
-    >>> make_person("source", 10, 1) == make_person("source", 10, 1) != make_person("target", 10, 1)
-    True
+    Example:
+        >>> make_person("source", 10, 1) == make_person("source", 10, 1) != make_person("target", 10, 1)
+        True
     """
     rng, wardrobe = default_rng((seed, DOMAIN_CODES[domain], PERSON, number)), WARDROBES[domain]
     outfit = _sample_outfit(domain, rng)
@@ -274,8 +275,9 @@ def make_camera(domain: Domain, seed: int, camid: int) -> Camera:
     Returns:
         The camera; equal arguments give an equal camera.
 
-    >>> make_camera("source", 10, 1).backdrop_seed != make_camera("source", 10, 2).backdrop_seed
-    True
+    Example:
+        >>> make_camera("source", 10, 1).backdrop_seed != make_camera("source", 10, 2).backdrop_seed
+        True
     """
     code, zone = DOMAIN_CODES[domain], (camid - 1) // 2
     domain_rng, zone_rng, rng = (
@@ -375,11 +377,12 @@ def plan_domain(domain: Domain, seed: int, sizes: Sizes | None = None) -> tuple[
 
     Source: the layout and the shares are Market-1501's; the rest is ours.
 
-    >>> plan = plan_domain("target", 10)
-    >>> sum(image.folder == "query" for image in plan), sum(image.folder == "bounding_box_test" for image in plan)
-    (350, 1300)
-    >>> PlannedImage("query", pid=5001, camid=2, frame=17, person=5001, shot=0).file_name
-    '5001_c2s1_000017_00.jpg'
+    Example:
+        >>> plan = plan_domain("target", 10)
+        >>> sum(image.folder == "query" for image in plan), sum(image.folder == "bounding_box_test" for image in plan)
+        (350, 1300)
+        >>> PlannedImage("query", pid=5001, camid=2, frame=17, person=5001, shot=0).file_name
+        '5001_c2s1_000017_00.jpg'
     """
     sizes = sizes or SIZES[domain]
     _check_sizes(sizes)
@@ -467,8 +470,9 @@ def draw_image(domain: Domain, seed: int, planned: PlannedImage) -> npt.NDArray[
     Returns:
         (128, 64, 3), uint8, RGB.
 
-    >>> draw_image("source", 10, plan_domain("source", 10)[0]).shape
-    (128, 64, 3)
+    Example:
+        >>> draw_image("source", 10, plan_domain("source", 10)[0]).shape
+        (128, 64, 3)
     """
     camera, code = make_camera(domain, seed, planned.camid), DOMAIN_CODES[domain]
     track_rng = default_rng((seed, code, TRACK, planned.person, planned.camid))
