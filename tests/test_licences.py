@@ -53,7 +53,7 @@ def test_the_licence_is_in_the_header_and_nothing_else_changes(model, tmp_path):
         ({"backbone": "mobilenetv2_100"}, "Apache-2.0, trained on ImageNet"),
         ({"backbone": "swin_tiny_patch4_window7_224"}, "MIT, trained on ImageNet"),
         ({"backbone": "convnextv2_atto.fcmae_ft_in1k"}, "CC-BY-NC-4.0, trained on ImageNet"),
-        ({"backbone": "mobilenetv2_100", "weights": "imagenet-packaged"}, "MIT, trained on ImageNet"),
+        ({"backbone": "mobilenetv2_100", "weights": "imagenet-packaged"}, "MIT (of the package), trained on ImageNet"),
         ({"weights": "random"}, "none (random weights)"),
         ({"weights": "random", "licence": "mine"}, "mine"),
     ],
