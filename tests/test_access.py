@@ -93,7 +93,7 @@ LOGIN = {"Prefect": f"ana:{SECRETS['prefect']}", "MLflow": f"ana:{SECRETS['mlflo
 
 
 @pytest.fixture(scope="module")
-def locked(pul_up_while, tmp_path_factory):
+def locked(pul_up_while, mlflow_database, tmp_path_factory):
     """`pul up` on all addresses, with passwords; the directory, the ports, and the variables that hold the passwords."""
     credentials = {
         "PREFECT_API_AUTH_STRING": LOGIN["Prefect"],
@@ -101,6 +101,7 @@ def locked(pul_up_while, tmp_path_factory):
         "MLFLOW_TRACKING_PASSWORD": SECRETS["mlflow"],
     }
     folder = tmp_path_factory.mktemp("locked")
+    mlflow_database(folder / ".pul")
     with pul_up_while(folder, "--host", "0.0.0.0", **credentials, MLFLOW_FLASK_SERVER_SECRET_KEY=SECRETS["flask"]) as ports:
         yield folder, ports, credentials
 
