@@ -294,7 +294,7 @@ def model(home):
     from pul_core.settings import Model
     from tasks.models import initial_model
 
-    return initial_model.fn(Model(backbone="resnet10t", weights="random", height=64, width=32), seed=0)
+    return initial_model.fn(Model(backbone="test_resnet", weights="random", height=64, width=32), seed=0)
 
 
 def touch_files(root: Path, *names: str) -> Path:
@@ -312,7 +312,7 @@ def stub():
 
 
 TINY = {
-    "model": {"backbone": "resnet10t", "weights": "random", "height": 64, "width": 32},
+    "model": {"backbone": "test_resnet", "weights": "random", "height": 64, "width": 32},
     "pretraining": {"epochs": 2, "batch_size": 8},
     "fine_tuning": {"epochs": 1, "batch_size": 8},
     "kmeans": {"num_clusters": 6},

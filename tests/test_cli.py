@@ -161,7 +161,7 @@ def test_the_process_writes_that_line_to_stderr_and_ends_with_code_1(pul):
 
 
 def test_a_dry_run_estimates_and_does_nothing(pul_here, home, tiny_pair, capsys):
-    options = ["--backbone", "resnet10t", "--weights", "random", "--size", "64x32", "--threads", "1", "--dry-run"]
+    options = ["--backbone", "test_resnet", "--weights", "random", "--size", "64x32", "--threads", "1", "--dry-run"]
     assert pul_here("run", "--source", tiny_pair[0], "--target", tiny_pair[1], *options) == 0
     printed = capsys.readouterr().out
     assert "36 source images of 6 people -> 36 target images" in printed

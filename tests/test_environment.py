@@ -210,7 +210,7 @@ def test_an_unusable_value_is_reported_in_one_line(name, value, message):
         ("model", {"weights": "imagnet"}, "there are no weights 'imagnet': give imagenet, imagenet-packaged, random or an existing file"),
         ("model", {"weights": ""}, "there are no weights ''"),
         ("model", {"weights": "/nowhere/x.pth"}, "there are no weights '/nowhere/x.pth'"),
-        ("model", {"weights": "imagenet-packaged"}, "imagenet-packaged has weights for mobilenetv2_100 only, got resnet10t"),
+        ("model", {"weights": "imagenet-packaged"}, "imagenet-packaged has weights for mobilenetv2_100 only, got test_resnet"),
         (
             "model",
             {"backbone": "resnet50.nobody", "weights": "imagenet"},
