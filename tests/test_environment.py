@@ -592,11 +592,12 @@ def test_a_database_that_cannot_be_written_is_named_at_once(home, tmp_path, monk
         mlflow.set_tracking_uri(before)
 
 
-def test_an_experiment_that_was_deleted_in_mlflow_is_restored_with_a_line(home, tmp_path, caplog):
+def test_an_experiment_that_was_deleted_in_mlflow_is_restored_with_a_line(home, mlflow_database, tmp_path, caplog):
     import mlflow
 
     from tasks.tracking.client import client, get_or_create_experiment
 
+    mlflow_database(tmp_path)
     before = mlflow.get_tracking_uri()
     client.cache_clear()
     try:
