@@ -314,7 +314,8 @@ main()
 
 @pytest.mark.slow
 def test_a_run_in_a_terminal_is_stopped_and_resumed(folder, tiny_pair, tiny_options):
-    options = ["--source", tiny_pair[0], "--target", tiny_pair[1], *tiny_options, "--set=pretraining.epochs=1", "--set=fine_tuning.epochs=3"]
+    epochs = "--set=pretraining.epochs=1", "--set=fine_tuning.epochs=3"
+    options = ["--source", tiny_pair[0], "--target", tiny_pair[1], *tiny_options, *epochs]
     started = Terminal(folder, "run", *options, pul=(sys.executable, "-P", "-c", WAITING), columns=80, lines=24)
     started.read("epoch 2/3")
     resize(started.master, 60, 20)

@@ -255,7 +255,9 @@ def test_the_model_file_states_the_switches_and_old_files_have_the_defaults(home
     images = random(2, 3, 64, 32)
     torch.testing.assert_close(read.eval()(images), backbone.eval()(images))
     plain = write_model(build_backbone("test_resnet"), ModelConfig(backbone="test_resnet", height=64, width=32))
-    assert b'{\\"backbone\\":\\"test_resnet\\",\\"height\\":64,\\"width\\":32}' in read_bytes(plain)[:40_000], "as before there were switches"
+    assert b'{\\"backbone\\":\\"test_resnet\\",\\"height\\":64,\\"width\\":32}' in read_bytes(plain)[:40_000], (
+        "as before there were switches"
+    )
 
 
 def test_flip_changes_nothing_before_extraction(home, pixels, compute):
