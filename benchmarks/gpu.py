@@ -53,6 +53,8 @@ class Scale(NamedTuple):
     sizes: tuple[int, ...]
     features: int
     queries: int
+    training_steps: int  # of the deterministic trainings
+    backbone: str  # of the loop
     pixels: tuple[int, int]  # height and width of the images of the loop
     source: Sizes
     target: Sizes
@@ -65,6 +67,8 @@ FULL = Scale(
     sizes=(13_000, 100_000, 1_000_000),
     features=512,
     queries=3368,
+    training_steps=8,
+    backbone="mobilenetv2_100",
     pixels=(128, 64),
     source=Sizes(train_identities=70, train_images=1000, test_identities=2, queries=2, gallery_images=8),
     target=Sizes(train_identities=70, train_images=1000, test_identities=50, queries=150, gallery_images=500),
@@ -72,10 +76,12 @@ FULL = Scale(
     neighbours=10,
 )
 TINY = Scale(
-    cases=(("resnet10t", 64, 32, 4, 2),),
+    cases=(("test_resnet", 64, 32, 4, 2),),
     sizes=(300, 600),
     features=16,
     queries=40,
+    training_steps=2,
+    backbone="test_resnet",
     pixels=(64, 32),
     source=Sizes(train_identities=6, train_images=36, test_identities=2, queries=2, gallery_images=8),
     target=Sizes(train_identities=6, train_images=36, test_identities=4, queries=8, gallery_images=24),
@@ -110,13 +116,13 @@ def check_equality(device: str, scale: Scale, budget: float) -> Iterator[Line]:
 
 def check_determinism(device: str, scale: Scale, budget: float) -> Iterator[Line]:
     """(2) Two deterministic trainings end in the same bytes."""
-    first, second = train_twice(device, deterministic=True)
+    first, second = train_twice(device, deterministic=True, steps=scale.training_steps)
     different = sum(a != b for a, b in zip(first, second, strict=True)) if first != second else 0
     yield Line("two deterministic trainings", different, "different bytes", "FAILED: not the same bytes" if different else "equal")
     seconds = {True: 0.0, False: 0.0}
     for deterministic in (True, False, True, False):
         started = time.perf_counter()
-        train_twice(device, deterministic=deterministic)
+        train_twice(device, deterministic=deterministic, steps=scale.training_steps)
         seconds[deterministic] += time.perf_counter() - started
     yield Line("time of deterministic algorithms", seconds[True] / seconds[False], "times that of the others", "measured")
 
@@ -219,7 +225,7 @@ def run_loop(device: str, scale: Scale, budget: float) -> Iterator[Line]:
     drawn_people.SIZES.update(source=scale.source, target=scale.target)
     recipe = replace(
         MODERN,
-        model=replace(MODERN.model, backbone="mobilenetv2_100", weights="random", height=scale.pixels[0], width=scale.pixels[1]),
+        model=replace(MODERN.model, backbone=scale.backbone, weights="random", height=scale.pixels[0], width=scale.pixels[1]),
         pretraining=replace(MODERN.pretraining, epochs=scale.epochs),
         fine_tuning=replace(MODERN.fine_tuning, epochs=max(1, scale.epochs // 2)),
         dbscan=replace(MODERN.dbscan, num_neighbours=scale.neighbours),

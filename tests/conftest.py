@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +39,8 @@ for name in ("PUL_ARTIFACTS", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
 from deployments.environment import configure  # noqa: E402
 
 configure()
+settings.register_profile("pul", deadline=None)  # an example may read and write files, on a machine that does other work
+settings.load_profile("pul")
 
 
 def pytest_configure(config):
@@ -208,6 +212,29 @@ def module_home(tmp_path_factory):
         yield folder
 
 
+@functools.cache
+def empty_mlflow_database():
+    """An MLflow database with all tables and nothing in them. MLflow needs seconds to create it."""
+    from mlflow.tracking import MlflowClient
+
+    file = Path(_session_home) / "empty-mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+def copy_mlflow_database(home):
+    """Give a new home a copy of an empty MLflow database; test_cli, test_environment and test_up begin without one."""
+    if not (home / "mlflow.db").exists():
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copy(empty_mlflow_database(), home / "mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def mlflow_database():
+    """The function `copy_mlflow_database`."""
+    return copy_mlflow_database
+
+
 @contextlib.contextmanager
 def tracking_in(home, patch):
     """Use the MLflow database of a home during the block, and the previous one after it. MLflow keeps the URI in a global, too."""
@@ -215,6 +242,7 @@ def tracking_in(home, patch):
 
     from tasks.tracking.client import client
 
+    copy_mlflow_database(home)
     before, uri = mlflow.get_tracking_uri(), f"sqlite:///{home}/mlflow.db"
     patch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
@@ -266,7 +294,7 @@ def model(home):
     from pul_core.settings import Model
     from tasks.models import initial_model
 
-    return initial_model.fn(Model(backbone="resnet10t", weights="random", height=64, width=32), seed=0)
+    return initial_model.fn(Model(backbone="test_resnet", weights="random", height=64, width=32), seed=0)
 
 
 def touch_files(root: Path, *names: str) -> Path:
@@ -284,7 +312,7 @@ def stub():
 
 
 TINY = {
-    "model": {"backbone": "resnet10t", "weights": "random", "height": 64, "width": 32},
+    "model": {"backbone": "test_resnet", "weights": "random", "height": 64, "width": 32},
     "pretraining": {"epochs": 2, "batch_size": 8},
     "fine_tuning": {"epochs": 1, "batch_size": 8},
     "kmeans": {"num_clusters": 6},

@@ -93,7 +93,7 @@ LOGIN = {"Prefect": f"ana:{SECRETS['prefect']}", "MLflow": f"ana:{SECRETS['mlflo
 
 
 @pytest.fixture(scope="module")
-def locked(pul_up_while, tmp_path_factory):
+def locked(pul_up_while, mlflow_database, tmp_path_factory):
     """`pul up` on all addresses, with passwords; the directory, the ports, and the variables that hold the passwords."""
     credentials = {
         "PREFECT_API_AUTH_STRING": LOGIN["Prefect"],
@@ -101,6 +101,7 @@ def locked(pul_up_while, tmp_path_factory):
         "MLFLOW_TRACKING_PASSWORD": SECRETS["mlflow"],
     }
     folder = tmp_path_factory.mktemp("locked")
+    mlflow_database(folder / ".pul")
     with pul_up_while(folder, "--host", "0.0.0.0", **credentials, MLFLOW_FLASK_SERVER_SECRET_KEY=SECRETS["flask"]) as ports:
         yield folder, ports, credentials
 
@@ -166,7 +167,7 @@ def test_prefect_streams_events_and_logs_only_with_the_password(locked):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_run_works_with_passwords_and_writes_none(locked, tiny, tiny_pair):
+def test_a_run_works_with_passwords_and_writes_none(locked, tiny, tiny_pair, pul_here, monkeypatch):
     folder, ports, credentials = locked
     clean = {"PATH": os.environ["PATH"], "HOME": str(folder)}
 
@@ -177,8 +178,10 @@ def test_a_run_works_with_passwords_and_writes_none(locked, tiny, tiny_pair):
     parameters = json.dumps(tiny | data | {"stopping": {"max_iterations": 1}})
     start = (BIN / "prefect", "deployment", "run", "pul/iterate", "--params", parameters)
     assert run(*start).returncode != 0
-    rejected = run(BIN / "pul", "run", "--source", tiny_pair[0], "--target", tiny_pair[1])
-    assert rejected.returncode == 1 and "requires a password: set PREFECT_API_AUTH_STRING" in rejected.stderr
+    with monkeypatch.context() as patch:
+        patch.setenv("PUL_HOME", str(folder / ".pul"))
+        rejected = pul_here("run", "--source", tiny_pair[0], "--target", tiny_pair[1])
+    assert "requires a password: set PREFECT_API_AUTH_STRING" in rejected
     done = run(*start, "--watch", **credentials)
     assert done.returncode == 0 and "Completed" in done.stdout, done.stdout + done.stderr
     over_http = run(BIN / "pul", "results", "--json", **credentials, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{ports[1]}")
@@ -188,7 +191,7 @@ def test_a_run_works_with_passwords_and_writes_none(locked, tiny, tiny_pair):
     table = pq.read_table(written / "iterations.parquet").to_pylist()
     assert [(row["iteration"], row["mAP"]) for row in results["iterations"]] == [(row["iteration"], row["mAP"]) for row in table]
     assert len(table) == 2
-    output = "".join((rejected.stderr, done.stdout, done.stderr, over_http.stderr)).encode()
+    output = "".join((rejected, done.stdout, done.stderr, over_http.stderr)).encode()
     assert password_occurrences(folder, output) == []
 
 

@@ -38,16 +38,23 @@ def completed_run(finished_run):
     return done.stdout.split("UUID: ")[1].split()[0]
 
 
-@pytest.fixture
-def page(tmp_path):
+@pytest.fixture(scope="module")
+def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page in a context of its own, without cookies and a cache of earlier tests."""
+    with browser.new_context(viewport={"width": 1400, "height": 900}) as context:
+        page = context.new_page()
         page.set_default_timeout(180_000)  # on a busy machine
         yield page
-        browser.close()
 
 
 def save(page, name):

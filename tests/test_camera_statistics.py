@@ -28,7 +28,7 @@ def images():
     return (rng.integers(0, 128, (15, 64, 32, 3)) + tint[:, None, None]).astype(np.uint8)
 
 
-@pytest.fixture(params=["resnet10t", "mobilenetv2_100"])
+@pytest.fixture(params=["test_resnet", "mobilenetv2_100"])
 def backbone(request):
     """One backbone with torch's BatchNorm and one with timm's; statistics that are not the initial ones."""
     backbone = build_backbone(request.param, seed=1)
@@ -186,7 +186,7 @@ def test_statistics_repeat_and_follow_the_seed(images):
     assert same.tobytes() == again.tobytes() != other.tobytes()
 
 
-@pytest.mark.parametrize("backbone", ["resnet10t"], indirect=True)  # the rounding errors of the other, untrained, are larger
+@pytest.mark.parametrize("backbone", ["test_resnet"], indirect=True)  # the rounding errors of the other, untrained, are larger
 def test_bfloat16_features_are_close(backbone, images):
     statistics = estimate(backbone, images)
     approximate, exact = extract(backbone, images, statistics, dtype="bfloat16"), extract(backbone, images, statistics)

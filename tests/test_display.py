@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefect.settings import PREFECT_API_URL
 from rich.console import Console
 
 from deployments.display import MAX_WIDTH, _render, _Warnings, can_display, display
@@ -232,7 +233,7 @@ def test_drawn_people_are_reported_when_they_are_drawn_only(home, monkeypatch, c
 class Terminal:
     """A `pul` command that is started in a terminal."""
 
-    def __init__(self, folder, *arguments, columns=100, lines=40, **environment):
+    def __init__(self, folder, *arguments, pul=(PUL,), columns=100, lines=40, **environment):
         self.master, slave = pty.openpty()
         resize(slave, columns, lines)
         self.before = termios.tcgetattr(slave)
@@ -241,7 +242,7 @@ class Terminal:
         clean = inherited | {"HOME": str(folder), "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **environment}
         command = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", command, PUL, *map(str, arguments)],
+            [sys.executable, "-c", command, *map(str, pul), *map(str, arguments)],
             cwd=folder,
             env=clean,
             stdin=slave,
@@ -285,16 +286,38 @@ def test_invalid_input_ends_the_display_with_one_line(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, mlflow_database):
     """A working directory; later commands find the steps of earlier ones in its cache."""
-    return tmp_path_factory.mktemp("terminal")
+    folder = tmp_path_factory.mktemp("terminal")
+    mlflow_database(folder / ".pul")
+    return folder
+
+
+# `pul` with a training that waits after its second epoch, so that it is not done before it is stopped.
+WAITING = """
+import time
+from deployments.environment import configure
+configure()
+from deployments.cli import main
+from tasks import training
+
+def wait_after_two_epochs(*arguments, train=training.train, **options):
+    for epoch in train(*arguments, **options):
+        yield epoch
+        if epoch.epoch == 2:
+            time.sleep(300)
+
+training.train = wait_after_two_epochs
+main()
+"""
 
 
 @pytest.mark.slow
 def test_a_run_in_a_terminal_is_stopped_and_resumed(folder, tiny_pair, tiny_options):
-    options = ["--source", tiny_pair[0], "--target", tiny_pair[1], *tiny_options]
-    started = Terminal(folder, "run", *options, "--set", "fine_tuning.epochs=20", columns=80, lines=24)
-    started.read("epoch 2/20")
+    epochs = "--set=pretraining.epochs=1", "--set=fine_tuning.epochs=3"
+    options = ["--source", tiny_pair[0], "--target", tiny_pair[1], *tiny_options, *epochs]
+    started = Terminal(folder, "run", *options, pul=(sys.executable, "-P", "-c", WAITING), columns=80, lines=24)
+    started.read("epoch 2/3")
     resize(started.master, 60, 20)
     started.press_ctrl_c()
     code, lines = started.end()
@@ -318,9 +341,11 @@ def test_a_run_in_a_terminal_is_stopped_and_resumed(folder, tiny_pair, tiny_opti
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("option", "environment"), [(["--verbose"], {}), ([], {"CI": "true"}), ([], {"TERM": "dumb"})])
-def test_the_log_is_printed_if_asked_for(folder, tiny_pair, tiny_options, option, environment):
-    terminal = Terminal(folder, "run", "--source", tiny_pair[0], "--target", tiny_pair[1], *tiny_options, *option, **environment)
+@pytest.mark.parametrize(("option", "environment"), [(["--verbose"], {}), ([], {"CI": "true"})])
+def test_the_log_is_printed_if_asked_for(folder, prefect_server, tiny_pair, tiny_options, option, environment):
+    """The server is that of the session; the temporary one of a command is in the test above."""
+    arguments = ["--source", tiny_pair[0], "--target", tiny_pair[1], *tiny_options, *option]
+    terminal = Terminal(folder, "run", *arguments, PREFECT_API_URL=PREFECT_API_URL.value(), **environment)
     code, _ = terminal.end()
     assert code == 0, terminal.output
     assert HIDE_CURSOR not in terminal.output and "finish-run" in terminal.output and "log .pul" not in terminal.output

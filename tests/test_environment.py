@@ -71,7 +71,7 @@ def local_server():
     proxies=st.dictionaries(st.sampled_from(PROXY_NAMES), st.sampled_from([CLOSED, "127.0.0.1:9", f"{CLOSED}/"]), min_size=1),
     listed=st.dictionaries(st.sampled_from(["no_proxy", "NO_PROXY"]), st.sampled_from(["", "a.example", ".corp, 10.0.0.0/8", "*"])),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_this_machine_is_never_behind_a_proxy(local_server, proxies, listed):
     for name in (*PROXY_NAMES, "no_proxy", "NO_PROXY"):
         os.environ.pop(name, None)
@@ -210,7 +210,7 @@ def test_an_unusable_value_is_reported_in_one_line(name, value, message):
         ("model", {"weights": "imagnet"}, "there are no weights 'imagnet': give imagenet, imagenet-packaged, random or an existing file"),
         ("model", {"weights": ""}, "there are no weights ''"),
         ("model", {"weights": "/nowhere/x.pth"}, "there are no weights '/nowhere/x.pth'"),
-        ("model", {"weights": "imagenet-packaged"}, "imagenet-packaged has weights for mobilenetv2_100 only, got resnet10t"),
+        ("model", {"weights": "imagenet-packaged"}, "imagenet-packaged has weights for mobilenetv2_100 only, got test_resnet"),
         (
             "model",
             {"backbone": "resnet50.nobody", "weights": "imagenet"},
@@ -292,7 +292,8 @@ def test_an_artifact_root_that_can_be_written_is_left_as_it_was(home):
     assert list((home / "artifacts").iterdir()) == []
 
 
-ODD_NAMES = ["50%off", "100%", "a#b", "a b", "a;b", "a@b", "ü'x", 'q"x', "[a]{b}~", "c:d=e,f", "back\\slash", "a&b+$x", "-n", "日本"]
+# Every odd character in one of a few names, because the database of each takes seconds.
+ODD_NAMES = ["50%off #a;b@c", """-n ü'x q"y [a]{b}~ 100%""", "c:d=e,f back\\slash a&b+$x 日本"]
 
 
 def test_a_home_with_any_other_name_holds_databases_and_artifacts(tmp_path, tmp_path_factory):
@@ -525,8 +526,9 @@ def test_the_terminal_does_not_matter(tmp_path, shell, variables):
 
 
 def test_a_message_that_the_terminal_cannot_show_is_escaped(tmp_path):
-    done = run_pul(tmp_path, "run", "--target", "nothing", "--recipe", "'ü±→'", PYTHONIOENCODING="ascii")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("pul: there is no recipe ")
+    done = run_pul(tmp_path, "run", "--target", "nothing", "--config", "'ü±→.json'", PYTHONIOENCODING="ascii")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("pul: \\xfc\\xb1\\u2192.json cannot be read")
 
 
 def test_there_must_be_a_folder_for_temporary_files(home, monkeypatch):
@@ -590,11 +592,12 @@ def test_a_database_that_cannot_be_written_is_named_at_once(home, tmp_path, monk
         mlflow.set_tracking_uri(before)
 
 
-def test_an_experiment_that_was_deleted_in_mlflow_is_restored_with_a_line(home, tmp_path, caplog):
+def test_an_experiment_that_was_deleted_in_mlflow_is_restored_with_a_line(home, mlflow_database, tmp_path, caplog):
     import mlflow
 
     from tasks.tracking.client import client, get_or_create_experiment
 
+    mlflow_database(tmp_path)
     before = mlflow.get_tracking_uri()
     client.cache_clear()
     try:
@@ -614,6 +617,6 @@ def test_two_processes_create_the_database_of_a_new_home(home):
     code += "from tasks.tracking.client import client; print(len(client().search_experiments()))"
     command = [sys.executable, "-c", code, str(ROOT)]
     environment = {name: value for name, value in os.environ.items() if name not in CHECKED}
-    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate() for process in processes]
-    assert [output.strip() for output, _ in outputs] == ["1"] * 3, outputs
+    assert [output.strip() for output, _ in outputs] == ["1"] * 2, outputs

@@ -87,7 +87,7 @@ def crops(tiny_pair):
 @pytest.fixture
 def trunk(home):
     """A model with every switch of the trunk and mirror images, whose BatchNorm statistics are not the initial ones."""
-    config = ModelConfig(backbone="resnet10t", height=64, width=32, pool="gem", last_stride=1, neck=True, flip=True)
+    config = ModelConfig(backbone="test_resnet", height=64, width=32, pool="gem", last_stride=1, neck=True, flip=True)
     backbone = build_backbone(**architecture(config), seed=1).train()
     with torch.no_grad():
         for seed in range(3):
@@ -126,7 +126,7 @@ def test_weights_state_trunk_mirror_images_and_licences_and_are_loaded_with_them
     assert settings.items() <= config.model_dump().items()
     np.testing.assert_allclose(torch_features(imported, crops[0], flip=config.flip), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(RuntimeError, match=r"bn_neck\.weight"):
-        timm.create_model("resnet10t", num_classes=0).load_state_dict(load_file(file))
+        timm.create_model("test_resnet", num_classes=0).load_state_dict(load_file(file))
 
 
 def test_a_model_file_is_embedded_with_its_mirror_images(trunk, crops):
@@ -178,7 +178,7 @@ def test_each_camera_has_a_file_that_timm_loads(run_model, statistics, crops, tm
     assert names == ["model-camera-1.safetensors", "model-camera-2.safetensors", "model-other-cameras.safetensors"]
     assert sorted(path.name for path in out.iterdir()) == sorted([*names, "export.json"])
     assert len(manifest["reports"]["float32"]["rank_1"]) == 2 and manifest["rank_1_images"] == [5, 10]
-    backbone = timm.create_model("resnet10t", num_classes=0)
+    backbone = timm.create_model("test_resnet", num_classes=0)
     backbone.load_state_dict(load_file(out / "model-camera-2.safetensors"))
     expected = torch_features(BackboneOnCamera(run_model().backbone, statistics, 1).eval(), crops[0])
     np.testing.assert_allclose(torch_features(backbone.eval(), crops[0]), expected, rtol=1e-5)

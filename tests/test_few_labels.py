@@ -112,7 +112,7 @@ def test_the_authors_lists_label_their_first_identities(home, tmp_path, name, co
 
 def test_labelled_images_are_not_clustered_and_come_first_in_the_softmax(target, plan, compute):
     pixels = decode.fn(target, split="train", **SIZE)
-    model = initial_model.fn(Model(backbone="resnet10t", weights="random", **SIZE), seed=0)
+    model = initial_model.fn(Model(backbone="test_resnet", weights="random", **SIZE), seed=0)
     features = extract_features.fn(model, pixels, compute=compute, iteration=0, split="train")
     known = reveal.fn(target, settings=FewLabels(identities=2), algorithm=KMeans())
     rest = {"clustering": plan.clustering, "centre_cameras": False, "seed": 0, "compute": compute, "iteration": 1}
@@ -131,7 +131,7 @@ def test_labelled_images_are_not_clustered_and_come_first_in_the_softmax(target,
 def test_equal_identity_numbers_in_two_sources_are_different_identities(home, tmp_path, market, plan, compute):
     sets = [index.fn(str(market(tmp_path / name, range(1, 4))), "source") for name in ("a", "b")]
     pixels = [decode.fn(images, split="train", **SIZE) for images in sets]
-    initial = initial_model.fn(Model(backbone="resnet10t", weights="random", **SIZE), seed=0)
+    initial = initial_model.fn(Model(backbone="test_resnet", weights="random", **SIZE), seed=0)
     still = Optimisation(backbone_learning_rate=1e-9, classifier_learning_rate=1e-9)
     settings = replace(plan.pretraining, label_smoothing=0.0, epochs=1, optimisation=still)
     trained = pretrain.fn(initial, pixels, [images.labels for images in sets], settings=settings, seed=0, compute=compute)

@@ -107,7 +107,7 @@ def test_mlflow_has_one_parent_run_and_one_nested_run_per_iteration_with_its_mod
     assert [metric.step for metric in client.get_metric_history(parents[0].info.run_id, "mAP")] == [0, 1, 2]
     last = next(item for item in nested if item.data.tags["pul.iteration"] == "2")
     loaded = mlflow.pyfunc.load_model(f"models:/{last.data.tags['pul.model_id']}")
-    assert loaded.predict(pd.DataFrame({"pixels": list(np.zeros((2, 64, 32, 3), np.uint8))})).shape == (2, 512)
+    assert loaded.predict(pd.DataFrame({"pixels": list(np.zeros((2, 64, 32, 3), np.uint8))})).shape == (2, 96)
     (registered,) = client.search_model_versions(f"run_id = '{last.info.run_id}'")
     versions = client.search_model_versions(f"name = '{registered.name}'")
     assert int(client.get_model_version_by_alias(registered.name, "candidate").version) == max(int(item.version) for item in versions)
@@ -207,7 +207,7 @@ def test_statistics_by_camera_are_reported_beside_direct_transfer_and_joined_to_
     for item in runs:
         loaded = mlflow.pyfunc.load_model(f"models:/{item.data.tags['pul.model_id']}")
         if item.data.tags["pul.iteration"] == "0":
-            assert loaded.predict(table).shape == (3, 512) and "camid" not in loaded.metadata.get_input_schema().input_names()
+            assert loaded.predict(table).shape == (3, 96) and "camid" not in loaded.metadata.get_input_schema().input_names()
         else:
             one, other, unknown = (loaded.predict(table.assign(camid=camid)) for camid in (1, 2, -1))
             assert not np.array_equal(one, other) and np.array_equal(unknown, loaded.predict(table))

@@ -1,5 +1,7 @@
 """Weights of other projects. The checkpoints are built here, with the names and shapes of those that the named projects write."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -11,7 +13,7 @@ from pul_core.learning.backbone import build_backbone
 from pul_core.learning.foreign_weights import WRAPPERS, load_foreign_state, recognise_backbone
 from tasks.store.weights_file import _nested_tensors
 
-STATE = build_backbone("resnet18", seed=9).state_dict()
+STATE, UNTRAINED = build_backbone("resnet18", seed=9).state_dict(), build_backbone("resnet18", seed=1)
 CLASSIFIER = {"classifier.weight": torch.ones(5, 512)}
 NECK = {"feat_bn.weight": torch.ones(512), "feat_bn.bias": torch.zeros(512), "feat_bn.num_batches_tracked": torch.tensor(3)}
 
@@ -62,7 +64,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_trunk_is_loaded_whatever_is_around_it(form):
     checkpoint, _ = FORMS[form]
-    backbone = build_backbone("resnet18", seed=1)
+    backbone = copy.deepcopy(UNTRAINED)
     loaded = load_foreign_state(backbone, dict(_nested_tensors(checkpoint)))
     assert all(torch.equal(tensor, STATE[name]) for name, tensor in backbone.state_dict().items() if "num_batches" not in name)
     left_out = [] if form == "timm" else FORMS[form][1]
@@ -79,20 +81,20 @@ def test_any_prefix_and_any_order_of_the_tensors(parts, is_numbered, random):
     state = numbered(0, 1, 4, 5, 6, 7) if is_numbered else STATE
     items = list(prefixed("".join(f"{part}." for part in parts), state).items())
     random.shuffle(items)
-    backbone = build_backbone("resnet18", seed=1)
+    backbone = copy.deepcopy(UNTRAINED)
     load_foreign_state(backbone, dict(items) | CLASSIFIER)
     assert all(torch.equal(tensor, STATE[name]) for name, tensor in backbone.state_dict().items())
 
 
 def test_half_precision_weights_are_converted():
-    backbone = build_backbone("resnet18", seed=1)
+    backbone = copy.deepcopy(UNTRAINED)
     load_foreign_state(backbone, {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in STATE.items()})
     assert torch.equal(backbone.conv1.weight, STATE["conv1.weight"].half().float())
 
 
 @pytest.mark.parametrize("averaged", ["model_ema", "ema", "teacher", "state_dict_ema", "model1_ema.module", "mean_net"])
 def test_of_two_models_the_averaged_one_is_used_and_named(averaged):
-    backbone = build_backbone("resnet18", seed=1)
+    backbone = copy.deepcopy(UNTRAINED)
     loaded = load_foreign_state(backbone, prefixed("model.", other()) | prefixed(f"{averaged}."))
     assert torch.equal(backbone.conv1.weight, STATE["conv1.weight"])
     assert "2 models in the file fit" in loaded.notes[0] and "not model" in loaded.notes[0]
@@ -132,7 +134,7 @@ def test_common_backbones_are_recognised(name):
 )
 def test_other_architectures_are_refused_and_named(state, words):
     with pytest.raises(DataError) as error:
-        load_foreign_state(build_backbone("resnet50"), state)
+        load_foreign_state(build_backbone("resnet50", initialise=False), state)
     assert all(word in str(error.value) for word in [*words, "another architecture"])
 
 
@@ -150,7 +152,7 @@ def test_layers_inside_the_trunk_that_the_backbone_lacks_are_refused():
         (STATE | {"conv1.weight": torch.full((64, 3, 7, 7), torch.nan)}, ["not finite"]),
         (STATE | {"conv1.weight": torch.ones((64, 3, 7, 7), dtype=torch.int8)}, ["has the type torch.int8"]),
     ):
-        backbone = build_backbone("resnet18", seed=1)
+        backbone = copy.deepcopy(UNTRAINED)
         before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
         with pytest.raises(DataError) as error:
             load_foreign_state(backbone, state)

@@ -40,7 +40,7 @@ SETTINGS = {
     "stopping.max_iterations": 2,
 }
 PAIR = {"source": "synthetic:{seed}/source", "target": "synthetic:{seed}/target"}
-NETWORK = {"backbone": "resnet10t", "weights": "random"}
+NETWORK = {"backbone": "test_resnet", "weights": "random"}
 EXPERIMENTS = [
     {"name": "modern", **PAIR, **NETWORK, "set": SETTINGS, "seeds": [10]},
     {"name": "last", **PAIR, **NETWORK, "set": SETTINGS | {"model.start_from": "last"}, "seeds": [10]},

@@ -24,8 +24,8 @@ LICENCE = Licence(weights="MIT", source_data="CC-BY-NC-4.0", target_data='contra
 
 @pytest.fixture
 def model(home):
-    config = ModelConfig(backbone="resnet10t", height=64, width=32, neck=True)
-    return write_model(build_backbone("resnet10t", neck=True, seed=2), config)
+    config = ModelConfig(backbone="test_resnet", height=64, width=32, neck=True)
+    return write_model(build_backbone("test_resnet", neck=True, seed=2), config)
 
 
 def licence(**parameters):
@@ -73,7 +73,7 @@ def test_the_licence_of_data_is_stated_or_unknown():
 def test_a_run_inherits_the_licences_of_its_model_and_its_data(model, tmp_path):
     own, foreign = tmp_path / "own.safetensors", tmp_path / "foreign.pth"
     own.write_bytes(read_bytes(with_licence(model, LICENCE)))
-    torch.save(build_backbone("resnet10t").state_dict(), foreign)
+    torch.save(build_backbone("test_resnet").state_dict(), foreign)
     inherited = licence_of(resolve_plan({"target": "mine", "original_model": str(own)}))
     assert inherited == Licence(weights="MIT", source_data='CC-BY-NC-4.0; contract "17", äö')
     assert licence_of(resolve_plan({"target": "mine", "original_model": str(foreign)})) == Licence()
@@ -84,7 +84,7 @@ def test_a_run_inherits_the_licences_of_its_model_and_its_data(model, tmp_path):
 
 def test_another_licence_changes_no_cache_key(home, model, tmp_path, compute):
     """The model that steps exchange has no licence, also if it is imported from a file that has one."""
-    plan = resolve_plan(DRAWN | {"model": {"backbone": "resnet10t", "weights": "random", "height": 64, "width": 32}})
+    plan = resolve_plan(DRAWN | {"model": {"backbone": "test_resnet", "weights": "random", "height": 64, "width": 32}})
     other = replace(plan, model=replace(plan.model, licence="other"))
     initial, with_other = (initial_model.fn(each.model, seed=0) for each in (plan, other))
     arguments = {"pixels": [], "labels": [], "cameras": None, "settings": plan.pretraining, "seed": 0, "compute": compute}

@@ -17,12 +17,12 @@ from tasks.models import complete_plan, describe_model, import_model, initial_mo
 from tasks.store.config import parameters_of, resolve_plan
 from tasks.store.model_file import ModelConfig, model_size, read_model, write_model
 
-CONFIG = ModelConfig(backbone="resnet10t", height=64, width=32)
+CONFIG = ModelConfig(backbone="test_resnet", height=64, width=32)
 
 
 @pytest.fixture
 def backbone():
-    return build_backbone("resnet10t", seed=3)
+    return build_backbone("test_resnet", seed=3)
 
 
 def same(a, b):
@@ -43,9 +43,9 @@ def test_equal_weights_are_equal_bytes(home, backbone):
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3, "rank1": np.float64(0.5)}])
 def test_checkpoints_of_other_projects(home, tmp_path, backbone, wrap):
-    state = {f"module.{name}": tensor for name, tensor in backbone.state_dict().items()} | {"module.classifier.weight": torch.ones(5, 512)}
+    state = {f"module.{name}": tensor for name, tensor in backbone.state_dict().items()} | {"module.classifier.weight": torch.ones(5, 96)}
     torch.save(wrap(state), tmp_path / "model.pth.tar")
-    read, config = read_model(import_model.fn(str(tmp_path / "model.pth.tar"), backbone="resnet10t", height=64, width=32))
+    read, config = read_model(import_model.fn(str(tmp_path / "model.pth.tar"), backbone="test_resnet", height=64, width=32))
     assert config == CONFIG
     assert same(read, backbone)
 
@@ -56,7 +56,7 @@ def test_own_files_say_what_they_are(home, tmp_path, backbone):
     (tmp_path / "own.safetensors").write_bytes(read_bytes(write_model(backbone, CONFIG)))
     _, config = read_model(import_model.fn(str(tmp_path / "own.safetensors")))
     assert config == CONFIG
-    assert describe_model(str(tmp_path / "own.safetensors"), backbone="resnet10t", width=32) == CONFIG
+    assert describe_model(str(tmp_path / "own.safetensors"), backbone="test_resnet", width=32) == CONFIG
     for name, value in {"backbone": "resnet50", "height": 65, "width": 128}.items():
         with pytest.raises(DataError, match=f"is a model with {name} .*{name} {value} was requested"):
             describe_model(str(tmp_path / "own.safetensors"), **{name: value})
@@ -69,7 +69,7 @@ def test_the_plan_of_a_run_has_the_backbone_and_size_of_its_model(home, tmp_path
     own.write_bytes(read_bytes(write_model(backbone, CONFIG)))
     torch.save(build_backbone("resnet18").state_dict(), foreign)
     plan = complete_plan(resolve_plan({"target": "x", "original_model": str(own)}))
-    assert (plan.model.backbone, plan.model.height, plan.model.width) == ("resnet10t", 64, 32)
+    assert (plan.model.backbone, plan.model.height, plan.model.width) == ("test_resnet", 64, 32)
     assert complete_plan(resolve_plan(parameters_of(plan))) == plan, "a saved config repeats the run"
     plan = complete_plan(resolve_plan({"target": "x", "original_model": str(foreign), "model": {"height": 64}}))
     assert (plan.model.backbone, plan.model.height, plan.model.width) == ("resnet18", 64, 128)
@@ -91,7 +91,7 @@ def _tar(path, name):
 
 
 def _truncated(path):
-    torch.save(build_backbone("resnet10t").state_dict(), path)
+    torch.save(build_backbone("test_resnet").state_dict(), path)
     path.write_bytes(path.read_bytes()[:-1000])
 
 
@@ -108,8 +108,8 @@ OTHER_FILES = {
     "its end is missing": _truncated,
     "tar archive of weights.pth": lambda path: _tar(path, "weights.pth"),
     "PyTorch before": lambda path: _tar(path, "storages"),
-    r"save model.state_dict\(\)": lambda path: torch.save(build_backbone("resnet10t"), path),
-    "pickled objects": lambda path: torch.save(build_backbone("resnet10t"), path, _use_new_zipfile_serialization=False),
+    r"save model.state_dict\(\)": lambda path: torch.save(build_backbone("test_resnet"), path),
+    "pickled objects": lambda path: torch.save(build_backbone("test_resnet"), path, _use_new_zipfile_serialization=False),
     "has no named tensors": lambda path: torch.save({"epoch": 3}, path),
     "not a checkpoint": lambda path: path.write_bytes(b"\x80\x02}q"),
     "damaged or incomplete safetensors": lambda path: path.write_bytes((200).to_bytes(8, "little") + b'{"a":'),
@@ -129,7 +129,7 @@ def test_objects_in_a_checkpoint_are_not_needed_for_its_weights(home, tmp_path, 
     """PyTorch Lightning's checkpoints contain the hyperparameters, e.g. as a Namespace."""
     hyper_parameters = argparse.Namespace(lr=0.1, path=tmp_path)
     torch.save({"state_dict": backbone.state_dict(), "hyper_parameters": hyper_parameters}, tmp_path / "last.ckpt")
-    read, _ = read_model(import_model.fn(str(tmp_path / "last.ckpt"), backbone="resnet10t", height=64, width=32))
+    read, _ = read_model(import_model.fn(str(tmp_path / "last.ckpt"), backbone="test_resnet", height=64, width=32))
     assert same(read, backbone)
 
 
@@ -137,7 +137,7 @@ def test_the_format_is_read_from_the_content(home, tmp_path, backbone):
     save_file({name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}, tmp_path / "model.pth")
     torch.save(backbone.state_dict(), tmp_path / "model.safetensors")
     for name in ("model.pth", "model.safetensors"):
-        load_file_into(other := build_backbone("resnet10t", seed=5), tmp_path / name)
+        load_file_into(other := build_backbone("test_resnet", seed=5), tmp_path / name)
         assert same(other, backbone)
 
 
@@ -157,18 +157,18 @@ def test_a_malicious_pickle_is_refused_and_not_run(home, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(pickle.dumps({"state_dict": Malicious()}))
     with pytest.raises(DataError):
-        import_model.fn(str(tmp_path / name), backbone="resnet10t", height=64, width=32)
+        import_model.fn(str(tmp_path / name), backbone="test_resnet", height=64, width=32)
     assert not (tmp_path / "pwned").exists()
 
 
 @pytest.mark.parametrize(("weights", "message"), [("missing.pth", "does not exist: give a file"), ("imagenet-packaged", "mobilenetv2_100")])
 def test_weights_that_cannot_be_had(home, weights, message):
     with pytest.raises(DataError, match=message):
-        initial_model.fn(Model(backbone="resnet10t", weights=weights, height=64, width=32), seed=0)
+        initial_model.fn(Model(backbone="test_resnet", weights=weights, height=64, width=32), seed=0)
 
 
 def test_random_weights_follow_the_seed(home):
-    model = Model(backbone="resnet10t", weights="random", height=64, width=32)
+    model = Model(backbone="test_resnet", weights="random", height=64, width=32)
     first, again, other = (initial_model.fn(model, seed=seed).sha256 for seed in (0, 0, 1))
     assert first == again != other
 
@@ -219,8 +219,8 @@ def test_a_model_is_found_in_mlflow(home, tmp_path, monkeypatch, backbone):
     assert (logged.experiment_id, logged.source_run_id, str(logged.status)) == (run.info.experiment_id, run.info.run_id, "READY")
     assert [output.model_id for output in client().get_run(run.info.run_id).outputs.model_outputs] == [model_id]
     assert not list(tmp_path.glob("mlruns*"))
-    assert import_model.fn(f"models:/{model_id}", backbone="resnet10t").sha256 == written.sha256
-    assert import_model.fn(f"runs:/{run.info.run_id}/model", backbone="resnet10t").sha256 == written.sha256
+    assert import_model.fn(f"models:/{model_id}", backbone="test_resnet").sha256 == written.sha256
+    assert import_model.fn(f"runs:/{run.info.run_id}/model", backbone="test_resnet").sha256 == written.sha256
     for uri, message in {"models:/nobody/1": "MLflow has no model", f"runs:/{run.info.run_id}/notes.txt": "is no"}.items():
         with pytest.raises(DataError, match=message):
-            import_model.fn(uri, backbone="resnet10t", height=64, width=32)
+            import_model.fn(uri, backbone="test_resnet", height=64, width=32)

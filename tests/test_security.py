@@ -66,9 +66,9 @@ def test_a_pickle_as_weights_is_refused(home, tmp_path, payload, name, legacy):
     else:
         torch.save({"state_dict": Malicious()}, tmp_path / name)  # a zip archive that contains the pickle
     with pytest.raises(DataError):
-        import_model.fn(str(tmp_path / name), backbone="resnet10t", height=64, width=32)
+        import_model.fn(str(tmp_path / name), backbone="test_resnet", height=64, width=32)
     with pytest.raises(DataError):
-        initial_model.fn(Model(backbone="resnet10t", weights=str(tmp_path / name), height=64, width=32), seed=0)
+        initial_model.fn(Model(backbone="test_resnet", weights=str(tmp_path / name), height=64, width=32), seed=0)
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("features", "parquet"), ("images", "parquet"), ("models", "safetensors"), ("runs", "json")])
@@ -312,7 +312,7 @@ def test_an_allowed_url_or_path_is_not_changed(path):
 @pytest.mark.parametrize("reference", ["http://example.invalid/m.safetensors", "file:///etc/passwd", "../../x", "..", "x\0y", "ftp://x/y"])
 def test_a_model_is_downloaded_from_mlflow_only(home, reference):
     with pytest.raises(DataError, match=r"there is no model|is a folder: give the file of the model"):
-        import_model.fn(reference, backbone="resnet10t", height=64, width=32)
+        import_model.fn(reference, backbone="test_resnet", height=64, width=32)
 
 
 @pytest.mark.parametrize("path", ["x\0y", "synthetic:0/../../x", "synthetic:../x/target"])

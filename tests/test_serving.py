@@ -90,7 +90,7 @@ def test_the_input_example_is_a_drawn_person_that_the_model_accepts(logged):
     with Image.open(io.BytesIO(example["image"][0])) as image:
         assert image.size == (32, 64)
     features = loaded.predict(loaded.input_example)
-    assert features.shape == (1, 512)
+    assert features.shape == (1, 96)
     np.testing.assert_array_equal(features, loaded.predict(example))
 
 

@@ -143,10 +143,12 @@ def package(tmp_path, monkeypatch):
         for name in [name for name in sys.modules if name.startswith("probe_project")]:
             del sys.modules[name]
         code.code_digest.cache_clear()
+        code._code_of.cache_clear()
         return code.code_digest("probe_project.step", "run")
 
     yield digest
     code.code_digest.cache_clear()
+    code._code_of.cache_clear()
 
 
 STEP = "from probe_project.core import f\n\ndef run(x):\n    return f(x)\n"

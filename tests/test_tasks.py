@@ -186,7 +186,7 @@ def data(home, tiny_pair, plan):
 
 @pytest.fixture
 def original(data, plan, compute):
-    initial = initial_model.fn(Model(backbone="resnet10t", weights="random", height=64, width=32), seed=0)
+    initial = initial_model.fn(Model(backbone="test_resnet", weights="random", height=64, width=32), seed=0)
     return pretrain.fn(initial, [data[2]], [data[0].labels], settings=plan.pretraining, seed=1, compute=compute).model
 
 
@@ -195,7 +195,7 @@ def test_features_of_a_split_are_keyed_to_its_rows(data, original, compute):
     features = read_table(extract_features.fn(original, pixels["query"], compute=compute, iteration=0, split="query"))
     splits = column(read_table(target.images), "split")
     assert column(features, "row").tolist() == np.flatnonzero(splits == "query").tolist()
-    assert features.schema.field("feature").type == vector_type(512)
+    assert features.schema.field("feature").type == vector_type(96)
 
 
 def test_training_repeats_to_the_byte_and_follows_the_seed(data, original, plan, compute):

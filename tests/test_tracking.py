@@ -52,7 +52,7 @@ def tracked_run(module_home):
 @pytest.fixture(scope="module")
 def iterations(module_home):
     """Two iterations whose results differ by their number."""
-    model = initial_model.fn(Model(backbone="resnet10t", weights="random", height=64, width=32), seed=0)
+    model = initial_model.fn(Model(backbone="test_resnet", weights="random", height=64, width=32), seed=0)
 
     def iteration(number, before):
         rows = np.arange(8 - number)

@@ -78,7 +78,7 @@ FROZEN = with_rates(0.0, 0.0)
 
 
 def begin(settings=PLAIN, *, backbone_seed=0, resnet=False, num_classes=3, seed=0, dtype="float32"):
-    backbone = build_backbone("resnet10t", seed=backbone_seed) if resnet else Tiny(backbone_seed)
+    backbone = build_backbone("test_resnet", seed=backbone_seed) if resnet else Tiny(backbone_seed)
     return begin_training(backbone, settings, num_classes=num_classes, seed=seed, dtype=dtype)
 
 

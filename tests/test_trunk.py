@@ -26,7 +26,7 @@ from tasks.store.model_file import ModelConfig, read_model, read_model_config, w
 from tasks.store.readers import open_pixels
 from tasks.tracking.reid_model import ReIDModel
 
-TRUNK = Model(backbone="resnet10t", weights="random", height=64, width=32, pool="gem", last_stride=1, neck=True)
+TRUNK = Model(backbone="test_resnet", weights="random", height=64, width=32, pool="gem", last_stride=1, neck=True)
 TRAINING = Training(epochs=1, batch_size=4, augmentation=Augmentation(erase_probability=0))
 CLASSES = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2])
 
@@ -147,14 +147,14 @@ def test_the_neck_is_batch_norm_of_the_features(backbone):
 
 def test_an_untrained_neck_changes_nothing():
     images = random(2, 3, 64, 32)
-    plain, necked = (build_backbone("resnet10t", neck=neck, seed=4).eval() for neck in (False, True))
+    plain, necked = (build_backbone("test_resnet", neck=neck, seed=4).eval() for neck in (False, True))
     torch.testing.assert_close(necked(images), plain(images), rtol=1e-4, atol=1e-4)
 
 
 def test_training_with_a_neck_has_one_batch_norm_and_no_bias(images, backbone):
     training = begin_training(backbone, TRAINING, num_classes=3, seed=0)
     assert isinstance(training.classifier[0], nn.Identity)
-    assert isinstance(begin_training(build_backbone("resnet10t"), TRAINING, num_classes=3, seed=0).classifier[0], nn.BatchNorm1d)
+    assert isinstance(begin_training(build_backbone("test_resnet"), TRAINING, num_classes=3, seed=0).classifier[0], nn.BatchNorm1d)
     before = copy.deepcopy(backbone.state_dict())
     list(train(training, images, np.arange(12), CLASSES, TRAINING, seed=0))
     changed = {name for name, tensor in backbone.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -167,7 +167,7 @@ def test_training_with_a_neck_equals_training_with_the_batch_norm_of_the_classif
     settings = replace(TRAINING, batch_size=12, label_smoothing=0)
     losses = []
     for neck in (False, True):
-        training = begin_training(build_backbone("resnet10t", neck=neck, seed=5), settings, num_classes=3, seed=0)
+        training = begin_training(build_backbone("test_resnet", neck=neck, seed=5), settings, num_classes=3, seed=0)
         losses.append(next(train(training, images, np.arange(12), CLASSES, settings, seed=0)).loss)
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
@@ -192,7 +192,7 @@ def test_statistics_by_camera_include_the_neck(images, backbone):
     tinted = images.copy()
     tinted[6:] //= 3
     statistics = estimate_statistics(backbone, tinted, camids, Statistics(by_camera=True, share=1, min_images=4), seed=0)
-    assert statistics.means["bn_neck"].shape == (3, 512)
+    assert statistics.means["bn_neck"].shape == (3, 96)
     features = extract(backbone, tinted, statistics=statistics, camids=camids)
     for here in (camids == 1, camids == 2):
         adapted, pixels = copy.deepcopy(backbone).train(), normalise(torch.from_numpy(tinted[here]).permute(0, 3, 1, 2))
@@ -223,18 +223,18 @@ def test_features_of_mirror_images_are_equal_and_the_mean_of_both(images, backbo
 
 def test_pretrained_and_own_weights_load_with_every_switch(backbone):
     """A checkpoint of the plain network fits; GeM's exponent and the neck are loaded where the checkpoint has them."""
-    plain = build_backbone("resnet10t", seed=7)
+    plain = build_backbone("test_resnet", seed=7)
     loaded = load_foreign_state(other := build_backbone(**architecture(TRUNK), seed=8), plain.state_dict())
     assert loaded.left_out == []
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in plain.state_dict().items())
-    assert other.global_pool.pool.exponent.item() == 3 and torch.equal(other.bn_neck.weight, torch.ones(512))
+    assert other.global_pool.pool.exponent.item() == 3 and torch.equal(other.bn_neck.weight, torch.ones(96))
     with torch.no_grad():
         backbone.global_pool.pool.exponent.fill_(4)
     wrapped = {f"module.{name}": tensor for name, tensor in backbone.state_dict().items()}
     loaded = load_foreign_state(other, wrapped)
     assert loaded.left_out == [] and loaded.num_tensors == len(wrapped)
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in backbone.state_dict().items())
-    assert load_foreign_state(build_backbone("resnet10t"), wrapped).left_out == ["global_pool", "bn_neck"]
+    assert load_foreign_state(build_backbone("test_resnet"), wrapped).left_out == ["global_pool", "bn_neck"]
 
 
 def test_a_deep_copy_keeps_the_neck(backbone):
@@ -247,15 +247,17 @@ def test_a_deep_copy_keeps_the_neck(backbone):
 
 
 def test_the_model_file_states_the_switches_and_old_files_have_the_defaults(home, backbone):
-    config = ModelConfig(backbone="resnet10t", height=64, width=32, pool="gem", last_stride=1, neck=True, flip=True)
+    config = ModelConfig(backbone="test_resnet", height=64, width=32, pool="gem", last_stride=1, neck=True, flip=True)
     written = write_model(backbone, config)
     read, stated = read_model(written)
     assert stated == config == read_model_config(read_bytes(written))
     assert all(torch.equal(tensor, backbone.state_dict()[name]) for name, tensor in read.state_dict().items())
     images = random(2, 3, 64, 32)
     torch.testing.assert_close(read.eval()(images), backbone.eval()(images))
-    plain = write_model(build_backbone("resnet10t"), ModelConfig(backbone="resnet10t", height=64, width=32))
-    assert b'{\\"backbone\\":\\"resnet10t\\",\\"height\\":64,\\"width\\":32}' in read_bytes(plain)[:40_000], "as before there were switches"
+    plain = write_model(build_backbone("test_resnet"), ModelConfig(backbone="test_resnet", height=64, width=32))
+    assert b'{\\"backbone\\":\\"test_resnet\\",\\"height\\":64,\\"width\\":32}' in read_bytes(plain)[:40_000], (
+        "as before there were switches"
+    )
 
 
 def test_flip_changes_nothing_before_extraction(home, pixels, compute):

@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial.md, executed in order, with fewer drawn people than in the tutorial."""
+"""The commands of docs/tutorial.md, executed in order, with fewer and smaller images of drawn people than in the tutorial."""
 
 import re
 import shlex
@@ -32,7 +32,7 @@ def test_every_command_of_the_tutorial_runs(pul_here, home, prefect_server, monk
         if command.startswith("pul "):
             arguments = shlex.split(command)[1:]
             if arguments[0] == "run":
-                arguments += ["--threads=1", "--set", "pretraining.epochs=1", "--set", "fine_tuning.epochs=1"]
+                arguments += ["--threads=1", "--size=64x32", "--set", "pretraining.epochs=1", "--set", "fine_tuning.epochs=1"]
             code = pul_here(*(argument.replace("RUN", run or "RUN") for argument in arguments))
             output = capsys.readouterr().out
             assert code in ((0, 1) if arguments[:2] == ["data", "check"] else (0,)), f"{command}: {code}\n{output}"

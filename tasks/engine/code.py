@@ -36,14 +36,15 @@ def code_digest(module: str, function: str) -> str:
     """
     own = ast.Module(_used_statements(_parse(module), function), [])
     digest = hashlib.sha256(ast.unparse(own).encode())
-    reached: dict[str, ast.Module] = {}
-    pending = [own]
-    while pending:
-        imported = {name: _parse(name) for name in _imported_modules(pending.pop()) - reached.keys()}
-        reached |= imported
-        pending += imported.values()
-    for name, tree in sorted(reached.items()):
-        digest.update(f"{name}\n{ast.unparse(tree)}\n".encode())
+    reached: dict[str, str] = {}
+    pending = _imported_modules(own)
+    while new := pending - reached.keys():
+        pending = set()
+        for name in new:
+            reached[name], imported = _code_of(name, read_source(name))
+            pending |= imported
+    for name, text in sorted(reached.items()):
+        digest.update(f"{name}\n{text}\n".encode())
     return digest.hexdigest()
 
 
@@ -54,11 +55,22 @@ def read_source(module: str) -> str:
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
+@functools.cache
+def _code_of(module: str, source: str) -> tuple[str, frozenset[str]]:
+    """Return the normalised code of a module with this source text, and the modules that it imports; most steps reach the same ones."""
+    tree = _normalise(module, source)
+    return ast.unparse(tree), frozenset(_imported_modules(tree))
+
+
 def _parse(module: str) -> ast.Module:
+    return _normalise(module, read_source(module))
+
+
+def _normalise(module: str, source: str) -> ast.Module:
     """Return the code of a module without docstrings and messages, with relative imports made absolute."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, module
-    tree = ast.parse(read_source(module))
+    tree = ast.parse(source)
     _WithoutTexts().visit(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:

@@ -74,8 +74,11 @@ def _clusters_panels(sizes_axis: Axes, cosines_axis: Axes, clusters: Clusters, r
 
 
 def _panels(number: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(4.2 * number, 3), dpi=110, layout="constrained")
-    axes = list(np.atleast_1d(figure.subplots(1, number)))
+    width, height = 4.2 * number, 3
+    figure = Figure(figsize=(width, height), dpi=110)
+    # Fixed margins, in inches: one of Matplotlib's layout engines would take longer than all drawing.
+    margins = {"left": 0.75 / width, "right": 1 - 0.15 / width, "bottom": 0.5 / height, "top": 1 - 0.15 / height}
+    axes = list(np.atleast_1d(figure.subplots(1, number, gridspec_kw=margins | {"wspace": 0.9 / 3.3})))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
