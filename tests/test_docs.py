@@ -30,7 +30,7 @@ def code_blocks(text):
 
 def documented_commands():
     for page in PAGES:
-        if page.name not in ARCHIVE and "adr" not in page.parts:
+        if page.name not in ARCHIVE and page.parent.name != "adr":
             for block in code_blocks(page.read_text(encoding="utf-8")):
                 for line in block.replace("\\\n", " ").splitlines():
                     if match := COMMAND.match(line.strip()):
