@@ -377,7 +377,8 @@ def _results_text(results: dict[str, Any]) -> str:
     )
     reason = results["stop_reason"]
     stopped = f", stopped: {reason}\n{EXPLANATIONS[reason]}" if reason else ""
-    return f"{table}\nrun {results['run']}, {results['status']}{stopped}"
+    resume = f": pul resume {results['run']} continues it" if results["status"] in ("failed", "killed") else ""
+    return f"{table}\nrun {results['run']}, {results['status']}{stopped}{resume}"
 
 
 def _scores_text(scores: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ def initial_model(model: Model, *, seed: int) -> Artifact:
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"ImageNet weights of {backbone} cannot be fetched ({type(error).__name__}): give a local file with --weights FILE, "
-                "or start from random weights with --weights random"
+                "or use --backbone mobilenetv2_100 --weights imagenet-packaged"
             ) from error
     else:
         module = build_backbone(**architecture(model), seed=seed, initialise=weights == "random")

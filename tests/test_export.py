@@ -211,7 +211,7 @@ def test_a_new_camera_gets_its_file_from_its_images(run_model, statistics, tiny_
     np.testing.assert_allclose(state["conv1.1.running_mean"].numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_features_of_a_folder_by_camera_are_those_of_extraction(run_model, statistics, crops, tmp_path):
+def test_features_of_a_folder_by_camera_are_those_of_extraction(run_model, statistics, crops, tmp_path, caplog):
     """Cameras are recognised by their names in the folder: camera 2 has its file, camera 7 and no camera get that for others."""
     images, paths = crops
     folder = tmp_path / "crops"
@@ -224,6 +224,7 @@ def test_features_of_a_folder_by_camera_are_those_of_extraction(run_model, stati
     out = tmp_path / "features.parquet"
     embedded = embed_folder(str(tmp_path / "exported"), str(folder), str(out), pattern=r"((?P<camera>\d)/)?[^/]+$")
     assert (embedded.rows, embedded.skipped) == (3, {"2/damaged.jpg": "not a readable image"})
+    assert "2 of 4 images are not from a camera of the model (1, 2), and get its part for other cameras" in caplog.text
     rows = {row["camera"]: np.array(row["feature"], np.float32) for row in pq.read_table(out).to_pylist()}
     for number, (camera, entry) in enumerate((("2", 1), ("7", 2), (None, 2))):
         expected = torch_features(BackboneOnCamera(run_model().backbone, statistics, entry).eval(), images[number : number + 1])[0]

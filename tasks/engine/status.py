@@ -40,6 +40,8 @@ class Count:
     def speed_text(self, now: float) -> str:
         """Return the speed with its unit, or nothing before the first unit is done."""
         speed = self.speed(now)
+        if 0 < speed < 0.05:  # it would be 0.0
+            return f"{1 / speed:.0f} s each"
         return f"{speed:,.{0 if speed >= 10 else 1}f} {self.unit}/s" if speed else ""
 
     def time_left(self, now: float) -> str:

@@ -18,7 +18,7 @@ from tasks.data.layouts import read_layout
 from tasks.data.listing import ListedImage
 from tasks.data.locations import image_root, read_image
 from tasks.decode import decode_crop
-from tasks.engine.progress import Progress, progress
+from tasks.engine.progress import Progress, progress, step_logger
 from tasks.export.embedder import Embedder, open_model
 from tasks.index import dataset_root
 from tasks.store.artifacts import vector_type, vectors
@@ -64,6 +64,7 @@ def embed_folder(
     location = dataset_root(folder)
     images = list(read_layout(location, layout, pattern)[1])
     embedder = open_model(model, device=device, threads=threads)
+    _warn_of_other_cameras(embedder, images)
     path, skipped = Path(out), dict[str, str]()
     partial = path.with_name(f".partial-{uuid.uuid4().hex}")
     schema = pa.schema([("path", pa.string()), ("camera", pa.string()), pa.field("feature", vector_type(embedder.dimensions))])
@@ -80,6 +81,19 @@ def embed_folder(
     finally:
         partial.unlink(missing_ok=True)
     return Embedded(path, rows, skipped)
+
+
+def _warn_of_other_cameras(embedder: Embedder, images: list[ListedImage]) -> None:
+    others = sum(str(image.camid) not in embedder.cameras for image in images)
+    if embedder.cameras and others:
+        names = ", ".join(sorted(embedder.cameras))
+        step_logger().warning(
+            "%s of %s images are not from a camera of the model (%s), and get its part for other cameras: --pattern names the cameras of a "
+            "folder",
+            f"{others:,}",
+            f"{len(images):,}",
+            names,
+        )
 
 
 def _embed(

@@ -33,6 +33,7 @@ class Embedder(NamedTuple):
     width: int
     dimensions: int
     features: Callable[[Images, Sequence[str | None]], Features]  # (n, h, w, 3) uint8, n names -> (n, d) float32
+    cameras: frozenset[str] = frozenset()  # those that the model has a part of its own for
 
 
 def open_model(model: str, *, device: str | None = None, threads: int | None = None) -> Embedder:
@@ -64,7 +65,7 @@ def _open_files(files: dict[str | None, Path], threads: int | None) -> Embedder:
     runtimes = {camera: open_runtime(path, threads=threads) for camera, path in files.items()}
     header = next(iter(runtimes.values())).header
     by_camera = ByCamera({camera: runtime.features for camera, runtime in runtimes.items()})
-    return Embedder(header.height, header.width, header.dimensions, by_camera.features)
+    return Embedder(header.height, header.width, header.dimensions, by_camera.features, frozenset(camera for camera in files if camera))
 
 
 def _open_torch_model(model: str, device: str | None, threads: int | None) -> Embedder:
@@ -84,7 +85,7 @@ def _open_torch_model(model: str, device: str | None, threads: int | None) -> Em
         )
         return np.concatenate(list(batches))
 
-    return Embedder(config.height, config.width, int(backbone.num_features), features)  # type: ignore[arg-type]
+    return Embedder(config.height, config.width, int(backbone.num_features), features, frozenset(camids))  # type: ignore[arg-type]
 
 
 def _iteration_with_names(uri: str) -> str:
