@@ -66,7 +66,7 @@ def test_disk_full(home, mount, request, kind, step, monkeypatch):
     folder = home / "artifacts" / kind
     copy = shutil.move(folder, home / "copy")
     shutil.copytree(copy, folder)
-    mount(folder, "size=40k")  # hides the files and is too small for features and weights
+    mount(folder, "size=8k")  # hides the files and is too small for features and weights
     if kind == "models":  # the start model was written before the disk filled up
         mount(folder, "size=200m")
         for file in Path(copy).iterdir():
