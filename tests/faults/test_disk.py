@@ -142,7 +142,8 @@ def test_damage_of_every_kind(driver, arguments, undisturbed, run_folder, tmp_pa
     folders = [*home.glob("artifacts/*"), home / "cache" / "pixels", home / "cache" / "scans", home / "prefect" / "storage"]
     for folder in folders:
         files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        damage(files[-1], how, files[0])
+        for file in files[-2:] if folder.name == "models" else files[-1:]:  # the newest model is a copy with licences, which no step reads
+            damage(file, how, files[0])
     tried(len(folders))
     assert {folder.name for folder in folders} >= {"images", "labels", "decoded", "features", "clusters", "centres", "reliable", "models"}
     command = driver.start(tmp_path, *arguments)
