@@ -160,6 +160,16 @@ def test_the_process_writes_that_line_to_stderr_and_ends_with_code_1(pul):
     assert_rejected(pul("run", "--target", "nowhere"), "is not a folder")
 
 
+@pytest.mark.parametrize(
+    ("status", "hint"), [("finished", ""), ("killed", ": pul resume fox continues it"), ("failed", ": pul resume fox continues it")]
+)
+def test_results_of_an_interrupted_run_say_how_to_continue(status, hint):
+    from deployments.cli import _results_text
+
+    results = {"iterations": [], "seconds": [], "stop_reason": None, "run": "fox", "status": status}
+    assert _results_text(results).splitlines()[-1] == f"run fox, {status}{hint}"
+
+
 def test_a_dry_run_estimates_and_does_nothing(pul_here, home, tiny_pair, capsys):
     options = ["--backbone", "test_resnet", "--weights", "random", "--size", "64x32", "--threads", "1", "--dry-run"]
     assert pul_here("run", "--source", tiny_pair[0], "--target", tiny_pair[1], *options) == 0

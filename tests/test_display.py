@@ -179,6 +179,14 @@ def test_units_of_an_earlier_process_do_not_count_for_the_speed():
     assert progress.describe(progress.started + 10) == "900/1,000 images, 10 images/s, 0:10 left"
 
 
+def test_units_that_take_long_have_a_time_each_instead_of_a_speed_of_zero():
+    from tasks.engine.progress import Progress
+
+    progress = Progress("write", 7, "files")
+    progress.advance(1)
+    assert progress.describe(progress.started + 40) == "1/7 files, 40 s each, 4:00 left"
+
+
 def test_an_activity_is_done_failed_or_stopped(monkeypatch):
     monkeypatch.setattr(status, "activities", [])
     with activity("outer"):

@@ -84,15 +84,14 @@ def embed_folder(
 
 
 def _warn_of_other_cameras(embedder: Embedder, images: list[ListedImage]) -> None:
-    others = sum(str(image.camid) not in embedder.cameras for image in images)
+    others = sum(_camera(image) not in embedder.cameras for image in images)
     if embedder.cameras and others:
-        names = ", ".join(sorted(embedder.cameras))
         step_logger().warning(
             "%s of %s images are not from a camera of the model (%s), and get its part for other cameras: --pattern names the cameras of a "
             "folder",
             f"{others:,}",
             f"{len(images):,}",
-            names,
+            ", ".join(sorted(embedder.cameras)),
         )
 
 
@@ -107,10 +106,14 @@ def _embed(
             skipped |= {image.path: crop for image, crop in zip(block, decoded, strict=True) if isinstance(crop, str)}
             usable = [(image, crop) for image, crop in zip(block, decoded, strict=True) if not isinstance(crop, str)]
             if usable:
-                cameras = [None if image.camid in (None, -1) else str(image.camid) for image, _ in usable]
+                cameras = [_camera(image) for image, _ in usable]
                 features = embedder.features(np.stack([crop for _, crop in usable]), cameras)
                 yield [pa.array([image.path for image, _ in usable]), pa.array(cameras, pa.string()), vectors(features)]
             progress_bar.advance(len(block))
+
+
+def _camera(image: ListedImage) -> str | None:
+    return None if image.camid in (None, -1) else str(image.camid)
 
 
 def _decode(root: str, path: str, embedder: Embedder) -> npt.NDArray[np.uint8] | str:
