@@ -22,7 +22,7 @@ from pul_core.scoring.diagnostics import cluster_quality
 from pul_core.scoring.evaluation import summarise
 from pul_core.scoring.protocols import PROTOCOLS, FeatureSet, score_protocol
 from pul_core.seeds import derive_seed
-from pul_core.selection import select_reliable
+from pul_core.selection import select_reliable, similar_classes
 from pul_core.settings import Training
 from pul_core.stopping import reason_to_stop
 
@@ -52,12 +52,21 @@ def extract(model: nn.Module, statistics: CameraStatistics | None, part: Split, 
 
 
 def learn(
-    start: nn.Module, images: np.ndarray, rows: Ints, classes: Ints, num_classes: int, settings: Training, seed: int, device: str
+    start: nn.Module,
+    images: np.ndarray,
+    rows: Ints,
+    classes: Ints,
+    num_classes: int,
+    settings: Training,
+    *,
+    similar: Ints | None = None,
+    seed: int,
+    device: str,
 ) -> tuple[nn.Module, int]:
     """Train a copy of a model; return it and the number of images seen."""
     options = {"seed": seed, "device": device, "dtype": training_dtype(device)}
     training = begin_training(copy.deepcopy(start), settings, num_classes=num_classes, classes=classes, **options)
-    return training.backbone, sum(epoch.images for epoch in train(training, images, rows, classes, settings, seed=seed))
+    return training.backbone, sum(epoch.images for epoch in train(training, images, rows, classes, settings, similar=similar, seed=seed))
 
 
 def score_direct(original: nn.Module, plan: Plan, sets: Sets) -> Record:
@@ -96,7 +105,7 @@ def train_source(plan: Plan, sets: Sets) -> nn.Module:
     images = parts[0].pixels if len(parts) == 1 else np.concatenate([part.pixels for part in parts])
     initial = sets.initial_model(plan.recipe.model, plan.seed)
     seed = derive_seed(plan.seed, "pretrain")
-    return learn(initial, images, rows, classes, people.shape[1], plan.recipe.pretraining, seed, plan.device)[0]
+    return learn(initial, images, rows, classes, people.shape[1], plan.recipe.pretraining, seed=seed, device=plan.device)[0]
 
 
 def iterate(loop: Loop, plan: Plan) -> tuple[nn.Module, Record]:
@@ -107,14 +116,16 @@ def iterate(loop: Loop, plan: Plan) -> tuple[nn.Module, Record]:
         features = extract(loop.model, loop.statistics, loop.train, plan)
     with timed(seconds, "cluster"):
         seed = derive_seed(plan.seed, t, "cluster")
-        clusters, _ = cluster_features(features, loop.train.camids, **options, seed=seed, device=plan.device)
-        rows, pseudo_labels, _, num_classes = select_reliable(clusters, recipe.selection)
+        clusters, prepared = cluster_features(features, loop.train.camids, **options, seed=seed, device=plan.device)
+        rows, pseudo_labels, _, num_classes = reliable = select_reliable(clusters, recipe.selection)
+        similar = similar_classes(reliable, clusters, prepared[clusters.centre], recipe.selection, device=plan.device)
     is_clustered = clusters.cluster[rows] >= 0
     sizes = [*(record["reliable"] for record in loop.records[1:]), int(np.count_nonzero(is_clustered))]
     start = loop.original if recipe.model.start_from == "original" else loop.model
     with timed(seconds, "fine_tune"):
         seed = derive_seed(plan.seed, t, "fine_tune")
-        model, images = learn(start, loop.train.pixels, rows, pseudo_labels, num_classes, recipe.fine_tuning, seed, plan.device)
+        options = {"similar": similar, "seed": seed, "device": plan.device}
+        model, images = learn(start, loop.train.pixels, rows, pseudo_labels, num_classes, recipe.fine_tuning, **options)
     of_clusters = cluster_quality(clusters.cluster, loop.train.pids)
     of_selected = cluster_quality(np.where(is_clustered, pseudo_labels, -1), loop.train.pids[rows])
     return model, {

@@ -33,7 +33,7 @@ from pul_core.recipes import RECIPES
 from pul_core.scoring.evaluation import Summary, summarise
 from pul_core.scoring.protocols import PROTOCOLS, FeatureSet, score_protocol
 from pul_core.seeds import derive_seed
-from pul_core.selection import select_reliable
+from pul_core.selection import select_reliable, similar_classes
 from pul_core.settings import Recipe, Training
 from pul_core.stopping import reason_to_stop
 from pul_core.synthetic.people import draw_image, plan_domain
@@ -69,10 +69,10 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
         options = {"statistics": statistics, "camids": camids, "device": device, "dtype": inference_dtype(device)}
         return np.concatenate(list(extract_features(model, images, flip=recipe.model.flip, **options)))
 
-    def learn(start: nn.Module, images: np.ndarray, rows: np.ndarray, classes: np.ndarray, num_classes: int, settings: Training, *step):
+    def learn(start: nn.Module, images: np.ndarray, rows: np.ndarray, classes: np.ndarray, num: int, settings: Training, *step, **similar):
         options = {"seed": derive_seed(seed, *step), "device": device, "dtype": training_dtype(device)}
-        training = begin_training(copy.deepcopy(start), settings, num_classes=num_classes, classes=classes, **options)
-        for epoch in train(training, images, rows, classes, settings, seed=options["seed"]):
+        training = begin_training(copy.deepcopy(start), settings, num_classes=num, classes=classes, **options)
+        for epoch in train(training, images, rows, classes, settings, seed=options["seed"], **similar):
             print(f"  epoch {epoch.epoch}: loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}")
         return training.backbone
 
@@ -94,14 +94,14 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
     while stop is None:
         t = len(sizes) + 1
         features = extract(model, statistics, *unlabelled)
-        clusters, _ = cluster_features(features, unlabelled[2], **options, seed=derive_seed(seed, t, "cluster"), device=device)
-        rows, pseudo_labels, _, num_classes = select_reliable(clusters, recipe.selection)
+        clusters, prepared = cluster_features(features, unlabelled[2], **options, seed=derive_seed(seed, t, "cluster"), device=device)
+        rows, pseudo_labels, _, num_classes = reliable = select_reliable(clusters, recipe.selection)
+        similar = similar_classes(reliable, clusters, prepared[clusters.centre], recipe.selection, device=device)
         sizes.append(np.count_nonzero(clusters.cluster[rows] >= 0))
         stop = reason_to_stop(sizes, recipe.stopping, num_clusters=len(clusters.centre), num_images=len(features), by_density=by_density)
         start = original if recipe.model.start_from == "original" else model
-        model = learn(start, unlabelled[0], rows, pseudo_labels, num_classes, recipe.fine_tuning, t, "fine_tune")
-        statistics = estimate(model)
-        yield model, score(model, statistics), sizes[-1], stop
+        model = learn(start, unlabelled[0], rows, pseudo_labels, num_classes, recipe.fine_tuning, t, "fine_tune", similar=similar)
+        yield model, score(model, statistics := estimate(model)), sizes[-1], stop
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 
 from pul_core.arrays import Features, Ints
 from pul_core.clustering.centres import Clusters
+from pul_core.clustering.similar import similar_clusters
 from pul_core.errors import UserError
 from pul_core.settings import Selection
 
@@ -73,6 +74,38 @@ def select_reliable(clusters: Clusters, settings: Selection) -> ReliableSet:
         np.append(similarity[positions], np.ones(len(unclustered), np.float32))[order],
         num_classes + len(unclustered),
     )
+
+
+def similar_classes(
+    reliable: ReliableSet, clusters: Clusters, centres: Features, settings: Selection, *, device: str = "cpu"
+) -> Ints | None:
+    """Return the pairs of classes whose clusters are similar.
+
+    Args:
+        reliable: of the clusters.
+        clusters: of n images.
+        centres: (k, d) feature of the centre of each cluster, in the space that was clustered.
+        settings: of the selection; ``num_similar`` is N of `pul_core.clustering.similar.similar_clusters`.
+        device: where the centres are compared.
+
+    Returns:
+        (p, 2) pairs in ascending order, each in both directions, or None if N is 0. A class without an image, or of an image in no
+        cluster, is in none.
+
+    Example:
+        >>> clusters = Clusters(np.array([0, 0, 1, 1, 2]), np.array([0, 2, 4]), *np.ones((2, 5), np.float32))
+        >>> reliable, centres = select_reliable(clusters, Selection()), np.array([[1, 0], [0, 1], [1, 0.1]], np.float32)
+        >>> similar_classes(reliable, clusters, centres, Selection(num_similar=1)).tolist()
+        [[0, 2], [2, 0]]
+    """
+    if not settings.num_similar:
+        return None
+    cluster = clusters.cluster[reliable.positions]
+    in_cluster = cluster >= 0
+    numbers, first = np.unique(cluster[in_cluster], return_index=True)
+    pairs = similar_clusters(centres[numbers], settings.num_similar, device=device)
+    pairs = reliable.pseudo_labels[in_cluster][first][pairs]
+    return pairs[np.lexsort(pairs.T[::-1])]
 
 
 def _cause_and_advice(cluster: Ints, min_similarity: float) -> str:

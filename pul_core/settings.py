@@ -280,6 +280,15 @@ class Selection:
     ] = "own_centre"
     keep_empty_classes: Annotated[bool, doc("Also create a class for each cluster without a reliable image (the authors' code).")] = False
     keep_unclustered: Annotated[bool, doc("DBSCAN: also train on the images in no cluster, each as a class of its own (SpCL).")] = False
+    num_similar: Annotated[
+        int,
+        Interval(ge=0, le=1000),
+        Unit("clusters"),
+        doc(
+            "Leave two clusters out of each other's softmax in fine-tuning if their centres are among each other's N nearest, because they "
+            "may be parts of one person. 0: all clusters compete."
+        ),
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,10 +92,9 @@ def select(clusters: Clusters, labelled: Labelled | None = None, *, settings: Se
         settings: of the selection.
         iteration: names the task run.
     """
-    table, centres = read_table(clusters.clusters), read_table(clusters.centres, ["row", "cluster"])
+    table, centres = read_table(clusters.clusters), read_table(clusters.centres).sort_by("cluster")
     rows = column(table, "row")
-    centre = np.empty(clusters.num_clusters, np.int64)
-    centre[column(centres, "cluster")] = np.searchsorted(rows, column(centres, "row"))
+    centre = np.searchsorted(rows, column(centres, "row"))
     arrays = ClusterArrays(column(table, "cluster"), centre, column(table, "similarity"), column(table, "similarity_any"))
     reliable = selection.select_reliable(arrays, settings)
     num_unclustered = int((arrays.cluster[reliable.positions] < 0).sum())
@@ -110,6 +109,7 @@ def select(clusters: Clusters, labelled: Labelled | None = None, *, settings: Se
     known, truth = (column(read_table(labelled.labelled), name) for name in ("row", "class")) if labelled else (np.empty(0, np.int64),) * 2
     num_identities = labelled.num_identities if labelled else 0
     joined = few_labels.join_labelled(rows[reliable.positions], reliable.pseudo_labels, reliable.num_classes, known, truth, num_identities)
+    pairs = selection.similar_classes(reliable, arrays, column(centres, "feature"), settings)
     similarity = np.ones(len(joined.rows), np.float32)
     similarity[~joined.labelled] = reliable.similarity
     columns = {
@@ -122,6 +122,11 @@ def select(clusters: Clusters, labelled: Labelled | None = None, *, settings: Se
     return Reliable(
         reliable=write_table("reliable", pa.table(columns)),
         num_classes=joined.num_classes,
+        similar=None if pairs is None else _write_similar(pairs + num_identities),
         num_labelled=len(known),
         num_unclustered=num_unclustered,
     )
+
+
+def _write_similar(pairs: np.ndarray) -> Artifact:
+    return write_table("similar", pa.table({"pseudo_label": pairs[:, 0], "similar": pairs[:, 1]}))

@@ -29,6 +29,7 @@ class Examples(NamedTuple):
     rows: Ints  # (m,) positions in them
     classes: Ints  # (m,) in [0, num_classes)
     num_classes: int
+    similar: Ints | None = None  # (p, 2) pairs of classes that do not compete
 
 
 @step("pretrain")
@@ -78,7 +79,11 @@ def fine_tune(
     table = read_table(reliable.reliable)
     rows = np.searchsorted(decoded_rows, column(table, "row"))
     assert np.array_equal(decoded_rows[rows], column(table, "row")), "an image of the reliable set was not decoded"
-    examples = Examples([pixels], rows, column(table, "pseudo_label"), reliable.num_classes)
+    similar = None
+    if reliable.similar:
+        pairs = read_table(reliable.similar)
+        similar = np.stack((column(pairs, "pseudo_label"), column(pairs, "similar")), axis=1)
+    examples = Examples([pixels], rows, column(table, "pseudo_label"), reliable.num_classes, similar)
     return _train(f"fine-tune {iteration}", start, examples, settings, seed, compute)
 
 
@@ -86,7 +91,7 @@ def _train(description: str, start: Artifact, examples: Examples, settings: Trai
     """Train a model on examples, with checkpoints after epochs; ``description`` is shown with the progress."""
     prepare(compute)
     backbone, config = read_model(start)
-    pixels, rows, classes, num_classes = examples
+    pixels, rows, classes, num_classes, similar = examples
     images = JoinedPixels([open_pixels(part)[1] for part in pixels])
     training = begin_training(
         backbone, settings, num_classes=num_classes, classes=classes, seed=seed, device=compute.device, dtype=compute.dtype
@@ -94,7 +99,7 @@ def _train(description: str, start: Artifact, examples: Examples, settings: Trai
     with progress(description, len(rows) * settings.epochs) as progress_bar, step_checkpoint() as checkpoint:
         history = _restore(training, checkpoint.load("epoch"))
         progress_bar.restore(sum(epoch.images for epoch in history))
-        for epoch in train(training, images, rows, classes, settings, seed=seed, on_batch=progress_bar.advance):
+        for epoch in train(training, images, rows, classes, settings, similar=similar, seed=seed, on_batch=progress_bar.advance):
             history.append(epoch)
             if epoch.epoch < settings.epochs and checkpoint.is_due("epoch"):
                 checkpoint.save("epoch", partial(_pack, training.state_dict(), list(history)))

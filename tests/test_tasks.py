@@ -18,7 +18,7 @@ from tasks.index import index
 from tasks.models import initial_model
 from tasks.store.artifacts import column, read_table, vector_type, vectors, write_table
 from tasks.store.readers import open_pixels, read_selected
-from tasks.store.references import Reliable
+from tasks.store.references import Labelled, Reliable
 from tasks.store.scores import read_metrics_and_cmc, read_summary
 from tasks.tracking.metrics import oracle_diagnostics, reliable_set_changes
 from tasks.training import fine_tune, pretrain
@@ -149,6 +149,24 @@ def test_selection_agrees_with_the_table_it_read(blobs, clusters_of):
     assert set(column(chosen, "row")) == set(wanted) | set(column(centres, "row"))
 
 
+def test_similar_classes_are_numbered_after_the_labelled_ones(clusters_of):
+    """Two of the four directions are close to each other; two known people come first."""
+    rng = np.random.default_rng(0)
+    directions = np.eye(4, 8)
+    directions[1] = directions[0] + 0.5 * directions[1]
+    values = np.repeat(directions, 10, axis=0) + rng.normal(0, 0.02, (40, 8))
+    features = write_table("features", pa.table({"row": np.arange(40), "feature": vectors(values.astype(np.float32))}))
+    known = write_table("labelled", pa.table({"row": [90, 91, 92, 93], "class": [0, 0, 1, 1]}))
+    labelled = Labelled(labelled=known, num_identities=2)
+    found = clusters_of(features)
+    chosen = select.fn(found, labelled, settings=Selection(min_similarity=-1, num_similar=1), iteration=1)
+    pairs, reliable = read_table(chosen.similar), read_table(chosen.reliable)
+    by_row = dict(zip(column(reliable, "row"), column(reliable, "pseudo_label"), strict=True))
+    assert {tuple(pair.values()) for pair in pairs.to_pylist()} >= {(by_row[0], by_row[10]), (by_row[10], by_row[0])}
+    assert min(column(pairs, "pseudo_label")) >= 2
+    assert select.fn(found, labelled, settings=Selection(min_similarity=-1), iteration=1).similar is None
+
+
 def test_what_changed_since_the_last_reliable_set_is_recorded_without_labelled_images(home):
     def reliable(rows, classes, labelled):
         table = {
@@ -199,13 +217,15 @@ def test_features_of_a_split_are_keyed_to_its_rows(data, original, compute):
 
 
 def test_training_repeats_to_the_byte_and_follows_the_seed(data, original, plan, compute):
-    def train(seed):
+    def train(seed, similar=None):
         rows = open_pixels(data[3]["train"])[0][:12]
         reliable = write_table("reliable", pa.table({"row": rows, "pseudo_label": np.arange(12) // 6, "similarity": np.ones(12)}))
         arguments = {"settings": plan.fine_tuning, "seed": seed, "compute": compute, "iteration": 1}
-        return fine_tune.fn(original, data[3]["train"], Reliable(reliable=reliable, num_classes=2), **arguments).model.sha256
+        return fine_tune.fn(original, data[3]["train"], Reliable(reliable=reliable, num_classes=2, similar=similar), **arguments)
 
-    assert train(5) == train(5) != train(6)
+    assert train(5).model.sha256 == train(5).model.sha256 != train(6).model.sha256
+    similar = write_table("similar", pa.table({"pseudo_label": [0, 1], "similar": [1, 0]}))
+    assert column(read_table(train(5, similar).training), "loss").tolist() == [0] * plan.fine_tuning.epochs
 
 
 def test_scores_and_diagnostics(data, original, clusters_of, compute):

@@ -138,6 +138,7 @@ def train(
     classes: Ints,
     settings: Training,
     *,
+    similar: Ints | None = None,
     seed: int,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[EpochStatistics]:
@@ -155,6 +156,8 @@ def train(
         rows: (m,) the images to train on, as indices into ``images``.
         classes: (m,) class of each, in [0, num_classes).
         settings: those passed to `begin_training`.
+        similar: (p, 2) pairs of classes that may be one person, in both directions (`pul_core.clustering.similar`): the second is left out
+            of the softmax of the images of the first.
         seed: seed of the order of the images, the augmentation and the dropout.
         on_batch: called after each step with its number of images; on a GPU the step has been started, not finished.
 
@@ -188,8 +191,9 @@ def train(
     feed = pixel_feed(images, rows, device=training.device)
     if isinstance(memory, ClusterMemory) and not training.epochs_done:
         _initialize_memory(memory, training, feed, entries, batch_size=settings.batch_size)
+    similar_by_class = None if similar is None else _similar_by_class(similar, classes, training.device)
     while training.epochs_done < settings.epochs:
-        statistics = _train_epoch(training, feed, classes, entries, settings, seed=seed, on_batch=on_batch)
+        statistics = _train_epoch(training, feed, classes, entries, settings, similar_by_class, seed=seed, on_batch=on_batch)
         training.epochs_done = statistics.epoch
         yield statistics
 
@@ -200,6 +204,7 @@ def _train_epoch(
     classes: Ints,
     entries: Ints,
     settings: Training,
+    similar: Tensor | None,
     *,
     seed: int,
     on_batch: Callable[[int], None] | None,
@@ -222,7 +227,7 @@ def _train_epoch(
         for group in training.optimiser.param_groups:
             group["lr"] = group["peak"] * share
         pixels = augment(pixels, settings.augmentation, generator)
-        features, losses[step], hits[step] = _train_step(training, pixels, batch_classes, settings.label_smoothing)
+        features, losses[step], hits[step] = _train_step(training, pixels, batch_classes, settings.label_smoothing, similar)
         if isinstance(memory := training.classifier[-1], ClusterMemory):
             memory.update(features, batch_entries, passes=count_passes(entries[batch]))
         if on_batch:
@@ -237,18 +242,41 @@ def _train_epoch(
     return EpochStatistics(epoch, sum(sizes), len(batches), loss, sum(hits.tolist()) / sum(sizes), learning_rate)
 
 
-def _train_step(training: TrainingState, pixels: Tensor, classes: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+def _train_step(
+    training: TrainingState, pixels: Tensor, classes: Tensor, label_smoothing: float, similar: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Train on one batch; return its features (b, d), its mean loss and its number of correct predictions, all on the device."""
     training.optimiser.zero_grad(set_to_none=True)
     with fast_products():
         with autocast(training.device, training.dtype):
             features = training.classifier[:-1](training.backbone(normalise(pixels)))
             logits = training.classifier[-1](features)
-            loss = F.cross_entropy(logits, classes, label_smoothing=label_smoothing)
+            loss = _cross_entropy(logits, classes, label_smoothing, similar)
         training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     training.scaler.step(training.optimiser)
     training.scaler.update()
     return features.detach(), loss.detach(), (logits.detach().argmax(1) == classes).sum()
+
+
+def _cross_entropy(logits: Tensor, classes: Tensor, label_smoothing: float, similar: Tensor | None) -> Tensor:
+    """Return the mean loss of a batch; the classes that are similar to that of an image, (num_classes, s), are left out of its softmax."""
+    if similar is None:
+        return F.cross_entropy(logits, classes, label_smoothing=label_smoothing)
+    own = classes[:, None]
+    competes = torch.ones_like(logits, dtype=torch.bool).scatter_(1, similar[classes], False).scatter_(1, own, True)
+    log_probability = logits.float().masked_fill(~competes, -torch.inf).log_softmax(1)
+    uniform = log_probability.masked_fill(~competes, 0).sum(1) / competes.sum(1)
+    return -torch.lerp(log_probability.gather(1, own).squeeze(1), uniform, label_smoothing).mean()
+
+
+def _similar_by_class(pairs: Ints, classes: Ints, device: str) -> Tensor:
+    """Return the classes that are similar to each class, (num_classes, s), padded with the class itself."""
+    num_classes = 1 + max(int(classes.max()), int(pairs.max(initial=0)))
+    first, second = pairs[np.argsort(pairs[:, 0], kind="stable")].T
+    sizes = np.bincount(first, minlength=num_classes)
+    similar = np.repeat(np.arange(num_classes)[:, None], sizes.max(initial=0), axis=1)
+    similar[first, np.arange(len(first)) - np.repeat(sizes.cumsum() - sizes, sizes)] = second
+    return torch.from_numpy(similar).to(device)
 
 
 def _finite_losses(losses: Tensor, epoch: int, first_step: int) -> list[float]:

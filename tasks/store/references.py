@@ -65,10 +65,12 @@ class Reliable(Reference):
     """``reliable`` has (row, pseudo_label, similarity, labelled, unclustered): the images to fine-tune on.
 
     Besides the selected images these are the labelled ones, and unclustered images that are classes of their own, with similarity 1.
+    ``similar`` has (pseudo_label, similar): the classes that may be parts of one person, in both directions.
     """
 
     reliable: Artifact
     num_classes: int
+    similar: Artifact | None = None
     num_labelled: int = 0
     num_unclustered: int = 0
 

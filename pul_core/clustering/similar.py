@@ -1,0 +1,32 @@
+"""Similar clusters: those that may show the same person, so that fine-tuning should not push them apart."""
+
+import numpy as np
+
+from pul_core.arrays import Features, Ints
+from pul_core.clustering.neighbours import nearest_neighbours
+
+
+def similar_clusters(centres: Features, num_similar: int, *, device: str = "cpu") -> Ints:
+    """Return the pairs of clusters whose centres are among each other's nearest centres.
+
+    Clustering often splits a person, mostly along cameras. The pieces become classes of their own, which a softmax over all classes would
+    push apart. `pul_core.learning.training.train` leaves the clusters of these pairs out of each other's softmax.
+
+    Args:
+        centres: (k, d) feature of each cluster's centre, not zero.
+        num_similar: number of nearest centres, N, the centre itself not included.
+        device: where the centres are compared.
+
+    Returns:
+        (p, 2) pairs in ascending order, each in both directions; at most N of a cluster.
+
+    Source: ours, after Huynh et al. 2022 (false negative elimination), who leave similar images out of a contrastive loss.
+
+    Example:
+        >>> similar_clusters(np.array([[1, 0], [0, 1], [1, 0.1], [0.5, 1]], np.float32), 1).tolist()
+        [[0, 2], [1, 3], [2, 0], [3, 1]]
+    """
+    nearest = nearest_neighbours(centres, num_similar + 1, device=device).nearest[:, 1:]  # (k, N)
+    is_mutual = (nearest[nearest] == np.arange(len(centres))[:, None, None]).any(2)
+    pairs = np.stack((np.nonzero(is_mutual)[0], nearest[is_mutual]), axis=1)
+    return pairs[np.lexsort(pairs.T[::-1])]
