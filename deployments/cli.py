@@ -277,7 +277,7 @@ def evaluate_command(
         "machine": {"device": device, "threads": threads},
         "seed": seed,
     }
-    with display("evaluate", verbose=verbose):
+    with display("evaluate", verbose=verbose) as screen:
         with activity("check the data"):
             from tasks.preflight import validate_evaluation
 
@@ -285,7 +285,7 @@ def evaluate_command(
         with activity("start Prefect"):
             from flows.evaluate import evaluate_model
 
-            prepare_flow_run()
+            prepare_flow_run(only_warnings=not (verbose or screen.log))
         scores = evaluate_model(**parameters)
     typer.echo(json.dumps(scores, indent=2) if as_json else _scores_text(scores))
 

@@ -40,11 +40,11 @@ def promote_command(
     pul promote amber-fox --reason "the old model does not know the new cameras"
     """  # noqa: D301 \b keeps the lines of the examples
     parameters: dict[str, Any] = {"run": run, "reason": reason, "machine": {"device": device, "threads": threads}}
-    with display("promote", verbose=verbose):
+    with display("promote", verbose=verbose) as screen:
         with activity("start Prefect and MLflow"):
             from flows.promote import promote_model
 
-            prepare_flow_run()
+            prepare_flow_run(only_warnings=not (verbose or screen.log))
         promotion = promote_model(**parameters)
     typer.echo(json.dumps(promotion, indent=2) if as_json else _promotion_text(promotion))
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -208,3 +209,23 @@ def test_a_run_without_a_server_prints_its_results(pul, tiny_pair, tiny_options,
     assert all(0 <= row["rank_1"] <= 1 and 0 <= row["mAP"] <= 1 for row in results["iterations"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [".pul"], "everything lies below .pul"
     assert "Traceback" not in done.stderr
+    assert "Task run 'fine-tune-1' - Finished in state Completed()" in done.stderr, "a run prints its progress"
+    for arguments in (["report"], ["promote"], ["evaluate", results["run"], str(tiny_pair[1]), "--threads", "1"]):
+        done = pul(*arguments)
+        assert (done.returncode, done.stderr) == (0, ""), f"{arguments[0]} prints its result and nothing else"
+        assert done.stdout.strip()
+
+
+def test_a_command_that_prints_a_result_hides_the_log_unless_its_level_is_set(pul_here, monkeypatch):
+    """Prefect's handler is that of the terminal; its server has a handler of its own, which receives everything."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    from deployments.errors import print_only_warnings
+
+    (handler,) = (handler for handler in logging.getLogger().handlers if isinstance(handler, PrefectConsoleHandler))
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "INFO")
+    print_only_warnings()
+    assert handler.level == logging.NOTSET
+    monkeypatch.delenv("PREFECT_LOGGING_LEVEL")
+    print_only_warnings()
+    assert handler.level == logging.WARNING
