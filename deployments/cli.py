@@ -19,6 +19,10 @@ from deployments.arguments import (
     Pattern,
     Size,
     Source,
+    SourceLayout,
+    SourcePattern,
+    TargetLayout,
+    TargetPattern,
     Threads,
     Verbose,
     Weights,
@@ -114,16 +118,10 @@ def run_command(
         ),
     ] = None,
     source: Source = None,
-    target_layout: Annotated[str | None, typer.Option(help="The layout of the target; detected by default (docs/data.md).")] = None,
-    source_layout: Annotated[
-        str | None, typer.Option(help="The layout of the source, e.g. folder-per-identity; detected by default.")
-    ] = None,
-    target_pattern: Annotated[
-        str | None, typer.Option(help="A regular expression for the target's file names, e.g. '(?P<camera>c\\d+)_'.")
-    ] = None,
-    source_pattern: Annotated[
-        str | None, typer.Option(help="A regular expression for the source's file names, e.g. '(?P<identity>[^/]+)/(?P<camera>c\\d+)_'.")
-    ] = None,
+    target_layout: TargetLayout = None,
+    source_layout: SourceLayout = None,
+    target_pattern: TargetPattern = None,
+    source_pattern: SourcePattern = None,
     original_model: OriginalModel = None,
     recipe: Annotated[
         str | None,
