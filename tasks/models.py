@@ -30,6 +30,7 @@ from tasks.engine.status import activity
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Plan
 from tasks.store.home import user_path
+from tasks.store.hub import ADVICE
 from tasks.store.licences import UNKNOWN, Licence, licence_in, with_licence
 from tasks.store.model_file import ModelConfig, read_model, write_model
 from tasks.store.runs import find_run_folder
@@ -64,8 +65,7 @@ def initial_model(model: Model, *, seed: int) -> Artifact:
                 module = build_backbone(**architecture(model), pretrained=True)
         except (OSError, RuntimeError) as error:
             raise DataError(
-                f"ImageNet weights of {backbone} cannot be fetched ({type(error).__name__}): give a local file with --weights FILE, "
-                "or use --backbone mobilenetv2_100 --weights imagenet-packaged"
+                f"ImageNet weights of {backbone} cannot be fetched ({type(error).__name__}): {ADVICE}"
             ) from error
     else:
         module = build_backbone(**architecture(model), seed=seed, initialise=weights == "random")
