@@ -23,9 +23,7 @@ Source = Annotated[
 ]
 TargetLayout = Annotated[str | None, typer.Option(help="The layout of the target; detected by default (docs/data.md).")]
 SourceLayout = Annotated[str | None, typer.Option(help="The layout of the source, e.g. folder-per-identity; detected by default.")]
-TargetPattern = Annotated[
-    str | None, typer.Option(help="A regular expression for the target's file names, e.g. '(?P<camera>c\\d+)_'.")
-]
+TargetPattern = Annotated[str | None, typer.Option(help="A regular expression for the target's file names, e.g. '(?P<camera>c\\d+)_'.")]
 SourcePattern = Annotated[
     str | None, typer.Option(help="A regular expression for the source's file names, e.g. '(?P<identity>[^/]+)/(?P<camera>c\\d+)_'.")
 ]

@@ -125,7 +125,9 @@ def run_command(
     original_model: OriginalModel = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Default values: auto (default; modern if two cameras are known, else paper), modern, paper or released-code."),
+        typer.Option(
+            help="Default values: auto (default: modern with two known cameras and enough images, or paper), modern, paper, released-code."
+        ),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model name; default resnet50. On a CPU: mobilenetv2_100.")] = None,
     weights: Weights = None,
@@ -372,8 +374,8 @@ def _print_estimate(parameters: dict[str, Any], *, verbose: bool) -> None:
     """Estimate a run, and say what is being done, because timing a large network takes minutes."""
     with display("dry-run", verbose=verbose) as screen:
         with activity("check the data"):
+            from tasks.hub import check_hub
             from tasks.preflight import estimate_run, validate_run
-            from tasks.store.hub import check_hub
 
             run = validate_run(parameters)
         network = run.plan.model

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pul_core.errors import UserError
+from tasks.store.config import unknown_parameter
 from tasks.store.home import home
 
 DISK_REMEDIES = {
@@ -111,7 +112,7 @@ def _problem(problem: ErrorDetails) -> str:
     """Return what is wrong with a parameter, according to pydantic."""
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        return f"there is no parameter {place}: see docs/parameters.md"
+        return unknown_parameter(place)
     return f"{place}: {problem['msg']}, got {problem['input']!r:.80}"
 
 

@@ -60,7 +60,9 @@ def _health_text(health: dict[str, Any]) -> str:
     lines += [f"running  {name}" for name in health["running"]]
     lines += [f"lost     {name}: its process no longer exists; pul resume {name} continues it" for name in health["lost"]]
     interrupted = list(health["interrupted"].items())
-    lines += [f"{status:8} {name}: pul resume {name} continues it, or pul purge {name} deletes it" for name, status in interrupted[:MAX_LISTED]]
+    lines += [
+        f"{status:8} {name}: pul resume {name} continues it, or pul purge {name} deletes it" for name, status in interrupted[:MAX_LISTED]
+    ]
     if (more := len(interrupted) - MAX_LISTED) > 0:
         lines.append(f"         {more} more runs failed or were killed: pul results --list")
     if unfinished := len(health["unfinished_steps"]):

@@ -262,7 +262,9 @@ def add_counts(counts: Sequence[Counts], names: Sequence[str]) -> Counts:
     """
     unlabelled = [name for source, name in zip(counts, names, strict=True) if source.identities == 0]
     if unlabelled and len(counts) > 1:
-        raise DataError(f"source {unlabelled[0]} has no identities to train on: state its --source-layout or --source-pattern, or leave it out")
+        raise DataError(
+            f"source {unlabelled[0]} has no identities to train on: state its --source-layout or --source-pattern, or leave it out"
+        )
     splits = {split: sum(source.splits.get(split, 0) for source in counts) for source in counts for split in source.splits}
     problems = sum((Counter(source.problems) for source in counts), Counter[str]())
     return Counts(splits=splits, identities=sum(source.identities for source in counts), problems=problems)
@@ -392,7 +394,9 @@ def _log_findings(role: str, level: int, findings: Iterable[Finding]) -> None:
     for finding in findings:
         examples = f" ({', '.join(map(ascii, finding.examples))})" if finding.examples else ""
         finding_level = logging.INFO if finding.severity == "info" else level
-        step_logger().log(finding_level, "%s: %s, %s%s: %s", role, finding.code, f"{finding.count:,}", examples, with_role(finding.advice, role))
+        step_logger().log(
+            finding_level, "%s: %s, %s%s: %s", role, finding.code, f"{finding.count:,}", examples, with_role(finding.advice, role)
+        )
 
 
 def count_usable(images: ImageSet) -> Counts:

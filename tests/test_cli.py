@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 from pul_core.errors import DataError
-from tasks.store.hub import check_hub
+from tasks.hub import check_hub
 
 PUL = Path(sys.executable).with_name("pul")
 
@@ -74,12 +74,17 @@ def test_the_help_shows_every_example_on_a_line_of_its_own(pul_here, capsys, com
         (["run", "--target", "{target}", "--source", "{source}", "--size", "big"], ["--size", "256x128"]),
         (["run", "--target", "{target}", "--source", "{source}", "--set", "x"], ["--set"]),
         (["run", "--target", "{target}", "--source", "{source}", "--set", "nonsense.epochs=2"], ["no parameter 'nonsense'"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--set", "fine_tuning.epoch=3"], ["similar ones are fine_tuning.epochs"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--set", "fine_tunning.epochs=3"], ["similar ones are fine_tuning "]),
         (
             ["run", "--target", "{target}", "--source", "{source}", "--target-layout", "best"],
             ["unknown layout 'best'", "folder-per-identity"],
         ),
         (["run", "--target", "{target}", "--source", "{source}", "--source-pattern", "(?P<who>.)"], ["named groups", "identity"]),
-        (["run", "--target", "{target}", "--source", "{source}", "--source-layout", "folder"], ["0 identities", "state --source-layout folder-per-identity"]),
+        (
+            ["run", "--target", "{target}", "--source", "{source}", "--source-layout", "folder"],
+            ["0 identities", "state --source-layout folder-per-identity"],
+        ),
         (["run", "--target", "{target}", "--source", "{source}", "--target-layout", "pattern"], ["--target-pattern '(?P<camera>"]),
         (["sweep", "--target", "{target}", "--source", "{source}", "--source-layout", "pattern"], ["--source-pattern '(?P<camera>"]),
         (["embed", "{weights}", "{target}", "--layout", "pattern", "--out", "f.parquet"], ["--pattern '(?P<camera>"]),

@@ -64,7 +64,7 @@ def read_layout(root: str | Path, layout: str | None = None, pattern: str | None
         first = next(images, None)
     except FileNotFoundError as error:
         raise DataError(
-            f"{location} has no {Path(error.filename).name}, which layout {layout} requires: give the folder that has it, or another --layout"
+            f"{location} has no {Path(error.filename).name}, which layout {layout} requires: give the folder with it, or another --layout"
         ) from error
     if first is None:
         raise DataError(f"{location} holds no images ({', '.join(IMAGE_SUFFIXES)}): {_no_images_advice(Path(location), layout)}")

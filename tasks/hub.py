@@ -11,10 +11,10 @@ from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
 from pul_core.errors import DataError
 from pul_core.learning.backbone import imagenet_config
+from tasks.models import ADVICE
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # the names under which timm looks for weights in a repository of the hub
 TIMEOUT_SECONDS = 10
-ADVICE = "give a local file with --weights FILE, or use --backbone mobilenetv2_100 --weights imagenet-packaged"
 
 
 def check_hub(backbone: str) -> None:
