@@ -21,6 +21,12 @@ Source = Annotated[
     list[str] | None,
     typer.Option(parser=absolute_path, metavar="PATH", help="Labelled images to train the original model on; repeatable."),
 ]
+TargetLayout = Annotated[str | None, typer.Option(help="The layout of the target; detected by default (docs/data.md).")]
+SourceLayout = Annotated[str | None, typer.Option(help="The layout of the source, e.g. folder-per-identity; detected by default.")]
+TargetPattern = Annotated[str | None, typer.Option(help="A regular expression for the target's file names, e.g. '(?P<camera>c\\d+)_'.")]
+SourcePattern = Annotated[
+    str | None, typer.Option(help="A regular expression for the source's file names, e.g. '(?P<identity>[^/]+)/(?P<camera>c\\d+)_'.")
+]
 OriginalModel = Annotated[
     str | None,
     typer.Option(parser=absolute_path, metavar="MODEL", help="Instead of --source: a model file, or the name of an earlier run."),

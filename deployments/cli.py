@@ -19,6 +19,10 @@ from deployments.arguments import (
     Pattern,
     Size,
     Source,
+    SourceLayout,
+    SourcePattern,
+    TargetLayout,
+    TargetPattern,
     Threads,
     Verbose,
     Weights,
@@ -114,20 +118,16 @@ def run_command(
         ),
     ] = None,
     source: Source = None,
-    target_layout: Annotated[str | None, typer.Option(help="The layout of the target; detected by default (docs/data.md).")] = None,
-    source_layout: Annotated[
-        str | None, typer.Option(help="The layout of the source, e.g. folder-per-identity; detected by default.")
-    ] = None,
-    target_pattern: Annotated[
-        str | None, typer.Option(help="A regular expression for the target's file names, e.g. '(?P<camera>c\\d+)_'.")
-    ] = None,
-    source_pattern: Annotated[
-        str | None, typer.Option(help="A regular expression for the source's file names, e.g. '(?P<identity>[^/]+)/(?P<camera>c\\d+)_'.")
-    ] = None,
+    target_layout: TargetLayout = None,
+    source_layout: SourceLayout = None,
+    target_pattern: TargetPattern = None,
+    source_pattern: SourcePattern = None,
     original_model: OriginalModel = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Default values: auto (default; modern if two cameras are known, else paper), modern, paper or released-code."),
+        typer.Option(
+            help="Default values: auto (default: modern with two known cameras and enough images, or paper), modern, paper, released-code."
+        ),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model name; default resnet50. On a CPU: mobilenetv2_100.")] = None,
     weights: Weights = None,
@@ -189,7 +189,7 @@ def run_command(
     if "target" not in parameters:
         raise UserError("a run needs a target: --target DIR, the folder of the unlabelled images")
     if dry_run:
-        _print_estimate(parameters)
+        _print_estimate(parameters, verbose=verbose)
     else:
         _run("run", lambda: parameters, verbose=verbose)
 
@@ -217,12 +217,30 @@ def resume_command(
 @app.command("results")
 def results_command(
     run: Annotated[str | None, typer.Argument(help="The id or unique name of a run; default the newest one.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object per iteration, scores as fractions.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List all runs instead, with the results of their last iterations.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: one object per iteration, or with --list per run; scores as fractions.")
+    ] = False,
 ) -> None:
-    """Show the iterations of a run."""
-    from tasks.tracking.results import read_results
+    """Show the iterations of a run, or list all runs.
+
+    \b
+    pul results
+    pul results amber-fox
+    pul results --list
+    """  # noqa: D301 \b keeps the lines of the examples
+    from tasks.tracking.results import list_runs, read_results, run_id_of
 
     quieten()
+    if list_:
+        from tasks.operations.lost_runs import lost_runs
+
+        if run is not None:
+            raise UserError(f"--list shows all runs, but run {run!r} was given: leave one of them out")
+        lost = {run_id_of(lost_run) for lost_run in lost_runs()}
+        runs = [row | {"status": "lost"} if row["run"] in lost else row for row in list_runs()]
+        typer.echo(json.dumps(runs, indent=2) if as_json else _runs_text(runs))
+        return
     results = read_results(run)
     typer.echo(json.dumps(results, indent=2) if as_json else _results_text(results))
 
@@ -277,7 +295,7 @@ def evaluate_command(
         "machine": {"device": device, "threads": threads},
         "seed": seed,
     }
-    with display("evaluate", verbose=verbose):
+    with display("evaluate", verbose=verbose) as screen:
         with activity("check the data"):
             from tasks.preflight import validate_evaluation
 
@@ -285,7 +303,7 @@ def evaluate_command(
         with activity("start Prefect"):
             from flows.evaluate import evaluate_model
 
-            prepare_flow_run()
+            prepare_flow_run(only_warnings=not (verbose or screen.log))
         scores = evaluate_model(**parameters)
     typer.echo(json.dumps(scores, indent=2) if as_json else _scores_text(scores))
 
@@ -314,12 +332,12 @@ def _run(command: str, read_parameters: Callable[[], dict[str, Any]], *, verbose
         typer.echo(f"stopped{': pul resume continues the run' if status.run else ''}", err=True)
         raise
     typer.echo(f"\n{_results_text(results)}")
-    evaluate = f"pul evaluate {results['run']} DATA"
+    report, export = f"pul report {results['run']}", f"pul export {results['run']} --format onnx"
     lines = [
         *([f"log {screen.log}"] if screen.log else []),
         "next:",
-        f"  {evaluate}  # score the model on a labelled data set",
-        f"  {'pul up':<{len(evaluate)}}  # see the run in Prefect and MLflow",
+        f"  {report:<{len(export)}}  # curves, clusters and warning signs, in one HTML file",
+        f"  {export}  # the model for other programs",
     ]
     typer.echo("\n".join(lines), err=True)
 
@@ -352,12 +370,22 @@ def _run_summary(run: "ValidatedRun") -> str:
     return "\n".join([summary, *(f"warning: {warning}" for warning in warnings)])
 
 
-def _print_estimate(parameters: dict[str, Any]) -> None:
-    from tasks.preflight import estimate_run, validate_run
+def _print_estimate(parameters: dict[str, Any], *, verbose: bool) -> None:
+    """Estimate a run, and say what is being done, because timing a large network takes minutes."""
+    with display("dry-run", verbose=verbose) as screen:
+        with activity("check the data"):
+            from tasks.hub import check_hub
+            from tasks.preflight import estimate_run, validate_run
 
-    run = validate_run(parameters)
+            run = validate_run(parameters)
+        network = run.plan.model
+        if run.plan.source and network.weights == "imagenet":
+            with activity(f"look for the ImageNet weights of {network.backbone} on timm's hub"):
+                check_hub(network.backbone)
+        screen.say(f"timing {network.backbone} on a few batches of noise, which may take minutes without a GPU ...")
+        with activity(f"time {network.backbone}"):
+            estimate = estimate_run(run)
     typer.echo(_run_summary(run))
-    estimate = estimate_run(run)
     iterations = run.plan.stopping.max_iterations
     seconds = estimate.pretrain_seconds + iterations * estimate.iteration_seconds
     disk_bytes = estimate.disk_bytes + iterations * estimate.disk_bytes_per_iteration
@@ -379,6 +407,18 @@ def _results_text(results: dict[str, Any]) -> str:
     stopped = f", stopped: {reason}\n{EXPLANATIONS[reason]}" if reason else ""
     resume = f": pul resume {results['run']} continues it" if results["status"] in ("failed", "killed") else ""
     return f"{table}\nrun {results['run']}, {results['status']}{stopped}{resume}"
+
+
+def _runs_text(runs: list[dict[str, Any]]) -> str:
+    rows = [
+        [
+            *(str(run[name] or "-") for name in ("run", "started", "recipe", "experiment", "status")),
+            *(format_metric(name, run[name]) for name in ("iterations", "reliable_set_size", "rank_1", "mAP")),
+        ]
+        for run in runs
+    ]
+    text = ["run", "started", "recipe", "source to target", "state"]
+    return render_table([*text, "iterations", "reliable", "rank-1", "mAP"], rows, left=text)
 
 
 def _scores_text(scores: dict[str, Any]) -> str:

@@ -54,6 +54,7 @@ def check_command(
     typer.echo(json.dumps(report.model_dump(), indent=2) if as_json else _report_text(report))
     if sheet and images:
         write_sheet(images, sheet)
+        typer.echo(f"contact sheet  {sheet}", err=as_json)
     raise typer.Exit(EXIT_CODES[report.verdict])
 
 

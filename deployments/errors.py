@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pul_core.errors import UserError
+from tasks.store.config import unknown_parameter
 from tasks.store.home import home
 
 DISK_REMEDIES = {
@@ -111,7 +112,7 @@ def _problem(problem: ErrorDetails) -> str:
     """Return what is wrong with a parameter, according to pydantic."""
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        return f"there is no parameter {place}: see docs/parameters.md"
+        return unknown_parameter(place)
     return f"{place}: {problem['msg']}, got {problem['input']!r:.80}"
 
 
@@ -174,10 +175,30 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
     if debugging():
         return
+    for name in ("EventsWorker", "APILogWorker"):  # when the process ends, they count what they have not sent yet
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of each error that it also raises
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_shorten_user_error)
-    for handler in logging.getLogger().handlers:
-        on_terminal = isinstance(handler, _imported("prefect.logging.handlers", "PrefectConsoleHandler"))
-        if on_terminal and handler.formatter and not isinstance(handler.formatter, _WithoutTraceback):
+    for handler in _console_handlers():
+        if handler.formatter and not isinstance(handler.formatter, _WithoutTraceback):
             handler.setFormatter(_WithoutTraceback(handler.formatter))
+
+
+def print_only_warnings() -> None:
+    """Print only the warnings and errors of the log, until the process ends; Prefect's server still receives all of it.
+
+    This is for commands that print a result. It has no effect if the user has set the level, with PREFECT_LOGGING_LEVEL or ``--debug``.
+    """
+    if not debugging() and "PREFECT_LOGGING_LEVEL" not in os.environ:
+        for handler in _console_handlers():
+            handler.setLevel(logging.WARNING)
+
+
+def _console_handlers() -> list[logging.Handler]:
+    """Return Prefect's handlers of the terminal, which print the records of all loggers."""
+    return [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, _imported("prefect.logging.handlers", "PrefectConsoleHandler"))
+    ]

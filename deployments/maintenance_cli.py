@@ -14,17 +14,18 @@ from deployments.errors import quieten
 from deployments.servers import server_answers
 from pul_core.errors import UserError
 from tasks.store.home import artifact_root, home
+from tasks.store.runs import MAX_LISTED
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Report lost runs, damaged files and free disk space.
+    """Report lost and interrupted runs, damaged files and free disk space.
 
-    The exit code is 1 if something requires attention.
+    The exit code is 1 if something requires attention; a run that failed or was killed, and can be resumed, does not.
     """
     from tasks.engine.compute import available_devices, nvidia_problem
     from tasks.operations.housekeeping import find_damage, sizes
     from tasks.operations.lost_runs import lost_runs, running_runs
-    from tasks.tracking.results import run_id_of
+    from tasks.tracking.results import interrupted_runs, run_id_of
 
     quieten()
     url = active_server()
@@ -39,11 +40,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         "server_answers": url is not None and server_answers(f"{url}/health", patience=15),
         "running": running_runs(),
         "lost": lost,
+        "interrupted": interrupted_runs(),
         "unfinished_steps": sorted(path.name for path in home().glob("checkpoints/*")),
         "damaged": [f"{damage.path} {damage.problem}" for damage in find_damage()],
     }
     healthy = not (lost or health["damaged"] or (url and not health["server_answers"]))
-    typer.echo(json.dumps(health, indent=2) if as_json else _health_text(health) + ("\nnothing requires attention" if healthy else ""))
+    verdict = f"\nnothing {'else ' if health['interrupted'] else ''}requires attention" if healthy else ""
+    typer.echo(json.dumps(health, indent=2) if as_json else _health_text(health) + verdict)
     if not healthy:
         raise typer.Exit(1)
 
@@ -56,6 +59,12 @@ def _health_text(health: dict[str, Any]) -> str:
         lines.append(f"server   {health['server']}" + ("" if health["server_answers"] else " does not answer: start pul up again"))
     lines += [f"running  {name}" for name in health["running"]]
     lines += [f"lost     {name}: its process no longer exists; pul resume {name} continues it" for name in health["lost"]]
+    interrupted = list(health["interrupted"].items())
+    lines += [
+        f"{status:8} {name}: pul resume {name} continues it, or pul purge {name} deletes it" for name, status in interrupted[:MAX_LISTED]
+    ]
+    if (more := len(interrupted) - MAX_LISTED) > 0:
+        lines.append(f"         {more} more runs failed or were killed: pul results --list")
     if unfinished := len(health["unfinished_steps"]):
         lines.append(f"steps    {unfinished} unfinished; they continue when their run is resumed, and pul gc removes those no run needs")
     lines += [f"damaged  {damage}; pul resume, or the same run again, writes it again" for damage in health["damaged"]]

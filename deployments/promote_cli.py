@@ -7,6 +7,7 @@ import typer
 
 from deployments.arguments import Device, Threads, Verbose
 from deployments.display import display
+from deployments.errors import quieten
 from deployments.servers import prepare_flow_run
 from deployments.tables import format_metric, render_table
 from tasks.engine.status import activity
@@ -33,24 +34,36 @@ def promote_command(
     """Make a run's model the champion, the model in use.
 
     Moves the alias champion of MLflow's registered model. Both models are compared on the same images; a model with lower scores requires
-    a reason. Nothing is trained.
+    a reason. Nothing is trained, and nothing is done if the model is the champion already.
 
     \b
     pul promote amber-fox
     pul promote amber-fox --reason "the old model does not know the new cameras"
     """  # noqa: D301 \b keeps the lines of the examples
     parameters: dict[str, Any] = {"run": run, "reason": reason, "machine": {"device": device, "threads": threads}}
-    with display("promote", verbose=verbose):
-        with activity("start Prefect and MLflow"):
-            from flows.promote import promote_model
+    with display("promote", verbose=verbose) as screen:
+        with activity("find the champion"):
+            from tasks.tracking.registry import compare_with_champion
 
-            prepare_flow_run()
-        promotion = promote_model(**parameters)
+            quieten()
+            known = compare_with_champion(run)
+        if known.is_champion:
+            promotion = known.facts(reason)
+        else:
+            with activity("start Prefect and MLflow"):
+                from flows.promote import promote_model
+
+                prepare_flow_run(only_warnings=not (verbose or screen.log))
+            promotion = promote_model(**parameters)
     typer.echo(json.dumps(promotion, indent=2) if as_json else _promotion_text(promotion))
 
 
 def _promotion_text(promotion: dict[str, Any]) -> str:
     candidate, champion = promotion["candidate"], promotion["champion_before"]
+    if not promotion["promoted"]:
+        return (
+            f"run {candidate['run']} is already the champion of {promotion['model']}, version {candidate['version']}: nothing was changed"
+        )
     models = [model for model in (candidate, champion) if model]
     rows = [
         [title, *(format_metric(name, model[name]) for model in models)]
@@ -63,5 +76,4 @@ def _promotion_text(promotion: dict[str, Any]) -> str:
     if candidate["rank_1"] is None:
         lines.append("the target has no labels: accuracy is not known, and the other measures do not rank models")
     lines += [f"against it: {objection}" for objection in promotion["against"]]
-    state = "is now" if promotion["promoted"] else "was already"
-    return "\n".join([*lines, f"version {candidate['version']} of {promotion['model']} {state} the champion"])
+    return "\n".join([*lines, f"version {candidate['version']} of {promotion['model']} is now the champion"])

@@ -94,14 +94,14 @@ def _output(out: Path | None, run_ids: list[str]) -> Path:
 
 
 def _publish(read: "list[RunData]", file: Path, page: str) -> None:
-    """Write, log and link a report; a report that cannot be linked is still there."""
+    """Write, log and link a report, and print where it is; a report that cannot be linked is still there."""
     from tasks.report.publish import link_report, log_report, write_report
 
     write_report(file, page)
     log_report(read, file, page)
-    typer.echo(f"{file}  ({len(page) / 1e6:.1f} MB)")
     try:
-        prepare_flow_run()
+        prepare_flow_run(only_warnings=True)
         link_report(read, file)
     except Exception as error:
         typer.echo(f"the report is not linked from Prefect: {user_message(error) or type(error).__name__}", err=True)
+    typer.echo(f"{file}  ({len(page) / 1e6:.1f} MB)")

@@ -22,7 +22,7 @@ import psutil
 
 from deployments.access import Access, UpError, check_authentication, http_status, read_access, server_environment
 from deployments.environment import active_server, bypass_proxy, up_is_running, up_lock, use_server
-from deployments.errors import quieten
+from deployments.errors import print_only_warnings, quieten
 from pul_core.errors import UserError
 from tasks.store.home import UI_URL_FILE, WORKING_FOLDER, home
 
@@ -128,8 +128,11 @@ def _start_services(
     check_authentication("MLflow", mlflow_url, access.mlflow)
 
 
-def prepare_flow_run() -> None:
+def prepare_flow_run(*, only_warnings: bool = False) -> None:
     """Prepare this process for a flow run: select the server of `pul up` if it runs, handle SIGTERM, and quieten the libraries.
+
+    Args:
+        only_warnings: print only the warnings and errors of the log, so that nothing else surrounds the result of the command.
 
     Raises:
         UserError: the server requires a password, or the one that PREFECT_API_URL names does not answer.
@@ -148,6 +151,8 @@ def prepare_flow_run() -> None:
     logging.captureWarnings(True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     quieten()
+    if only_warnings:
+        print_only_warnings()
     _start_temporary_server()
 
 

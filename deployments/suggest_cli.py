@@ -43,7 +43,7 @@ def suggest_command(
         **parse_size(size),
         "machine": {"device": device, "threads": threads},
     }
-    with display("suggest", verbose=verbose):
+    with display("suggest", verbose=verbose) as screen:
         with activity("check the data"):
             from tasks.preflight import validate_suggestion
 
@@ -51,7 +51,7 @@ def suggest_command(
         with activity("start Prefect"):
             from flows.suggest import suggest_clusters
 
-            prepare_flow_run()
+            prepare_flow_run(only_warnings=not (verbose or screen.log))
         suggestion = suggest_clusters(**parameters)
     typer.echo(json.dumps(suggestion, indent=2) if as_json else _suggestion_text(suggestion))
 

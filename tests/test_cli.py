@@ -2,13 +2,21 @@
 
 import itertools
 import json
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
+
+from pul_core.errors import DataError
+from tasks.hub import check_hub
 
 PUL = Path(sys.executable).with_name("pul")
 
@@ -66,12 +74,20 @@ def test_the_help_shows_every_example_on_a_line_of_its_own(pul_here, capsys, com
         (["run", "--target", "{target}", "--source", "{source}", "--size", "big"], ["--size", "256x128"]),
         (["run", "--target", "{target}", "--source", "{source}", "--set", "x"], ["--set"]),
         (["run", "--target", "{target}", "--source", "{source}", "--set", "nonsense.epochs=2"], ["no parameter 'nonsense'"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--set", "fine_tuning.epoch=3"], ["similar ones are fine_tuning.epochs"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--set", "fine_tunning.epochs=3"], ["similar ones are fine_tuning "]),
         (
             ["run", "--target", "{target}", "--source", "{source}", "--target-layout", "best"],
             ["unknown layout 'best'", "folder-per-identity"],
         ),
         (["run", "--target", "{target}", "--source", "{source}", "--source-pattern", "(?P<who>.)"], ["named groups", "identity"]),
-        (["run", "--target", "{target}", "--source", "{source}", "--source-layout", "folder"], ["0 identities", "state the layout"]),
+        (
+            ["run", "--target", "{target}", "--source", "{source}", "--source-layout", "folder"],
+            ["0 identities", "state --source-layout folder-per-identity"],
+        ),
+        (["run", "--target", "{target}", "--source", "{source}", "--target-layout", "pattern"], ["--target-pattern '(?P<camera>"]),
+        (["sweep", "--target", "{target}", "--source", "{source}", "--source-layout", "pattern"], ["--source-pattern '(?P<camera>"]),
+        (["embed", "{weights}", "{target}", "--layout", "pattern", "--out", "f.parquet"], ["--pattern '(?P<camera>"]),
         (["run", "--nonsense"], ["No such option: --nonsense", "pul run --help"]),
         (["nonsense"], ["No such command 'nonsense'", "pul --help"]),
         (["run", "--seed", "first"], ["--seed", "valid integer"]),
@@ -173,11 +189,73 @@ def test_results_of_an_interrupted_run_say_how_to_continue(status, hint):
 def test_a_dry_run_estimates_and_does_nothing(pul_here, home, tiny_pair, capsys):
     options = ["--backbone", "test_resnet", "--weights", "random", "--size", "64x32", "--threads", "1", "--dry-run"]
     assert pul_here("run", "--source", tiny_pair[0], "--target", tiny_pair[1], *options) == 0
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert "timing test_resnet on a few batches of noise" in said
     assert "36 source images of 6 people -> 36 target images" in printed
     for word in ("source training", "an iteration", "disk", "memory"):
         assert word in printed
     assert not (home / "runs").exists()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """An HTTP server in place of the hub, with an empty cache: a function sets the status of each file; the paths that were requested."""
+    statuses, requested = {}, []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            requested.append(self.path)
+            self.send_response(statuses.get(Path(self.path).name, 404))
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield statuses, requested
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "problem"),
+    [
+        ({"model.safetensors": 200}, None),
+        ({"pytorch_model.bin": 200}, None),
+        ({}, "Not Found"),
+        ({"model.safetensors": 503, "pytorch_model.bin": 200}, "Service Unavailable"),
+    ],
+)
+def test_the_hub_has_the_weights_of_a_backbone_or_the_reason_is_stated(hub, statuses, problem):
+    """They are not downloaded: the server knows no request but HEAD."""
+    hub[0].update(statuses)
+    if problem:
+        with pytest.raises(DataError, match=f"weights of resnet50 cannot be fetched .*: {problem}.*--weights FILE"):
+            check_hub("resnet50")
+    else:
+        check_hub("resnet50")
+    assert hub[1][0] == "/timm/resnet50.tv_in1k/resolve/main/model.safetensors"
+
+
+def test_weights_in_the_cache_need_no_hub(hub, tmp_path):
+    folder = tmp_path / "hub" / "models--timm--resnet50.tv_in1k"
+    (folder / "snapshots" / "a").mkdir(parents=True)
+    (folder / "snapshots" / "a" / "model.safetensors").touch()
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a")
+    check_hub("resnet50")
+    assert not hub[1]
+
+
+def test_a_dry_run_without_the_hub_ends_before_the_estimate(pul_here, tiny_pair, monkeypatch, free_port, capsys):
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"http://127.0.0.1:{free_port()}/{{repo_id}}{{revision}}{{filename}}")
+    options = ["--backbone", "resnet18.a1_in1k", "--size", "64x32", "--dry-run"]
+    message = pul_here("run", "--source", tiny_pair[0], "--target", tiny_pair[1], *options)
+    assert re.fullmatch(r"pul: ImageNet weights of resnet18.a1_in1k cannot be fetched \(127.0.0.1:\d+: .*refused\): .*", message)
+    assert not capsys.readouterr().out
 
 
 def test_a_dry_sweep_lists_its_runs_and_does_nothing(pul_here, home, tiny_pair, capsys, table_of):
@@ -208,3 +286,25 @@ def test_a_run_without_a_server_prints_its_results(pul, tiny_pair, tiny_options,
     assert all(0 <= row["rank_1"] <= 1 and 0 <= row["mAP"] <= 1 for row in results["iterations"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [".pul"], "everything lies below .pul"
     assert "Traceback" not in done.stderr
+    hint = [line.split("  #")[0].split() for line in done.stderr.split("next:\n")[1].splitlines()[:2]]
+    name = results["run"]
+    assert hint == [["pul", "report", name], ["pul", "export", name, "--format", "onnx"]]
+    assert "Task run 'fine-tune-1' - Finished in state Completed()" in done.stderr, "a run prints its progress"
+    done = pul("evaluate", results["run"], str(tiny_pair[1]), "--threads", "1")
+    assert (done.returncode, done.stderr) == (0, ""), "a command whose output is a result prints nothing else"
+    assert done.stdout.startswith("metric ")
+
+
+def test_a_command_that_prints_a_result_hides_the_log_unless_its_level_is_set(pul_here, monkeypatch):
+    """Prefect's handler is that of the terminal; its server has a handler of its own, which receives everything."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    from deployments.errors import print_only_warnings
+
+    (handler,) = (handler for handler in logging.getLogger().handlers if isinstance(handler, PrefectConsoleHandler))
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "INFO")
+    print_only_warnings()
+    assert handler.level == logging.NOTSET
+    monkeypatch.delenv("PREFECT_LOGGING_LEVEL")
+    print_only_warnings()
+    assert handler.level == logging.WARNING

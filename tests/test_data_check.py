@@ -254,7 +254,8 @@ def test_the_contact_sheet_has_a_row_per_camera_and_is_written_only_on_request(b
     sheet = tmp_path / "sheet.png"
     root = shots(*GOOD)
     assert command(root)[0] == 0 and not sheet.exists()
-    assert command(root, "--sheet", sheet)[0] == 0
+    code, printed = command(root, "--sheet", sheet)
+    assert code == 0 and printed.splitlines()[-1] == f"contact sheet  {sheet}"
     with Image.open(sheet) as two:
         assert np.asarray(two.convert("RGB")).std() > 10
         height = two.height
@@ -461,6 +462,15 @@ def test_images_of_unknown_cameras_are_not_on_one_camera(shots):
     labels = read_table(images.labels)
     table.loc[labels["pid"].to_numpy() == 2, "camid"] = None
     assert not list(identity_findings(pa.Table.from_pandas(table), labels))
+
+
+def test_advice_about_a_pattern_is_the_complete_option_of_the_command(sound, tmp_path, caplog):
+    """Folders that look like cameras: `pul data check` has one option --pattern, and a run one for the source and one for the target."""
+    shutil.copytree(sound / "bounding_box_train", tmp_path / "crops" / "camera-1")
+    advice = "'camera-1' look like cameras, but are not used: give {} '(?P<camera>[^/]+)/'"
+    assert advice.format("--pattern") in command(tmp_path / "crops")[1]
+    check_sets([], index.fn(str(tmp_path / "crops"), "target"), resolve_plan({"target": "x", "original_model": "x"}))
+    assert advice.format("--target-pattern") in caplog.text
 
 
 NAMES = {  # of the images of a target, and the number of its known cameras

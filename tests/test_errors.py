@@ -149,7 +149,10 @@ USER_ERRORS = [
     (DamagedArtifactError("artifact x is missing"), str(DamagedArtifactError("artifact x is missing"))),
     (ParameterTypeError("Flow run received\n - seed: must be >= 0"), "Flow run received - seed: must be >= 0"),
     (validation_error(epochs="many"), "epochs: Input should be a valid integer, unable to parse string as an integer, got 'many'"),
-    (validation_error(epochs=1, epoch=2), "there is no parameter epoch: see docs/parameters.md"),
+    (
+        validation_error(epochs=1, epoch=2),
+        "there is no parameter 'epoch': similar ones are pretraining.epochs, fine_tuning.epochs (docs/parameters.md)",
+    ),
     (typer.BadParameter("it must be even"), "Invalid value: it must be even"),
 ]
 UNEXPECTED_ERRORS = [

@@ -1,6 +1,7 @@
 """Exports: files by camera and format, the parity gate, INT8, what is refused, and features of folders, in the real runtimes."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pul_core.errors import DataError, UserError
@@ -25,6 +28,7 @@ from pul_core.settings import Statistics
 from tasks.decode import decode_crop
 from tasks.engine import progress
 from tasks.export import export_run, gate, timing
+from tasks.export.by_camera import file_names
 from tasks.export.embed import embed_folder
 from tasks.export.embedder import open_model
 from tasks.export.export_run import export_model
@@ -182,6 +186,14 @@ def test_each_camera_has_a_file_that_timm_loads(run_model, statistics, crops, tm
     backbone.load_state_dict(load_file(out / "model-camera-2.safetensors"))
     expected = torch_features(BackboneOnCamera(run_model().backbone, statistics, 1).eval(), crops[0])
     np.testing.assert_allclose(torch_features(backbone.eval(), crops[0]), expected, rtol=1e-5)
+
+
+@given(st.lists(st.text() | st.sampled_from(["1", "camera-1", "Camera_1", "camera-1-2", "camera", "other-cameras", "/"]), unique=True))
+def test_every_camera_has_a_file_name_of_its_own_that_is_safe(cameras):
+    names = file_names(dict(enumerate(cameras, 1)))
+    assert list(names) == [*cameras, None] and names[None] == "model-other-cameras"
+    assert len({name.lower() for name in names.values()}) == len(names), "also where case does not matter"
+    assert all(re.fullmatch(r"model-[A-Za-z0-9_-]{1,80}", name) for name in names.values())
 
 
 def test_the_log_counts_files_and_scored_images(run_model, statistics, tmp_path, monkeypatch, caplog):

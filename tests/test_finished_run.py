@@ -1,6 +1,7 @@
 """Commands on a finished run, with the servers of `pul up`: scores by every name of a model, refusals, and the doctor."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,4 +100,5 @@ def test_its_model_is_exported_embedded_and_promoted_by_the_deployment(pul_at_fi
     done = subprocess.run(command, cwd=finished_run.folder, env={}, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert pul_at_finished_run("promote", finished_run.name) == 0
-    assert "was already the champion" in capsys.readouterr().out
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"run {finished_run.name} is already the champion of .*: nothing was changed", line)

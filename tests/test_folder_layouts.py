@@ -155,7 +155,7 @@ def test_no_name_of_a_split_is_taken_for_crops_without_a_word(stub, tmp_path, na
         _, notes = read(tmp_path)
         assert "train" in name.lower() or any("look like validation images" in note for note in notes)
         return
-    with pytest.raises(DataError, match=re.escape(f"give the training images alone ({tmp_path}/{prefix}train), or state a pattern")):
+    with pytest.raises(DataError, match=re.escape(f"give the training images alone ({tmp_path}/{prefix}train), or state a --pattern")):
         read(tmp_path)
     found, notes = read(tmp_path, "folder")  # stated
     assert len(found) == 3 and any(f"folders such as {name!r} look like {split} images" in note for note in notes)
@@ -230,7 +230,7 @@ def test_a_pattern_that_matches_a_part_says_how_many_images_are_left_out(stub, t
 def test_a_pattern_without_a_split_notes_folders_that_look_like_splits(stub, tmp_path):
     stub(tmp_path, "train/1_a.jpg", "test/2_a.jpg", "test/3_a.jpg", "query/4_a.jpg")
     _, notes = read(tmp_path, pattern=r"(?P<identity>\d)_")
-    assert sorted(notes.values()) == [1, 2] and all("a pattern with a group split" in note for note in notes)
+    assert sorted(notes.values()) == [1, 2] and all("a --pattern with a group split" in note for note in notes)
     assert not read(tmp_path, pattern=r"(?P<split>\w+)/(?P<identity>\d)_")[1]
 
 

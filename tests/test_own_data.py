@@ -106,7 +106,7 @@ def test_a_pattern_extracts_all_fields_from_a_path(stub, tmp_path):
         (r"(?P<camera>.*)\\\\a", None, "forward slashes, not backslashes"),
         ("(?P<split>a)", None, "'a' is not a split"),
         ("(?P<timestamp>a)", None, "'a' is not a time"),
-        ("(?P<camera>a)", "folder", "only be used with layout pattern"),
+        ("(?P<camera>a)", "folder", "only be used with --layout pattern"),
     ],
 )
 def test_an_invalid_pattern_is_rejected(stub, tmp_path, pattern, layout, message):

@@ -1,6 +1,7 @@
 """Candidate and champion: the aliases that finished runs and people move, with the comparison on the same data."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -56,7 +57,9 @@ def test_a_person_promotes_and_a_worse_model_requires_a_reason(run, pul_here, dr
     assert version.tags["pul.promotion_reason"] == "a trial"
     assert f"run {worse['run']}" in model.description and "## Limits" in version.description
     assert "| initial weights | none (random weights) |" in version.description
-    assert "was already the champion" in promote(worse["run"])[1]
+    code, text = promote(worse["run"], "--reason", "another")
+    assert code == 0 and re.fullmatch(rf"run {worse['run']} is already the champion of .*, version 1: nothing was changed\n", text), text
+    assert client().get_model_version_by_alias(model.name, "champion").tags["pul.promotion_reason"] == "a trial"
 
     # The target changes: scores of runs before and after are on different images, so both models are scored on those there are now.
     next(iter(sorted((target / "query").iterdir()))).unlink()

@@ -221,7 +221,7 @@ def test_cuhk03_np_extracted(stub, tmp_path):
     }
     assert labels_by_path(tmp_path) == ("cuhk03-np-detected", expected)
     (tmp_path / "images_labeled").mkdir()
-    with pytest.raises(DataError, match="state the layout, cuhk03-np-detected or cuhk03-np-labelled"):
+    with pytest.raises(DataError, match="state --layout cuhk03-np-detected or --layout cuhk03-np-labelled"):
         read_layout(tmp_path)
     assert labels_by_path(tmp_path, "cuhk03-np-detected")[1] == expected
     (tmp_path / "cuhk03_new_protocol_config_detected.mat").write_bytes(b"no MATLAB")

@@ -1,8 +1,11 @@
 """Each run has a unique id, and each pair of data sets its own experiment and registered model, whatever their names. MLflow on SQLite."""
 
 import itertools
+import json
 import re
+import socket
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.entities import Dataset, DatasetInput, InputTag
+from typer.testing import CliRunner
 
+from deployments.cli import app
 from pul_core.errors import DataError
 from tasks.models import model_file
 from tasks.operations.lost_runs import close_lost_runs, config_to_resume, running_runs
@@ -114,6 +119,43 @@ def test_every_command_refuses_a_name_of_two_runs_and_lists_their_ids(runs_home)
     assert {run_id_of(run) for run in search_all_runs("tags.`pul.kind` = 'run'")} == {second, other}
     assert len(search_all_runs("tags.`pul.kind` = 'iteration'")) == 2
     assert [command() for command in commands("baseline")] == [second] * 4, "the name is unique again"
+
+
+def test_the_list_of_runs_has_the_newest_first_with_their_last_iterations(runs_home, table_of):
+    """A run whose process is gone is lost, although MLflow has it as running."""
+    pul = CliRunner()
+    assert "there are no runs yet" in str(pul.invoke(app, ["results", "--list"]).exception)
+    gone = f"{socket.gethostname()} {2**22 + 1} 0"
+    states = {"baseline": "FINISHED", "amber-fox": "FAILED", "calm-owl": "KILLED", "red-kite": "RUNNING"}
+    ids = {}
+    for name, status in states.items():
+        ids[name] = start(runs_home, name, status=status, **{PROCESS_TAG: gone, "pul.recipe": "paper"})
+        time.sleep(0.002)  # MLflow counts milliseconds
+    last = find_run(ids["baseline"])
+    tags = {"mlflow.parentRunId": last.info.run_id, "pul.iteration": "10", "pul.kind": "iteration"}
+    nested = client().create_run(last.info.experiment_id, tags=tags)
+    for name, value in (("mAP", 0.25), ("rank_1", 0.5), ("reliable_set_size", 1200)):
+        client().log_metric(nested.info.run_id, name, value)
+    printed = pul.invoke(app, ["results", "--list"], catch_exceptions=False).stdout
+    titles, rows = table_of(printed)
+    assert titles == ["run", "started", "recipe", "source to target", "state", "iterations", "reliable", "rank-1", "mAP"]
+    assert [row[0] for row in rows] == [ids[name] for name in reversed(states)]
+    assert [row[4] for row in rows] == ["lost", "killed", "failed", "finished"]
+    assert rows[-1][2:4] == ["paper", "a to b"] and rows[-1][5:] == ["2", "1,200", "50.0 %", "25.0 %"]
+    assert [row["run"] for row in json.loads(pul.invoke(app, ["results", "--list", "--json"]).stdout)] == [row[0] for row in rows]
+    assert "leave one of them out" in str(pul.invoke(app, ["results", "baseline", "--list"]).exception)
+
+
+def test_the_doctor_lists_interrupted_runs_with_the_command_that_resumes_them(runs_home):
+    """They can wait, so the exit code is 0; a finished run is not listed."""
+    runs = {start(runs_home, name, status=status): status for name, status in (("amber-fox", "FAILED"), ("calm-owl", "KILLED"))}
+    finished = start(runs_home, "baseline")
+    done = CliRunner().invoke(app, ["doctor"], catch_exceptions=False)
+    for run_id, status in runs.items():
+        assert f"{status.lower():8} {run_id}: pul resume {run_id} continues it" in done.stdout
+        assert config_to_resume(run_id)[0] == run_id
+    assert done.exit_code == 0 and finished not in done.stdout
+    assert done.stdout.splitlines()[-1] == "nothing else requires attention"
 
 
 @pytest.mark.parametrize(

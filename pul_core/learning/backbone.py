@@ -272,6 +272,16 @@ def has_imagenet_weights(name: str) -> bool:
     return timm.is_model_pretrained(name)
 
 
+def imagenet_config(name: str) -> Any:
+    """Return what timm states about the ImageNet weights of a backbone, a ``PretrainedCfg``; None if it has none of this name.
+
+    Example:
+        >>> imagenet_config("resnet50").hf_hub_id
+        'timm/resnet50.tv_in1k'
+    """
+    return timm.get_pretrained_cfg("resnet50.tv_in1k" if name == "resnet50" else name)
+
+
 def licence_of_imagenet_weights(name: str) -> str | None:
     """Return the licence of the weights that timm downloads for a backbone, as timm states it; None if it states none.
 
@@ -279,7 +289,7 @@ def licence_of_imagenet_weights(name: str) -> str | None:
         >>> licence_of_imagenet_weights("resnet50"), licence_of_imagenet_weights("swin_tiny_patch4_window7_224")
         ('BSD-3-Clause', 'MIT')
     """
-    config = timm.get_pretrained_cfg("resnet50.tv_in1k" if name == "resnet50" else name)
+    config = imagenet_config(name)
     stated = config.license if config else None
     return SPDX.get(stated, stated) if stated else None
 

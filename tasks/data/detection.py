@@ -96,7 +96,7 @@ def layout_of(root: Path) -> str | None:
     }
     layouts = [name for name, matches in is_layout.items() if matches]
     if len(layouts) > 1 and layouts[0].startswith("cuhk03"):
-        raise DataError(f"{root} holds CUHK03 with two kinds of boxes: state the layout, {' or '.join(layouts[:2])}")
+        raise DataError(f"{root} holds CUHK03 with two kinds of boxes: state --layout {' or --layout '.join(layouts[:2])}")
     return layouts[0] if layouts else None
 
 
@@ -141,11 +141,11 @@ def unused_folder_notes(folder: str, cameras: bool = True) -> Iterator[tuple[str
             yield (
                 split,
                 f"folders such as {name!r} look like {split} images, but are read as training images: give the folder of the training "
-                "images, a pattern with a group split, or a layout such as folder-per-identity",
+                "images, a --pattern with a group split, or a layout such as --layout folder-per-identity",
             )
         elif cameras and looks_like_camera(name):
             pattern = ("^" + "[^/]+/" * depth if depth else "") + "(?P<camera>[^/]+)/"
-            yield "camera", f"folders such as {name!r} look like cameras, but are not used: give a pattern such as '{pattern}'"
+            yield "camera", f"folders such as {name!r} look like cameras, but are not used: give --pattern '{pattern}'"
 
 
 def unused_name_notes(root: Path) -> tuple[str, ...]:
@@ -162,10 +162,10 @@ def unused_name_notes(root: Path) -> tuple[str, ...]:
 
     inspect_folder("")
     _visit_folders(root, inspect_folder)
-    notes = [f"{name}, which has no layout here: give a pattern or a manifest to use its labels" for name in sets[:1]]
+    notes = [f"{name}, which has no layout here: give a --pattern or a manifest to use its labels" for name in sets[:1]]
     if lists:
         names = ", ".join(lists[:3]) + (", ..." if len(lists) > 3 else "")
-        notes.append(f"{names} may list splits, but are not read: give a manifest with a column split, or a layout that reads them")
+        notes.append(f"{names} may list splits, but are not read: give a manifest with a column split, or a --layout that reads them")
     return tuple(notes)
 
 
@@ -189,7 +189,7 @@ def _check_no_splits(root: Path) -> None:
         advice = f"give the training images alone ({root / training}), or " if training else ""
         raise DataError(
             f"{root} has folders that look like splits of a set ({', '.join(list(splits)[:6])}), but its layout is unknown: {advice}state "
-            "a pattern, layout folder-per-identity, or layout folder to train on all images"
+            "a --pattern, --layout folder-per-identity, or --layout folder to train on all images"
         )
 
 

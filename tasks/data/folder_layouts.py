@@ -19,7 +19,7 @@ from tasks.data.listing import ListedImage, folder_names, is_image_name, iter_im
 PATTERN_GROUPS = ("identity", "camera", "split", "timestamp")
 NAME_NOTE = (
     "file names look like a published set's 0002_c1s1_000451_03.jpg, but their identities and cameras are not read: give the folder above "
-    r"this one, or a pattern such as '(?P<identity>-?\d+)_c(?P<camera>\d+)'"
+    r"this one, or a pattern such as --pattern '(?P<identity>-?\d+)_c(?P<camera>\d+)'"
 )
 # Folders with all training images, beside folders with the same images in two parts.
 TRAIN_UNIONS = ("trainall", "trainval")
@@ -95,7 +95,7 @@ def _list_places(root: Path) -> Iterator[ListedImage | LeftOut]:
         elif place is None:
             split = next((f" ({name} is read as a split)" for name in folder.split("/") if compact(name) in SPLITS), "")
             raise DataError(
-                f"{root / path} is not in the folder of an identity{split}: move it to IDENTITY/image.jpg, or choose another layout"
+                f"{root / path} is not in the folder of an identity{split}: move it to IDENTITY/image.jpg, or choose another --layout"
             )
         elif place.copies and os.path.lexists(f"{root}/{place.copies}{name}"):
             yield LeftOut(path, "it is in the folder of all training images, too")
@@ -155,11 +155,11 @@ def _place_notes(root: Path, names: list[str], person: int, cameras: list[int], 
             and compact(names[number]) not in SPLITS
             and len(folder_names(root.joinpath(*names[:number]))) > 1
         ):
-            yield "above", f"folders such as {names[number]!r} above the splits are not used: give a pattern if they mean something"
+            yield "above", f"folders such as {names[number]!r} above the splits are not used: give a --pattern if they mean something"
     if looks_like_camera(identity):
         yield (
             "camera",
-            f"folders such as {identity!r} are read as identities, but look like cameras: give a pattern such as '(?P<camera>[^/]+)/'",
+            f"folders such as {identity!r} are read as identities, but look like cameras: give --pattern '(?P<camera>[^/]+)/'",
         )
     elif split_of_name(identity):
         yield "split", f"folders such as {identity!r} are read as identities, but look like splits: rename them train, query or gallery"
@@ -168,7 +168,7 @@ def _place_notes(root: Path, names: list[str], person: int, cameras: list[int], 
         yield (
             "below",
             f"folders such as {identity!r} are read as identities, but their images are in several folders such as {below[0]!r}: if these "
-            "are the identities, give the folder that holds them, or a pattern such as '(?P<identity>[^/]+)/[^/]+$'",
+            "are the identities, give the folder that holds them, or a pattern such as --pattern '(?P<identity>[^/]+)/[^/]+$'",
         )
 
 

@@ -54,7 +54,7 @@ def read_layout(root: str | Path, layout: str | None = None, pattern: str | None
     location = str(root)
     layout = layout if layout is None else _known_layout(layout)
     if pattern is not None and layout not in (None, "pattern"):
-        raise DataError(f"a pattern can only be used with layout pattern, got layout {layout}: leave one of them out")
+        raise DataError(f"--pattern can only be used with --layout pattern, got --layout {layout}: leave one of them out")
     if not is_url(location) and not Path(location).exists():
         raise DataError(f"{location} is not a folder or file: give the folder that holds the images, a manifest or a list")
     layout = layout or ("pattern" if pattern is not None else None)
@@ -64,7 +64,7 @@ def read_layout(root: str | Path, layout: str | None = None, pattern: str | None
         first = next(images, None)
     except FileNotFoundError as error:
         raise DataError(
-            f"{location} has no {Path(error.filename).name}, which layout {layout} requires: give the folder that has it, or another layout"
+            f"{location} has no {Path(error.filename).name}, which layout {layout} requires: give the folder with it, or another --layout"
         ) from error
     if first is None:
         raise DataError(f"{location} holds no images ({', '.join(IMAGE_SUFFIXES)}): {_no_images_advice(Path(location), layout)}")
@@ -133,7 +133,7 @@ def _no_images_advice(root: Path, layout: str) -> str:
         if archive := next((file.name for file in sorted(root.iterdir()) if file.suffix.lower() in ARCHIVE_SUFFIXES), None):
             return f"unpack {archive} first"
         if layout in READERS and (found := _layout_or_none(root) or "folder") != layout:
-            return f"layout {layout} does not fit this folder: give the folder of such a set, or layout {found}"
+            return f"layout {layout} does not fit this folder: give the folder of such a set, or --layout {found}"
         if link := next((file.name for file in root.iterdir() if file.is_symlink() and file.is_dir() and not is_hidden(file.name)), None):
             return f"links to folders such as {link} are not followed: give the folder that the link leads to"
     return "give a folder that holds images, at any depth"
@@ -147,7 +147,7 @@ def _list_images(location: str, layout: str, pattern: str | None) -> Iterator[Li
         raise DataError(f"{location} is not a folder, which layout {layout} requires: give a folder, or a manifest (.csv, .parquet)")
     if layout == "pattern":
         if pattern is None:
-            raise DataError("layout pattern requires a pattern: give one such as '(?P<camera>[^/]+)/(?P<identity>[^_]+)_'")
+            raise DataError("layout pattern requires a pattern: give one such as --pattern '(?P<camera>[^/]+)/(?P<identity>[^_]+)_'")
         return list_by_pattern(root, pattern)
     return (READERS | {"folder": list_folder, "folder-per-identity": list_folder_per_identity})[layout](root)
 

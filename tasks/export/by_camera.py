@@ -1,5 +1,6 @@
 """Exported files that belong together: one for all cameras, or one for each camera and one for all others; images go to their camera's."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,34 @@ from pul_core.arrays import Features, Images
 from pul_core.errors import DataError
 
 BLOCK = 32  # images that a runtime gets at once
+MAX_NAME = 60  # characters of a camera's name in a file name
+
+
+def file_names(cameras: Mapping[int, str]) -> dict[str | None, str]:
+    """Return the names of a model's files, without suffix, by camera: of each camera in the given order, then of all others (None).
+
+    A name consists of ASCII letters, digits, ``-`` and ``_``, whatever the camera is called; no two names differ only in case.
+
+    Args:
+        cameras: the different names of cameras by their numbers.
+
+    Example:
+        >>> file_names({1: "camera-1", 2: "door", 3: "1", 4: "Hof/Süd", 5: "北"})  # doctest: +NORMALIZE_WHITESPACE
+        {'camera-1': 'model-camera-1', 'door': 'model-camera-door', '1': 'model-camera-1-2', 'Hof/Süd': 'model-camera-Hof-S-d',
+         '北': 'model-camera-5', None: 'model-other-cameras'}
+    """
+    names: dict[str | None, str] = {}
+    used = {"model-other-cameras"}
+    for number, camera in cameras.items():
+        part = re.sub(r"[^a-z0-9_]+", "-", camera, flags=re.ASCII | re.IGNORECASE).strip("-")[:MAX_NAME] or str(number)
+        name = first_choice = f"model-{part}" if part.lower().startswith("camera") else f"model-camera-{part}"
+        repetition = 1
+        while name.lower() in used:
+            repetition += 1
+            name = f"{first_choice}-{repetition}"
+        used.add(name.lower())
+        names[camera] = name
+    return {**names, None: "model-other-cameras"}
 
 
 class ByCamera(NamedTuple):

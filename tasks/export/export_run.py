@@ -20,7 +20,7 @@ from pul_core.scoring.parity import EXACT, INT8, Bounds
 from tasks.engine.progress import progress
 from tasks.engine.status import activity
 from tasks.export import gate
-from tasks.export.by_camera import ByCamera
+from tasks.export.by_camera import ByCamera, file_names
 from tasks.export.crops import Crops, Target, other_target, target_of_run
 from tasks.export.header import SUFFIXES, ExportHeader, Preprocessing
 from tasks.export.onnx_file import write_onnx
@@ -129,8 +129,8 @@ def _write_files(model: RunModel, options: Options, target: Target, folder: Path
     if model.statistics is None:
         entries.append((None, model.backbone, "model"))
     else:
-        for entry, camera in enumerate([*(names[camid] for camid in model.statistics.camids.tolist()), None]):
-            name = "model-other-cameras" if camera is None else f"model-camera-{_safe(camera, names)}"
+        cameras = {camid: names[camid] for camid in model.statistics.camids.tolist()}
+        for entry, (camera, name) in enumerate(file_names(cameras).items()):
             entries.append((camera, with_statistics(model.backbone, model.statistics, entry), name))
     with progress("write", len(entries), "files") as progress_bar:
         for camera, backbone, name in entries:
@@ -260,9 +260,3 @@ def _describe(file: File) -> dict[str, Any]:
         "sha256": hashlib.sha256(file.path.read_bytes()).hexdigest(),
         **file.header.model_dump(exclude={"card"}),
     }
-
-
-def _safe(camera: str, names: dict[int, str]) -> str:
-    """Return a camera's name as a part of a file name; one whose characters are not all safe gets the camera's number."""
-    camid = next(camid for camid, name in names.items() if name == camera)
-    return camera if camera.replace("-", "").replace("_", "").isalnum() and camera.isascii() else str(camid)

@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +12,7 @@ from pul_core.errors import UserError
 from pul_core.recipes import RECIPES
 from tasks.operations.sweeps import Child
 from tasks.preflight import validate_run
-from tasks.store.config import AUTO, Plan, parameter_names, parameters_of, resolve_plan, set_parameter
+from tasks.store.config import AUTO, Plan, parameter_names, parameters_of, resolve_plan, set_parameter, unknown_parameter
 
 
 def sweep_children(
@@ -100,7 +99,5 @@ def _fill_seed(path: Any, seed: int) -> Any:
 def _check_name(name: str) -> None:
     if name == "seed":
         raise UserError("seed cannot be swept as a parameter: give the seeds separately (--seeds 0,1,2)")
-    names = parameter_names()
-    if name not in names:
-        close = get_close_matches(name, names, 5, 0.4) or [known for known in names if known.startswith(name)][:5] or names
-        raise UserError(f"there is no parameter {name!r}: similar ones are {', '.join(close)}")
+    if name not in parameter_names():
+        raise UserError(unknown_parameter(name))

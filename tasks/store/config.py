@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
@@ -85,7 +86,7 @@ class Plan(Recipe):
 
     recipe: Annotated[
         RecipeName,
-        doc("Values for everything that is left empty below. In flow pul, auto is modern with two known cameras or more, else paper."),
+        doc("Values for all that is left empty. In flow pul, auto is modern with two known cameras and enough images, else paper."),
     ] = "paper"
     source: Annotated[
         tuple[str, ...],
@@ -125,7 +126,7 @@ def resolve_plan(parameters: Mapping[str, Any], auto: RecipeName = "paper") -> P
     if recipe not in RECIPES:
         raise UserError(f"there is no recipe {recipe!r}: choose {', '.join((AUTO, *RECIPES))}")
     if unknown := sorted(set(values) - set(names)):
-        raise UserError(f"there is no parameter {unknown[0]!r}: choose from {', '.join(names)}")
+        raise UserError(unknown_parameter(unknown[0]))
     if isinstance(values.get("source"), str):
         values["source"] = [values["source"]]
     return override(Plan(**vars(RECIPES[recipe])), Overrides[Plan].model_validate(values))
@@ -173,6 +174,27 @@ def read_config(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def parameter_names() -> list[str]:
     """Return the dotted names of all parameters, e.g. ``fine_tuning.optimisation.momentum``."""
     return list(flatten(Overrides[Plan]().model_dump()))
+
+
+def unknown_parameter(name: str) -> str:
+    """Return the message for a parameter that does not exist, with the names that a user can mean by it.
+
+    Example:
+        >>> unknown_parameter("fine_tuning.epoch").partition(", ")[0]
+        "there is no parameter 'fine_tuning.epoch': similar ones are fine_tuning.epochs"
+        >>> unknown_parameter("epoch")
+        "there is no parameter 'epoch': similar ones are pretraining.epochs, fine_tuning.epochs (docs/parameters.md)"
+    """
+    names, sections = parameter_names(), [field.name for field in fields(Plan)]
+    if "." in name:
+        similar = get_close_matches(name, names, cutoff=0.4)
+    elif name in sections:
+        similar = [known for known in names if known.startswith(f"{name}.")][:3]
+    else:
+        ends = get_close_matches(name, {known.rpartition(".")[2] for known in names}, 1)
+        similar = get_close_matches(name, sections, 1) or [known for known in names if known.rpartition(".")[2] in ends]
+    advice = f"similar ones are {', '.join(similar)} (docs/parameters.md)" if similar else "docs/parameters.md lists them all"
+    return f"there is no parameter {name!r}: {advice}"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -78,6 +78,17 @@ class Promotion(Reference):
             return []
         return reasons_against(self.candidate.facts(), self.champion.facts(), same_data=not self.needs_scores)
 
+    def facts(self, reason: str | None = None) -> dict[str, Any]:
+        """Return the comparison as plain values, with the reason that the user states."""
+        return {
+            "model": self.name,
+            "candidate": self.candidate.facts(),
+            "champion_before": self.champion.facts() if self.champion else None,
+            "against": self.against,
+            "reason": reason,
+            "promoted": not self.is_champion,
+        }
+
     def with_scores(self, candidate: Mapping[str, float], champion: Mapping[str, float], digest: str) -> "Promotion":
         """Return the comparison with scores of both models on other images, which have this digest."""
         assert self.champion is not None
@@ -171,14 +182,7 @@ def promote(promotion: Promotion, *, reason: str | None = None) -> dict[str, Any
         client().set_registered_model_alias(name, CHAMPION, candidate.version)
         describe(name)
         step_logger().info("%s: version %s of run %s is the champion", name, candidate.version, candidate.run)
-    return {
-        "model": name,
-        "candidate": candidate.facts(),
-        "champion_before": champion.facts() if champion else None,
-        "against": against,
-        "reason": reason,
-        "promoted": not promotion.is_champion,
-    }
+    return promotion.facts(reason)
 
 
 def _registered(run: Run, version: ModelVersion) -> Registered:

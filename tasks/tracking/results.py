@@ -1,6 +1,7 @@
-"""The results of a run, read from MLflow."""
+"""The results of runs, read from MLflow."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,7 @@ from tasks.store.runs import MIN_PREFIX, ambiguous, format_time, matching_ids, s
 from tasks.tracking.client import client, search_all_runs, search_runs
 
 RUN_ID_TAG = "pul.run_id"  # tag of a parent run: the id of the run, see `tasks.store.runs`
+NO_RUNS = "there are no runs yet: start one with `pul demo` or `pul run`"
 IS_RUN = "tags.`pul.kind` = 'run'"
 
 
@@ -30,7 +32,7 @@ def newest_run(condition: str = IS_RUN) -> Run:
     """
     if newest := search_all_runs(condition, order_by=["attributes.start_time DESC"], limit=1):
         return newest[0]
-    raise DataError("there are no runs yet: start one with `pul demo` or `pul run`")
+    raise DataError(NO_RUNS)
 
 
 def find_run(reference: str | None) -> Run:
@@ -90,6 +92,50 @@ def read_results(reference: str | None) -> dict[str, Any]:
     }
 
 
+def list_runs() -> list[dict[str, Any]]:
+    """Return all runs of the store, the newest first.
+
+    Returns:
+        For each run ``run`` (the id), ``name``, ``started`` (local time), ``recipe``, ``experiment`` (its source and target), ``status``,
+        ``iterations`` (the number that is recorded, with iteration 0) and the metrics ``reliable_set_size``, ``rank_1`` and ``mAP`` of the
+        last iteration, scores as fractions; a metric that is unknown is None.
+
+    Raises:
+        DataError: there are no runs.
+    """
+    runs = search_all_runs(IS_RUN, order_by=["attributes.start_time DESC"])
+    if not runs:
+        raise DataError(NO_RUNS)
+    iterations = defaultdict[str, dict[int, Run]](dict)  # by the MLflow id of the run, and by number
+    for nested in search_all_runs("tags.`pul.kind` = 'iteration'"):
+        iterations[nested.data.tags["mlflow.parentRunId"]][int(nested.data.tags["pul.iteration"])] = nested
+    experiments = {id_: client().get_experiment(id_).name for id_ in {run.info.experiment_id for run in runs}}
+    rows = []
+    for run in runs:
+        of_run = iterations[run.info.run_id]
+        metrics = of_run[max(of_run)].data.metrics if of_run else {}
+        rows.append(
+            {
+                "run": run_id_of(run),
+                "name": run.info.run_name,
+                "started": _start_of(run),
+                "recipe": run.data.tags.get("pul.recipe"),
+                "experiment": experiments[run.info.experiment_id],
+                "status": run.info.status.lower(),
+                "iterations": len(of_run),
+                **{name: metrics.get(name) for name in ("reliable_set_size", "rank_1", "mAP")},
+            }
+        )
+    return rows
+
+
+def interrupted_runs() -> dict[str, str]:
+    """Return the runs that failed or were killed, and were not resumed since: the status of each by its id, the newest first."""
+    runs = [run for status in ("FAILED", "KILLED") for run in search_all_runs(f"{IS_RUN} and attributes.status = '{status}'")]
+    runs.sort(key=lambda run: run.info.start_time, reverse=True)
+    return {run_id_of(run): run.info.status.lower() for run in runs}
+
+
 def all_metrics(run: Run) -> dict[int, dict[str, float]]:
     """Return all metrics of each iteration of a run, by the iteration's number."""
     iteration_runs = search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
@@ -126,4 +172,9 @@ def sum_seconds(metrics: Mapping[str, float]) -> float:
 
 
 def _describe(run: Run) -> str:
-    return f"{format_time(datetime.fromtimestamp(run.info.start_time // 1000))}, {run.info.status.lower()}"
+    return f"{_start_of(run)}, {run.info.status.lower()}"
+
+
+def _start_of(run: Run) -> str:
+    """Return the local time when a run was started first."""
+    return format_time(datetime.fromtimestamp(run.info.start_time // 1000))
