@@ -27,7 +27,8 @@ CONFIG: dict[str, Any] = {
         "titleFontWeight": "normal",
     },
     "legend": {
-        "orient": "top",
+        "orient": "bottom",
+        "columns": {"signal": "max(1, floor(width / 120))"},  # as many as are readable at this width, so also on a phone
         "title": None,
         "labelColor": "var(--ink)",
         "titleColor": "var(--muted)",
@@ -60,7 +61,7 @@ def line_chart(
         .encode(
             x=alt.X("iteration:O", title=x_title, axis=alt.Axis(labelAngle=0)),
             y=alt.Y("value:Q", title=y_title, scale=alt.Scale(zero=zero), axis=alt.Axis(format=".0%" if percent else ",.0f", tickCount=5)),
-            color=alt.Color("series:N", sort=series, legend=alt.Legend(columns=3) if len(series) > 1 else None),
+            color=alt.Color("series:N", sort=series, legend=alt.Legend() if len(series) > 1 else None),
             tooltip=[alt.Tooltip("series:N"), alt.Tooltip("iteration:O", title=x_title), alt.Tooltip("value:Q", format=value_format)],
         )
     )
@@ -91,7 +92,7 @@ def bar_chart(
         .encode(
             x=alt.X("x:N", title=x, sort=order, axis=alt.Axis(labelAngle=0, labelOverlap=True)),
             y=alt.Y("value:Q", title=y_title, axis=alt.Axis(tickCount=5, format="~s" if value_format == ",.0f" else ",~f")),
-            color=alt.Color("series:N", scale=scale, sort=list(series), legend=alt.Legend(columns=2) if len(series) > 1 else None),
+            color=alt.Color("series:N", scale=scale, sort=list(series), legend=alt.Legend() if len(series) > 1 else None),
             order=alt.Order("rank:Q"),
             tooltip=[alt.Tooltip("x:N", title=x), alt.Tooltip("series:N"), alt.Tooltip("value:Q", format=value_format)],
         )
@@ -136,7 +137,7 @@ def map_chart(points: Mapping[str, Any], iterations: Sequence[int], colours: Map
     coloured = (
         base.transform_filter("datum.group != ''")
         .mark_circle(size=26, opacity=0.85)
-        .encode(**position, color=alt.Color("group:N", legend=alt.Legend(columns=5, symbolOpacity=1)), tooltip=tooltip)
+        .encode(**position, color=alt.Color("group:N", legend=alt.Legend(symbolOpacity=1)), tooltip=tooltip)
     )
     chart = alt.layer(grey, coloured).add_params(slider, menu)
     return _spec(chart, height=420)
