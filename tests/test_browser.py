@@ -104,6 +104,14 @@ def report(finished_run, up, tmp_path_factory):
     return file
 
 
+LEGENDS_OUTSIDE = """[...document.querySelectorAll(".chart")].filter((chart) => {
+  const plot = chart.querySelector(".role-frame > g > path.background").getBoundingClientRect();
+  const figure = chart.closest("figure").getBoundingClientRect();
+  const texts = [...chart.querySelectorAll(".role-legend text")].map((text) => text.getBoundingClientRect());
+  return texts.some((text) => text.top < plot.bottom || text.left < figure.left || text.right > figure.right);
+}).map((chart) => chart.id)"""
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
 def test_the_report_shows_its_figures_and_requests_nothing(report, page, width, scheme):
     problems, requests = [], []
@@ -129,6 +137,10 @@ def test_the_report_shows_its_figures_and_requests_nothing(report, page, width, 
         assert page.locator(f"#{name} svg path").count() > 5, name
         assert page.locator(f"figure:has(#{name}) details").count() == 1, "each chart has its table"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page does not scroll sideways"
+    assert page.evaluate(LEGENDS_OUTSIDE) == [], "each legend is below its chart and inside its figure"
+    assert (
+        page.evaluate("Math.min(...[...document.querySelectorAll('.picture')].map((e) => parseFloat(getComputedStyle(e).fontSize)))") >= 12
+    )
     assert page.locator(".picture.right img").count() and page.locator(".picture.wrong img").count()
     assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth)")
     assert problems == [] and all(url.startswith(("data:", "file:")) for url in requests)

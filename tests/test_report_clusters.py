@@ -91,7 +91,7 @@ def test_without_a_threshold_nothing_is_called_rejected_and_images_in_no_cluster
     assert "rejected" not in repr(section) and "rejected" not in repr(feature_map(run))
     assert "18 of the 90 training images (20.0\N{NO-BREAK SPACE}%) are in no cluster, and they are not reliable." in section.lead
     (sheet,) = sheets(section)["Images in no cluster"]
-    assert sheet.title == "18 images, 12 of them, spread evenly over the data set" and len(sheet.strips) == 1
+    assert sheet.title == "12 of 18 images, spread evenly over the data set" and len(sheet.strips) == 1
     pictures = sheet.strips[0].pictures
     in_none = {thumbnails.uri(row): row for row in range(0, NUM_IMAGES, 5)}
     rows = [in_none[picture.uri] for picture in pictures]  # each shows an image in no cluster

@@ -92,7 +92,7 @@ def _advice_on_end(reason: Reason, by_density: bool) -> str:
     selection = "`dbscan.max_distance`" if by_density else "`selection.min_similarity`"
     return {
         "stable": "",
-        "limit": "Run it again with a larger `--max-iterations`; the iterations so far come from the cache.",
+        "limit": "Continue from the cache: `pul run --config`, with the config.json of this run, and a larger `--max-iterations`.",
         "oscillating": f"Change {selection}, or raise `stopping.stability_tolerance` if changes of this size do not matter to you.",
     }.get(reason, DEGENERATE_ADVICE)
 

@@ -90,8 +90,8 @@ def bar_chart(
         alt.Chart(frame)
         .mark_bar()
         .encode(
-            x=alt.X("x:N", title=x, sort=order, axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-            y=alt.Y("value:Q", title=y_title, axis=alt.Axis(tickCount=5, format="~s" if value_format == ",.0f" else ",~f")),
+            x=alt.X("x:N", title=x, sort=order, axis=alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=6)),
+            y=alt.Y("value:Q", title=y_title, axis=alt.Axis(tickCount=5, format=",~f")),
             color=alt.Color("series:N", scale=scale, sort=list(series), legend=alt.Legend() if len(series) > 1 else None),
             order=alt.Order("rank:Q"),
             tooltip=[alt.Tooltip("x:N", title=x), alt.Tooltip("series:N"), alt.Tooltip("value:Q", format=value_format)],

@@ -107,11 +107,11 @@ def _members(clustering: Clustering, cluster: int) -> tuple[Ints, Ints]:
 
 
 def _people(run: RunData, rows: Ints) -> str:
-    """Return how many people a cluster's images show, if that is known."""
+    """Return how many people a cluster's images show and, in brackets, how many of the images show the most frequent one, if known."""
     if run.pids is None or not (known := run.pids[rows][run.pids[rows] > JUNK_PID]).size:
         return "–"
     _, counts = np.unique(known, return_counts=True)
-    return "1 person" if len(counts) == 1 else f"{len(counts)} people, {counts.max()} of {len(known)} images show one of them"
+    return "1 person" if len(counts) == 1 else f"{len(counts)} people ({counts.max()} of {len(known)})"
 
 
 def _table(run: RunData, clustering: Clustering, chosen: Ints) -> TableView:
@@ -134,7 +134,7 @@ def _table(run: RunData, clustering: Clustering, chosen: Ints) -> TableView:
         titles,
         rows,
         left=["people", "centre"],
-        note="People are counted where identities are known; the run does not read them.",
+        note="People are counted where identities are known; the run does not read them. In brackets: images of the most frequent one.",
         title=f"{len(chosen)} clusters, from the largest to the smallest",
     )
 
@@ -157,9 +157,11 @@ def _sheet_of_none(run: RunData, clustering: Clustering, thumbnails: Thumbnails)
     """Show some of the images in no cluster, spread evenly over the data set, so over its cameras and people where its order has them."""
     members = np.flatnonzero(clustering.clusters < 0)
     shown = choose_evenly(members, MAX_PICTURES)
-    more = f", {len(shown)} of them, spread evenly over the data set" if len(members) > len(shown) else ""
     strip = StripView("", _pictures(run, clustering, shown, thumbnails))
-    return GroupView(f"{len(members):,} images{more}", [strip])
+    some = len(members) > len(shown)
+    return GroupView(
+        f"{len(shown)} of {len(members):,} images, spread evenly over the data set" if some else f"{len(shown)} images", [strip]
+    )
 
 
 def _pictures(run: RunData, clustering: Clustering, positions: Ints, thumbnails: Thumbnails) -> list[PictureView]:

@@ -72,7 +72,7 @@ def _points(run: RunData, rows: Ints, numbers: list[int], positions: list[np.nda
     for at, position in enumerate(positions):
         points[f"x{at}"], points[f"y{at}"] = (position[:, axis].round(3).tolist() for axis in (0, 1))
     cameras = run.camids[rows]
-    points["camera"] = [run.camera_name(camid) for camid in cameras]
+    points["camera"] = [f"camera {run.camera_name(camid)}" for camid in cameras]
     if run.pids is not None and (run.pids[rows] > JUNK_PID).any():
         points["identity"] = _largest(run.pids[rows], "person")
     for at, number in enumerate(numbers):
