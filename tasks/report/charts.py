@@ -3,7 +3,7 @@
 Altair is an optional package, so it is imported only when a chart is drawn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -28,7 +28,6 @@ CONFIG: dict[str, Any] = {
     },
     "legend": {
         "orient": "bottom",
-        "columns": {"signal": "max(1, floor(width / 120))"},  # as many as are readable at this width, so also on a phone
         "title": None,
         "labelColor": "var(--ink)",
         "titleColor": "var(--muted)",
@@ -61,7 +60,7 @@ def line_chart(
         .encode(
             x=alt.X("iteration:O", title=x_title, axis=alt.Axis(labelAngle=0)),
             y=alt.Y("value:Q", title=y_title, scale=alt.Scale(zero=zero), axis=alt.Axis(format=".0%" if percent else ",.0f", tickCount=5)),
-            color=alt.Color("series:N", sort=series, legend=alt.Legend() if len(series) > 1 else None),
+            color=alt.Color("series:N", sort=series, legend=_legend(series)),
             tooltip=[alt.Tooltip("series:N"), alt.Tooltip("iteration:O", title=x_title), alt.Tooltip("value:Q", format=value_format)],
         )
     )
@@ -92,7 +91,7 @@ def bar_chart(
         .encode(
             x=alt.X("x:N", title=x, sort=order, axis=alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=6)),
             y=alt.Y("value:Q", title=y_title, axis=alt.Axis(tickCount=5, format=",~f")),
-            color=alt.Color("series:N", scale=scale, sort=list(series), legend=alt.Legend() if len(series) > 1 else None),
+            color=alt.Color("series:N", scale=scale, sort=list(series), legend=_legend(series)),
             order=alt.Order("rank:Q"),
             tooltip=[alt.Tooltip("x:N", title=x), alt.Tooltip("series:N"), alt.Tooltip("value:Q", format=value_format)],
         )
@@ -110,6 +109,9 @@ def map_chart(points: Mapping[str, Any], iterations: Sequence[int], colours: Map
     """
     import altair as alt
 
+    groups = {
+        group for key in colours for name in (key, *(f"{key}{at}" for at in range(len(iterations)))) for group in points.get(name, ())
+    }
     slider = alt.param("at", value=len(iterations) - 1, bind=alt.binding_range(min=0, max=len(iterations) - 1, step=1, name="iteration "))
     menu = alt.param(
         "colour", value=next(iter(colours)), bind=alt.binding_select(options=list(colours), labels=list(colours.values()), name="colour ")
@@ -137,10 +139,19 @@ def map_chart(points: Mapping[str, Any], iterations: Sequence[int], colours: Map
     coloured = (
         base.transform_filter("datum.group != ''")
         .mark_circle(size=26, opacity=0.85)
-        .encode(**position, color=alt.Color("group:N", legend=alt.Legend(symbolOpacity=1)), tooltip=tooltip)
+        .encode(**position, color=alt.Color("group:N", legend=_legend(groups)), tooltip=tooltip)
     )
     chart = alt.layer(grey, coloured).add_params(slider, menu)
     return _spec(chart, height=420)
+
+
+def _legend(labels: Collection[str]) -> Any:
+    """Return a legend with as many columns as fit the chart, also on a phone; None for a single label."""
+    import altair as alt
+
+    column = 34 + 7 * max(map(len, labels), default=0)  # pixels: a symbol, the longest label and a gap
+    columns = alt.ExprRef(f"max(1, floor(width / {column}))")
+    return alt.Legend(columns=columns, symbolOpacity=1) if len(labels) > 1 else None
 
 
 def _spec(chart: Any, height: int = HEIGHT) -> dict[str, Any]:
@@ -149,7 +160,7 @@ def _spec(chart: Any, height: int = HEIGHT) -> dict[str, Any]:
 
     with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=False):
         spec: dict[str, Any] = chart.properties(
-            width="container", height=height, autosize={"type": "fit-x", "contains": "padding"}
+            width="container", height=height, autosize={"type": "fit-x", "contains": "padding", "resize": True}
         ).to_dict()
     spec["config"] = CONFIG
     spec.pop("usermeta", None)

@@ -16,6 +16,7 @@ NUM_SHEETS = 12
 MAX_PICTURES = 12  # of the reliable images of a cluster, of its rejected ones, and of the images in no cluster
 BINS = np.linspace(0, 1, 21)
 SERIES = ["reliable", "rejected"]
+SPACE = "\N{NO-BREAK SPACE}"
 
 
 def clusters(run: RunData, thumbnails: Thumbnails | None) -> SectionView:
@@ -111,7 +112,7 @@ def _people(run: RunData, rows: Ints) -> str:
     if run.pids is None or not (known := run.pids[rows][run.pids[rows] > JUNK_PID]).size:
         return "–"
     _, counts = np.unique(known, return_counts=True)
-    return "1 person" if len(counts) == 1 else f"{len(counts)} people ({counts.max()} of {len(known)})"
+    return "1 person" if len(counts) == 1 else f"{len(counts)} people ({counts.max()}{SPACE}of{SPACE}{len(known)})"
 
 
 def _table(run: RunData, clustering: Clustering, chosen: Ints) -> TableView:
