@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 HEIGHT = 260  # pixels; the width is that of the page
+AXIS = 75  # pixels, at most, that the vertical axis with its title requires
 COLOURS = [f"var(--c{number})" for number in range(10)]
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif'  # that of the page: Vega measures texts with it
 CONFIG: dict[str, Any] = {
@@ -150,7 +151,8 @@ def _legend(labels: Collection[str]) -> Any:
     import altair as alt
 
     column = 34 + 7 * max(map(len, labels), default=0)  # pixels: a symbol, the longest label and a gap
-    columns = alt.ExprRef(f"max(1, floor(width / {column}))")
+    # From the width of the page: that of the plot changes while the chart is laid out. It is named because its changes cause an update.
+    columns = alt.ExprRef(f"max(1, floor((containerSize()[0] - {AXIS} + 0 * width) / {column}))")
     return alt.Legend(columns=columns, symbolOpacity=1) if len(labels) > 1 else None
 
 
