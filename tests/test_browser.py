@@ -104,6 +104,14 @@ def report(finished_run, up, tmp_path_factory):
     return file
 
 
+LEGENDS_OUTSIDE = """[...document.querySelectorAll(".chart")].filter((chart) => {
+  const plot = chart.querySelector(".role-frame > g > path.background").getBoundingClientRect();
+  const svg = chart.querySelector("svg").getBoundingClientRect();
+  const texts = [...chart.querySelectorAll(".role-legend text")].map((text) => text.getBoundingClientRect());
+  return texts.some((text) => text.top < plot.bottom || text.bottom > svg.bottom || text.left < svg.left || text.right > svg.right);
+}).map((chart) => chart.id)"""
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
 def test_the_report_shows_its_figures_and_requests_nothing(report, page, width, scheme):
     problems, requests = [], []
@@ -129,6 +137,10 @@ def test_the_report_shows_its_figures_and_requests_nothing(report, page, width, 
         assert page.locator(f"#{name} svg path").count() > 5, name
         assert page.locator(f"figure:has(#{name}) details").count() == 1, "each chart has its table"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page does not scroll sideways"
+    assert page.evaluate(LEGENDS_OUTSIDE) == [], "each legend is below its chart and not cut"
+    assert (
+        page.evaluate("Math.min(...[...document.querySelectorAll('.picture')].map((e) => parseFloat(getComputedStyle(e).fontSize)))") >= 12
+    )
     assert page.locator(".picture.right img").count() and page.locator(".picture.wrong img").count()
     assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth)")
     assert problems == [] and all(url.startswith(("data:", "file:")) for url in requests)
@@ -148,6 +160,11 @@ def test_the_slider_and_the_menu_of_the_map_change_the_map_and_its_table(report,
     chart.locator("select").select_option(label="reliable or not")
     page.wait_for_timeout(500)
     assert {"reliable"} <= set(chart.locator("text").all_text_contents())
+    page.set_viewport_size({"width": 390, "height": 900})
+    for colour in chart.locator("option").all_text_contents():
+        chart.locator("select").select_option(label=colour)
+        page.wait_for_timeout(500)
+        assert page.evaluate(LEGENDS_OUTSIDE) == [], colour
 
 
 def test_the_report_is_logged_to_mlflow_and_linked_from_prefect_beside_the_curves(report, up, finished_run, page):

@@ -300,7 +300,9 @@ def test_runs_are_compared_side_by_side(module_home, parameters):
 
     names = [run(parameters | {"stopping": {"max_iterations": limit, "stop_when_stable": False}})[0].result() for limit in (1, 2)]
     runs = [read_run(name) for name in names]
-    assert [row[:4] for row in comparison_table(runs).rows] == [
+    table = comparison_table(runs)
+    rows = [dict(zip(table.titles, row, strict=True)) for row in table.rows]
+    assert [[row[title] for title in ("run", "recipe", "iterations", "ended")] for row in rows] == [
         [names[0], "paper", "1", "limit"],
         [names[1], "paper", "2", "limit"],
     ]

@@ -38,3 +38,8 @@ def test_names_of_files_cannot_become_markup(tmp_path):
     assert "<script>alert" not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;.jpg") == 6
     write_report(tmp_path / "report.html", text)
     write_report(tmp_path / "report.html", text)  # a report may be replaced by a newer one
+
+
+def test_what_is_in_backticks_is_shown_as_code_and_escaped():
+    section = SectionView(name="s", title="S", notes=["Run `pul report <RUN>`."])
+    assert "Run <code>pul report &lt;RUN&gt;</code>." in render("t", section, [])

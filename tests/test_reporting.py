@@ -144,3 +144,10 @@ def test_the_worst_finding_decides(changes, level, text):
     verdict = judge(GOOD._replace(**changes))
     assert verdict.level == level == verdict.findings[0].level
     assert any(text in finding.text for finding in verdict.findings)
+    assert all(finding.advice for finding in verdict.findings if finding.level in ("unknown", "caution"))
+
+
+def test_the_advice_on_cameras_names_a_setting_of_the_clustering_that_was_used():
+    facts = GOOD._replace(clusters=APART)
+    assert "`dbscan.max_distance`" in judge(facts._replace(by_density=True)).findings[0].advice
+    assert "`modern`" in judge(facts).findings[0].advice

@@ -1,4 +1,4 @@
-"""Sizes of clusters, in classes that double, and the choice of clusters to look at."""
+"""Sizes of clusters, in classes that double, and the choice of clusters and images to look at."""
 
 from typing import NamedTuple
 
@@ -54,4 +54,18 @@ def choose_clusters(clusters: Ints, count: int) -> Ints:
     sizes = np.bincount(clusters[clusters >= 0])
     by_size = np.argsort(-sizes, kind="stable")
     by_size = by_size[sizes[by_size] >= 2]
-    return by_size[np.unique(np.linspace(0, len(by_size) - 1, count).round().astype(np.int64))] if len(by_size) else by_size
+    return choose_evenly(by_size, count)
+
+
+def choose_evenly(items: Ints, count: int) -> Ints:
+    """Return at most ``count`` items, spread evenly from the first to the last.
+
+    Args:
+        items: (n,) in any order.
+        count: number of items.
+
+    Example:
+        >>> choose_evenly(np.arange(10, 19), 3).tolist(), choose_evenly(np.arange(2), 3).tolist()
+        ([10, 14, 18], [0, 1])
+    """
+    return items[np.unique(np.linspace(0, len(items) - 1, count).round().astype(np.int64))] if len(items) else items

@@ -20,6 +20,7 @@ HEADLINES: dict[Level, str] = {
 }
 ISOLATED_SHARE = 0.1  # a camera is isolated if at most this share of its clusters has an image of another camera
 MIN_GROUPS = 10  # clusters of a camera below which a missing link to another camera says little
+DEGENERATE_ADVICE = "docs/method.md explains when a set is degenerate; `--min-similarity` and `--num-clusters` set the two parameters."
 
 
 class RunFacts(NamedTuple):
@@ -34,13 +35,15 @@ class RunFacts(NamedTuple):
     gain: Gain | None  # mAP of the last iteration minus that of direct transfer
     clusters: CameraLinks | None  # None before iteration 1
     people: CameraLinks | None  # the same of the true identities; None without labels
+    by_density: bool = False  # whether the clusters are those of DBSCAN
 
 
 class Finding(NamedTuple):
-    """The outcome of a check, in a sentence."""
+    """The outcome of a check, in a sentence, and what to do about it. Code is in backticks."""
 
     level: Level
     text: str
+    advice: str = ""  # a finding that is not good has one, unless its sentence says what to do
 
 
 class Verdict(NamedTuple):
@@ -76,18 +79,32 @@ def judge(facts: RunFacts, camera_name: Callable[[int], str] = str) -> Verdict:
 def _end(facts: RunFacts) -> Finding:
     after = f"after iteration {facts.last_iteration}"
     if facts.reason is None:
-        return Finding("bad", f"The run did not finish (its status is {facts.status}); these are its results {after}.")
+        advice = "Wait until it has ended." if facts.status == "running" else "`pul resume` continues it."
+        return Finding("bad", f"The run did not finish (its status is {facts.status}); these are its results {after}.", advice)
     level: dict[Reason, Level] = {"stable": "good", "limit": "caution", "oscillating": "caution"}
     explanation = EXPLANATIONS[facts.reason]
-    return Finding(level.get(facts.reason, "bad"), f"The run stopped {after}: {explanation}.")
+    return Finding(
+        level.get(facts.reason, "bad"), f"The run stopped {after}: {explanation}.", _advice_on_end(facts.reason, facts.by_density)
+    )
+
+
+def _advice_on_end(reason: Reason, by_density: bool) -> str:
+    selection = "`dbscan.max_distance`" if by_density else "`selection.min_similarity`"
+    return {
+        "stable": "",
+        "limit": "Continue from the cache: `pul run --config`, with the config.json of this run, and a larger `--max-iterations`.",
+        "oscillating": f"Change {selection}, or raise `stopping.stability_tolerance` if changes of this size do not matter to you.",
+    }.get(reason, DEGENERATE_ADVICE)
 
 
 def _gain(facts: RunFacts) -> Finding:
     gain = facts.gain
     if not facts.scored:
-        return Finding("unknown", "The gain over direct transfer was not measured, because the target has no labelled queries and gallery.")
+        text = "The gain over direct transfer was not measured, because the target has no labelled queries and gallery."
+        return Finding("unknown", text, "Look at the clusters with `pul report --with-images`, or label some people (docs/data.md).")
     if gain is None or facts.last_iteration == 0:
-        return Finding("unknown", "The gain over direct transfer was not measured: there are no two sets of scores to compare.")
+        text = "The gain over direct transfer was not measured: there are no two sets of scores to compare."
+        return Finding("unknown", text, "`pul evaluate` scores an iteration.")
     text = (
         f"mAP {'rose' if gain.difference >= 0 else 'fell'} by {abs(100 * gain.difference):.1f} points from direct transfer "
         f"(95 % interval {_signed(gain.low)} to {_signed(gain.high)} over {gain.num_people:,} people in {gain.num_queries:,} queries)"
@@ -95,8 +112,9 @@ def _gain(facts: RunFacts) -> Finding:
     if gain.low > 0:
         return Finding("good", f"{text}.")
     if gain.high < 0:
-        return Finding("bad", f"{text}: the original model is better.")
-    return Finding("caution", f"{text}: this test set cannot tell the two models apart.")
+        return Finding("bad", f"{text}: the original model is better.", "Use iteration 0, or look for clusters below that mix people.")
+    advice = "Score more labelled people, or compare several seeds with `pul sweep` (docs/sweep.md)."
+    return Finding("caution", f"{text}: this test set cannot tell the two models apart.", advice)
 
 
 def _reliable_set(facts: RunFacts) -> list[Finding]:
@@ -104,7 +122,7 @@ def _reliable_set(facts: RunFacts) -> list[Finding]:
         return [Finding("bad", "There is no adapted model yet, only the original one.")]
     if facts.degenerate is None or facts.reason == facts.degenerate:  # the end of the run says it already
         return []
-    return [Finding("caution", f"The last reliable set is {EXPLANATIONS[facts.degenerate]}.")]
+    return [Finding("caution", f"The last reliable set is {EXPLANATIONS[facts.degenerate]}.", DEGENERATE_ADVICE)]
 
 
 def _cameras(facts: RunFacts, camera_name: Callable[[int], str]) -> list[Finding]:
@@ -112,23 +130,32 @@ def _cameras(facts: RunFacts, camera_name: Callable[[int], str]) -> list[Finding
     if links is None:
         return []
     if len(links.camids) == 0:
-        return [Finding("unknown", "Whether clusters cross cameras was not checked, because the cameras are unknown.")]
+        text = "Whether clusters cross cameras was not checked, because the cameras are unknown."
+        return [Finding("unknown", text, "`--target-pattern` reads them from file names (docs/data.md).")]
     if len(links.camids) == 1:
-        return [Finding("unknown", "The clusters are of a single camera, so nothing was learned about the change of camera.")]
+        text = "The clusters are of a single camera, so nothing was learned about the change of camera."
+        return [Finding("unknown", text, "Add images of another camera, or check how cameras are read with `pul data check`.")]
     expected = people.isolated(0) if people else []  # cameras whose people were seen nowhere else
     isolated = [camid for camid in links.isolated(ISOLATED_SHARE) if camid not in expected]
     if isolated:
         level: Level = "bad" if len(isolated) == len(links.camids) else "caution"
         names = _listed([camera_name(camid) for camid in isolated])
-        return [Finding(level, f"At most {ISOLATED_SHARE:.0%} of the clusters of camera {names} have an image of another camera.")]
+        text = f"At most {ISOLATED_SHARE:.0%} of the clusters of camera {names} have an image of another camera."
+        return [Finding(level, text, _advice_on_cameras(facts.by_density))]
     alone = [camera_name(camid) for camid in links.isolated(ISOLATED_SHARE)]
     if alone:
-        return [Finding("unknown", f"Nobody on camera {_listed(alone)} was seen by another camera, so its clusters cannot cross cameras.")]
+        text = f"Nobody on camera {_listed(alone)} was seen by another camera, so its clusters cannot cross cameras."
+        return [Finding("unknown", text, "Add images of people who pass that camera and another one.")]
     missing = [f"{camera_name(a)} and {camera_name(b)}" for a, b in unlinked_pairs(links, people)]
     if missing:
         more = f", or {len(missing) - 3} other pairs of cameras" if len(missing) > 3 else ""
-        return [Finding("caution", f"No cluster joins cameras {', or '.join(missing[:3])}{more}.")]
+        return [Finding("caution", f"No cluster joins cameras {', or '.join(missing[:3])}{more}.", _advice_on_cameras(facts.by_density))]
     return [Finding("good", f"Clusters cross all {len(links.camids)} cameras.")]
+
+
+def _advice_on_cameras(by_density: bool) -> str:
+    change = "raise `dbscan.max_distance`" if by_density else "use the recipe `modern`, or a smaller `--num-clusters`"
+    return f"If the cameras see the same people, {change}; `pul data check` shows how the cameras were read."
 
 
 def unlinked_pairs(links: CameraLinks, people: CameraLinks | None) -> list[tuple[int, int]]:

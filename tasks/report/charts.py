@@ -3,12 +3,13 @@
 Altair is an optional package, so it is imported only when a chart is drawn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 HEIGHT = 260  # pixels; the width is that of the page
+AXIS = 75  # pixels, at most, that the vertical axis with its title requires
 COLOURS = [f"var(--c{number})" for number in range(10)]
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif'  # that of the page: Vega measures texts with it
 CONFIG: dict[str, Any] = {
@@ -27,7 +28,7 @@ CONFIG: dict[str, Any] = {
         "titleFontWeight": "normal",
     },
     "legend": {
-        "orient": "top",
+        "orient": "bottom",
         "title": None,
         "labelColor": "var(--ink)",
         "titleColor": "var(--muted)",
@@ -60,7 +61,7 @@ def line_chart(
         .encode(
             x=alt.X("iteration:O", title=x_title, axis=alt.Axis(labelAngle=0)),
             y=alt.Y("value:Q", title=y_title, scale=alt.Scale(zero=zero), axis=alt.Axis(format=".0%" if percent else ",.0f", tickCount=5)),
-            color=alt.Color("series:N", sort=series, legend=alt.Legend(columns=3) if len(series) > 1 else None),
+            color=alt.Color("series:N", sort=series, legend=_legend(series)),
             tooltip=[alt.Tooltip("series:N"), alt.Tooltip("iteration:O", title=x_title), alt.Tooltip("value:Q", format=value_format)],
         )
     )
@@ -89,9 +90,9 @@ def bar_chart(
         alt.Chart(frame)
         .mark_bar()
         .encode(
-            x=alt.X("x:N", title=x, sort=order, axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-            y=alt.Y("value:Q", title=y_title, axis=alt.Axis(tickCount=5, format="~s" if value_format == ",.0f" else ",~f")),
-            color=alt.Color("series:N", scale=scale, sort=list(series), legend=alt.Legend(columns=2) if len(series) > 1 else None),
+            x=alt.X("x:N", title=x, sort=order, axis=alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=6)),
+            y=alt.Y("value:Q", title=y_title, axis=alt.Axis(tickCount=5, format=",~f")),
+            color=alt.Color("series:N", scale=scale, sort=list(series), legend=_legend(series)),
             order=alt.Order("rank:Q"),
             tooltip=[alt.Tooltip("x:N", title=x), alt.Tooltip("series:N"), alt.Tooltip("value:Q", format=value_format)],
         )
@@ -109,6 +110,9 @@ def map_chart(points: Mapping[str, Any], iterations: Sequence[int], colours: Map
     """
     import altair as alt
 
+    groups = {
+        group for key in colours for name in (key, *(f"{key}{at}" for at in range(len(iterations)))) for group in points.get(name, ())
+    }
     slider = alt.param("at", value=len(iterations) - 1, bind=alt.binding_range(min=0, max=len(iterations) - 1, step=1, name="iteration "))
     menu = alt.param(
         "colour", value=next(iter(colours)), bind=alt.binding_select(options=list(colours), labels=list(colours.values()), name="colour ")
@@ -136,10 +140,20 @@ def map_chart(points: Mapping[str, Any], iterations: Sequence[int], colours: Map
     coloured = (
         base.transform_filter("datum.group != ''")
         .mark_circle(size=26, opacity=0.85)
-        .encode(**position, color=alt.Color("group:N", legend=alt.Legend(columns=5, symbolOpacity=1)), tooltip=tooltip)
+        .encode(**position, color=alt.Color("group:N", legend=_legend(groups)), tooltip=tooltip)
     )
     chart = alt.layer(grey, coloured).add_params(slider, menu)
     return _spec(chart, height=420)
+
+
+def _legend(labels: Collection[str]) -> Any:
+    """Return a legend with as many columns as fit the chart, also on a phone; None for a single label."""
+    import altair as alt
+
+    column = 34 + 7 * max(map(len, labels), default=0)  # pixels: a symbol, the longest label and a gap
+    # From the width of the page: that of the plot changes while the chart is laid out. It is named because its changes cause an update.
+    columns = alt.ExprRef(f"max(1, floor((containerSize()[0] - {AXIS} + 0 * width) / {column}))")
+    return alt.Legend(columns=columns, symbolOpacity=1) if len(labels) > 1 else None
 
 
 def _spec(chart: Any, height: int = HEIGHT) -> dict[str, Any]:
@@ -148,7 +162,7 @@ def _spec(chart: Any, height: int = HEIGHT) -> dict[str, Any]:
 
     with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=False):
         spec: dict[str, Any] = chart.properties(
-            width="container", height=height, autosize={"type": "fit-x", "contains": "padding"}
+            width="container", height=height, autosize={"type": "fit-x", "contains": "padding", "resize": True}
         ).to_dict()
     spec["config"] = CONFIG
     spec.pop("usermeta", None)

@@ -5,7 +5,7 @@ import pandas as pd
 
 from pul_core.arrays import Ints
 from pul_core.identities import JUNK_PID
-from pul_core.reporting.cluster_sizes import choose_clusters, size_classes
+from pul_core.reporting.cluster_sizes import choose_clusters, choose_evenly, size_classes
 from tasks.report.charts import bar_chart
 from tasks.report.formats import count, percent
 from tasks.report.pictures import Thumbnails
@@ -13,9 +13,10 @@ from tasks.report.run_data import Clustering, RunData
 from tasks.report.views import ChartView, GroupView, PictureView, SectionView, StripView, TableView
 
 NUM_SHEETS = 12
-MAX_PICTURES = 12  # of reliable and of rejected images each
+MAX_PICTURES = 12  # of the reliable images of a cluster, of its rejected ones, and of the images in no cluster
 BINS = np.linspace(0, 1, 21)
 SERIES = ["reliable", "rejected"]
+SPACE = "\N{NO-BREAK SPACE}"
 
 
 def clusters(run: RunData, thumbnails: Thumbnails | None) -> SectionView:
@@ -31,40 +32,49 @@ def clusters(run: RunData, thumbnails: Thumbnails | None) -> SectionView:
         return section
     clustering = run.clustering(number)
     in_none = int((clustering.clusters < 0).sum())
-    section.lead = (
-        f"The clusters of iteration {number}. {in_none:,} of the {len(clustering.rows):,} training images "
-        f"({percent(in_none / max(1, len(clustering.rows)))}) are in no cluster."
-    )
-    section.charts = [_sizes(clustering), _cosines(clustering, run)]
+    section.lead = _lead(run, number, len(clustering.rows), in_none)
+    series = SERIES if run.rejects else SERIES[:1]
+    section.charts = [_sizes(clustering, series), _cosines(clustering, series, run)]
     chosen = choose_clusters(clustering.clusters, NUM_SHEETS)
-    section.groups = [
-        (
-            f"{len(chosen)} clusters, from the largest to the smallest",
-            [_sheet(run, clustering, int(cluster), thumbnails) for cluster in chosen] if thumbnails else [],
-        )
-    ]
     section.tables = [_table(run, clustering, chosen)]
     if thumbnails is None:
-        section.groups = []
         section.notes = ["Pictures are left out. `pul report --with-images` shows these clusters as contact sheets."]
-    elif thumbnails.missing:
+        return section
+    sheets = [_sheet(run, clustering, int(cluster), thumbnails) for cluster in chosen]
+    section.groups = [(f"{len(chosen)} clusters, from the largest to the smallest", sheets)]
+    if in_none:
+        section.groups = [*section.groups, ("Images in no cluster", [_sheet_of_none(run, clustering, thumbnails)])]
+    if thumbnails.missing:
         section.notes = ["Pictures whose file is missing or has changed since the run are left blank."]
     return section
 
 
-def _sizes(clustering: Clustering) -> ChartView:
+def _lead(run: RunData, number: int, num_images: int, in_none: int) -> str:
+    """Return which images are reliable, and how many are in no cluster."""
+    sentences = [f"The clusters of iteration {number}."]
+    if not run.rejects:
+        sentences.append("Every image in a cluster is reliable.")
+    if in_none:
+        fate = "each of them is a class of its own" if run.parameters["selection"].get("keep_unclustered") else "they are not reliable"
+        sentences.append(
+            f"{in_none:,} of the {num_images:,} training images ({percent(in_none / num_images)}) are in no cluster, and {fate}."
+        )
+    return " ".join(sentences)
+
+
+def _sizes(clustering: Clustering, series: list[str]) -> ChartView:
     classes = size_classes(clustering.clusters, clustering.reliable)
-    frame = pd.DataFrame([{"x": each.label, "series": name, "value": getattr(each, name)} for each in classes for name in SERIES])
-    rows = [[each.label, count(each.clusters), count(each.reliable), count(each.rejected)] for each in classes]
+    frame = pd.DataFrame([{"x": each.label, "series": name, "value": getattr(each, name)} for each in classes for name in series])
+    rows = [[each.label, count(each.clusters), *(count(getattr(each, name)) for name in series)] for each in classes]
     sizes = np.bincount(clustering.clusters[clustering.clusters >= 0])
     text = (
         f"{len(sizes):,} clusters; half of them have at most {int(np.median(sizes))} images, the largest has {int(sizes.max(initial=0)):,}."
     )
-    spec = bar_chart(frame, x="images in the cluster", y_title="images", series=SERIES, colours=(0, 9))
-    return ChartView("sizes", "Cluster sizes", spec, text, TableView(["size", "clusters", "reliable images", "rejected images"], rows))
+    spec = bar_chart(frame, x="images in the cluster", y_title="images", series=series, colours=(0, 9))
+    return ChartView("sizes", "Cluster sizes", spec, text, TableView(["size", "clusters", *(f"{name} images" for name in series)], rows))
 
 
-def _cosines(clustering: Clustering, run: RunData) -> ChartView:
+def _cosines(clustering: Clustering, series: list[str], run: RunData) -> ChartView:
     member = clustering.clusters >= 0
     counts = {
         name: np.histogram(clustering.similarity[member & (clustering.reliable == is_reliable)].clip(0, 1), BINS)[0]
@@ -74,21 +84,19 @@ def _cosines(clustering: Clustering, run: RunData) -> ChartView:
     labels = [f"{low:.2f}" for low in BINS[first:-1]]
     counts = {name: numbers[first:] for name, numbers in counts.items()}
     frame = pd.DataFrame(
-        [{"x": label, "series": name, "value": int(n)} for name in SERIES for label, n in zip(labels, counts[name], strict=True)]
+        [{"x": label, "series": name, "value": int(n)} for name in series for label, n in zip(labels, counts[name], strict=True)]
     )
     used = [at for at in range(len(labels)) if counts["reliable"][at] + counts["rejected"][at]]
-    rows = [[f"{BINS[first + at]:.2f} to {BINS[first + at + 1]:.2f}", *(count(counts[name][at]) for name in SERIES)] for at in used]
-    threshold = run.parameters.get("selection", {}).get("min_similarity")
-    rule = (
-        "lambda is -1, so every clustered image is reliable" if threshold == -1 else f"lambda (selection.min_similarity) is {threshold:g}"
-    )
-    spec = bar_chart(frame, x="cosine to the cluster's centre", y_title="images", series=SERIES, colours=(0, 9))
+    rows = [[f"{BINS[first + at]:.2f} to {BINS[first + at + 1]:.2f}", *(count(counts[name][at]) for name in series)] for at in used]
+    threshold = run.parameters["selection"]["min_similarity"]
+    rule = f"lambda (selection.min_similarity) is {threshold:g}" if run.rejects else "lambda is -1, so every one of them is reliable"
+    spec = bar_chart(frame, x="cosine to the cluster's centre", y_title="images", series=series, colours=(0, 9))
     return ChartView(
         "cosines",
         "Cosine to the centre",
         spec,
         f"Of the images in a cluster; {rule}.",
-        TableView(["cosine", *SERIES], rows, left=["cosine"]),
+        TableView(["cosine", *series], rows, left=["cosine"]),
     )
 
 
@@ -100,11 +108,11 @@ def _members(clustering: Clustering, cluster: int) -> tuple[Ints, Ints]:
 
 
 def _people(run: RunData, rows: Ints) -> str:
-    """Return how many people a cluster's images show, if that is known."""
+    """Return how many people a cluster's images show and, in brackets, how many of the images show the most frequent one, if known."""
     if run.pids is None or not (known := run.pids[rows][run.pids[rows] > JUNK_PID]).size:
         return "–"
     _, counts = np.unique(known, return_counts=True)
-    return "1 person" if len(counts) == 1 else f"{len(counts)} people, {counts.max()} of {len(known)} images show one of them"
+    return "1 person" if len(counts) == 1 else f"{len(counts)} people ({counts.max()}{SPACE}of{SPACE}{len(known)})"
 
 
 def _table(run: RunData, clustering: Clustering, chosen: Ints) -> TableView:
@@ -117,35 +125,51 @@ def _table(run: RunData, clustering: Clustering, chosen: Ints) -> TableView:
         rows.append(
             [
                 str(cluster),
-                *map(count, (len(members), len(reliable), len(rejected), cameras)),
+                *map(count, (len(members), *((len(reliable), len(rejected)) if run.rejects else ()), cameras)),
                 _people(run, clustering.rows[members]),
                 centre,
             ]
         )
-    titles = ["cluster", "images", "reliable", "rejected", "cameras", "people", "centre"]
+    titles = ["cluster", "images", *(SERIES if run.rejects else ()), "cameras", "people", "centre"]
     return TableView(
         titles,
         rows,
         left=["people", "centre"],
-        note="People are counted where identities are known; the run does not read them.",
+        note="People are counted where identities are known; the run does not read them. In brackets: images of the most frequent one.",
         title=f"{len(chosen)} clusters, from the largest to the smallest",
     )
 
 
 def _sheet(run: RunData, clustering: Clustering, cluster: int, thumbnails: Thumbnails) -> GroupView:
     strips = []
-    for title, members in zip(SERIES, _members(clustering, cluster), strict=True):
+    for name, members in zip(SERIES, _members(clustering, cluster), strict=True):
         shown = members[:MAX_PICTURES]
-        pictures = [
-            PictureView(
-                thumbnails.uri(int(clustering.rows[at])),
-                f"camera {run.camera_name(run.camids[clustering.rows[at]])}\n{clustering.similarity[at]:.2f}",
-            )
-            for at in shown
-        ]
+        title = [f"{name}: {len(members):,} images"] if run.rejects else []
+        if len(members) > len(shown):
+            title.append(f"the {len(shown)} nearest to the centre")
         if len(members):
-            more = f", the {len(shown)} nearest to the centre" if len(members) > len(shown) else ""
-            strips.append(StripView(f"{title}: {len(members):,} images{more}", pictures))
+            strips.append(StripView(", ".join(title), _pictures(run, clustering, shown, thumbnails)))
     rows = clustering.rows[clustering.clusters == cluster]
     people = _people(run, rows)
     return GroupView(f"Cluster {cluster}: {len(rows):,} images{'' if people == '–' else f', {people}'}", strips)
+
+
+def _sheet_of_none(run: RunData, clustering: Clustering, thumbnails: Thumbnails) -> GroupView:
+    """Show some of the images in no cluster, spread evenly over the data set, so over its cameras and people where its order has them."""
+    members = np.flatnonzero(clustering.clusters < 0)
+    shown = choose_evenly(members, MAX_PICTURES)
+    strip = StripView("", _pictures(run, clustering, shown, thumbnails))
+    some = len(members) > len(shown)
+    return GroupView(
+        f"{len(shown)} of {len(members):,} images, spread evenly over the data set" if some else f"{len(shown)} images", [strip]
+    )
+
+
+def _pictures(run: RunData, clustering: Clustering, positions: Ints, thumbnails: Thumbnails) -> list[PictureView]:
+    """Return pictures with their cameras and, in a cluster, their cosines to its centre."""
+    pictures = []
+    for at in positions:
+        row = int(clustering.rows[at])
+        cosine = f"\n{clustering.similarity[at]:.2f}" if clustering.clusters[at] >= 0 else ""
+        pictures.append(PictureView(thumbnails.uri(row), f"camera {run.camera_name(run.camids[row])}{cosine}"))
+    return pictures

@@ -20,15 +20,15 @@ def comparison_table(runs: list[RunData]) -> TableView:
     titles = [
         "run",
         "recipe",
-        "iterations",
-        "ended",
-        "reliable",
-        "clusters",
-        "direct mAP",
         "mAP",
         "gain",
         "95 % interval",
+        "direct mAP",
         "rank-1",
+        "reliable",
+        "clusters",
+        "iterations",
+        "ended",
         "time",
     ]
     rows = []
@@ -38,15 +38,15 @@ def comparison_table(runs: list[RunData]) -> TableView:
             [
                 run.id,
                 run.recipe,
-                str(run.last),
-                run.stop_reason or run.status,
-                count(summary["reliable_set_size"]),
-                count(summary["num_clusters"]),
-                percent(summary["direct_mAP"]),
                 percent(summary["mAP"]),
                 points(summary["gain_mAP"]),
                 f"{points(gain.low)} to {points(gain.high)}" if gain else "–",
+                percent(summary["direct_mAP"]),
                 percent(summary["rank_1"]),
+                count(summary["reliable_set_size"]),
+                count(summary["num_clusters"]),
+                str(run.last),
+                run.stop_reason or run.status,
                 duration(summary["seconds"]),
             ]
         )
@@ -66,7 +66,7 @@ def comparability(runs: list[RunData]) -> str:
     if len({run.files["images"] for run in runs}) > 1:
         return "The runs have different targets, so their scores must not be compared with each other."
     if len({run.centred for run in runs}) > 1:
-        return "The runs have the same target. Some are scored on features that are centred by camera and some are not."
+        return "The runs have the same target. Only some are scored on features that are centred by camera, which alone changes scores."
     return "The runs have the same target, so their scores are of the same queries and gallery."
 
 
@@ -99,5 +99,11 @@ def compare(runs: list[RunData]) -> SectionView:
     notes = [] if differences.rows else ["The runs have the same parameters."]
     tables = [comparison_table(runs), *([differences] if differences.rows else [])]
     return SectionView(
-        name="compare", title="Side by side", lead=comparability(runs), charts=charts, tables=tables, tables_first=True, notes=notes
+        name="compare",
+        title="Scores and parameters",
+        lead=comparability(runs),
+        charts=charts,
+        tables=tables,
+        tables_first=True,
+        notes=notes,
     )

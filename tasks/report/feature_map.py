@@ -43,6 +43,8 @@ def feature_map(run: RunData) -> SectionView:
     points = _points(run, rows, numbers, positions)
     # A colour for each iteration has a column for each, one for all iterations has a single column.
     colours = {key: title for key, title in COLOURS.items() if key in points or f"{key}0" in points}
+    if not run.rejects:
+        colours["selected"] = "in a cluster or not"
     drawn = "" if len(rows) < MAX_POINTS else ", drawn at random,"
     section.lead = (
         f"{len(rows):,} training images{drawn} on the two principal axes of all iterations together, which hold "
@@ -70,7 +72,7 @@ def _points(run: RunData, rows: Ints, numbers: list[int], positions: list[np.nda
     for at, position in enumerate(positions):
         points[f"x{at}"], points[f"y{at}"] = (position[:, axis].round(3).tolist() for axis in (0, 1))
     cameras = run.camids[rows]
-    points["camera"] = [run.camera_name(camid) for camid in cameras]
+    points["camera"] = [f"camera {run.camera_name(camid)}" for camid in cameras]
     if run.pids is not None and (run.pids[rows] > JUNK_PID).any():
         points["identity"] = _largest(run.pids[rows], "person")
     for at, number in enumerate(numbers):
@@ -79,7 +81,8 @@ def _points(run: RunData, rows: Ints, numbers: list[int], positions: list[np.nda
         known = (place < len(clustering.rows)) & np.isin(rows, clustering.rows)
         place = np.minimum(place, len(clustering.rows) - 1)
         points[f"cluster{at}"] = _largest(np.where(known, clustering.clusters[place], -1), "cluster")
-        selected = np.where(clustering.reliable[place], "reliable", np.where(clustering.clusters[place] < 0, "in no cluster", "rejected"))
+        reliable = "reliable" if run.rejects else "in a cluster"
+        selected = np.where(clustering.clusters[place] < 0, "in no cluster", np.where(clustering.reliable[place], reliable, "rejected"))
         points[f"selected{at}"] = np.where(known, selected, "").tolist()
     return points
 

@@ -1,5 +1,6 @@
 """Renders runs as one self-contained HTML page: the charts' library, data, styles and pictures are inside the file."""
 
+import re
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +49,7 @@ def render(title: str, overview: SectionView | None, chapters: list[Chapter]) ->
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["code"] = _with_code
     sections = [
         *([("", overview)] if overview else []),
         *((f"run{n}-", each) for n, chapter in enumerate(chapters) for each in chapter.sections),
@@ -64,6 +66,13 @@ def render(title: str, overview: SectionView | None, chapters: list[Chapter]) ->
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
     )
+
+
+def _with_code(text: str) -> str:
+    """Return a sentence as HTML, with what is in backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _chart(prefix: str, chart: ChartView) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Clustering(NamedTuple):
     rows: Ints  # (n,) of the clustered images
     clusters: Ints  # (n,) -1: in no cluster
     similarity: npt.NDArray[np.float64]  # (n,) cosine to the own centre
-    reliable: Mask  # (n,)
+    reliable: Mask  # (n,) selected, or labelled and in a cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,11 @@ class RunData:
         return max(numbers, default=None)
 
     @property
+    def rejects(self) -> bool:
+        """Return whether images in a cluster can be rejected. With lambda = -1 all of them are reliable."""
+        return bool(self.parameters["selection"]["min_similarity"] > -1)
+
+    @property
     def centred(self) -> bool:
         """Return whether features are centred by camera before they are clustered and scored."""
         return bool(self.parameters.get("model", {}).get("centre_cameras"))
@@ -87,7 +92,7 @@ class RunData:
     def clustering(self, iteration: int) -> Clustering:
         """Read the clusters and the selection of an iteration."""
         table, reliable = (read_named(self.iterations[iteration][name]) for name in ("clusters", "reliable"))
-        selected = column(reliable, "row")[~column(reliable, "labelled") & ~column(reliable, "unclustered")]
+        selected = column(reliable, "row")[~column(reliable, "unclustered")]
         rows = column(table, "row")
         return Clustering(rows, column(table, "cluster"), column(table, "similarity"), np.isin(rows, selected))
 

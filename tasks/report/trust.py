@@ -20,17 +20,19 @@ def verdict_on(run: RunData, clusters: CameraLinks | None, people: CameraLinks |
         people: links between cameras by true identities.
     """
     metrics = run.metrics[run.last_clustered] if run.last_clustered is not None else {}
+    algorithm = run.parameters["clustering"]["algorithm"]
     size = metrics.get("reliable_set_size")
     facts = RunFacts(
         status=run.status,
         reason=cast(Reason | None, run.stop_reason),
         last_iteration=run.last,
         reliable=None if size is None else int(size),
-        degenerate=degeneration_of(metrics, run.parameters["clustering"]["algorithm"]),
+        degenerate=degeneration_of(metrics, algorithm),
         scored=run.scores(run.last) is not None,
         gain=gain_of(run),
         clusters=clusters,
         people=people,
+        by_density=algorithm == "dbscan",
     )
     return judge(facts, run.camera_name)
 
