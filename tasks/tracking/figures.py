@@ -67,8 +67,9 @@ def _clusters_panels(sizes_axis: Axes, cosines_axis: Axes, clusters: Clusters, r
     sizes = np.bincount(number[number >= 0])
     sizes_axis.hist(sizes, bins=min(30, int(sizes.max(initial=1))), color=COLOURS[0])
     sizes_axis.set(xlabel="images in the cluster", ylabel="clusters")
-    parts = [similarity[(number >= 0) & chosen] for chosen in (is_reliable, ~is_reliable)]
-    cosines_axis.hist(parts, bins=30, stacked=True, color=COLOURS, label=["reliable", "rejected"])
+    cosines = {name: similarity[(number >= 0) & chosen] for name, chosen in (("reliable", is_reliable), ("rejected", ~is_reliable))}
+    cosines = {name: values for name, values in cosines.items() if len(values)}  # clusters by density usually reject no image
+    cosines_axis.hist(list(cosines.values()), bins=30, stacked=True, color=COLOURS[: len(cosines)], label=list(cosines))
     cosines_axis.set(xlabel="cosine to the centre", ylabel="images")
     cosines_axis.legend(frameon=False)
 
