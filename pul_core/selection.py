@@ -85,7 +85,8 @@ def similar_classes(
         reliable: of the clusters.
         clusters: of n images.
         centres: (k, d) feature of the centre of each cluster, in the space that was clustered.
-        settings: of the selection; ``num_similar`` is N of `pul_core.clustering.similar.similar_clusters`.
+        settings: of the selection; ``num_similar`` is N of `pul_core.clustering.similar.similar_clusters`, whose smallest cosine is a
+            quantile, ``similar_quantile``, of the cosines of images to the centre of their cluster.
         device: where the centres are compared.
 
     Returns:
@@ -93,19 +94,22 @@ def similar_classes(
         cluster, is in none.
 
     Example:
-        >>> clusters = Clusters(np.array([0, 0, 1, 1, 2]), np.array([0, 2, 4]), *np.ones((2, 5), np.float32))
+        >>> clusters = Clusters(np.array([0, 0, 1, 1, 2]), np.array([0, 2, 4]), *np.full((2, 5), 0.9, np.float32))
         >>> reliable, centres = select_reliable(clusters, Selection()), np.array([[1, 0], [0, 1], [1, 0.1]], np.float32)
         >>> similar_classes(reliable, clusters, centres, Selection(num_similar=1)).tolist()
         [[0, 2], [2, 0]]
     """
     if not settings.num_similar:
         return None
+    is_member = clusters.cluster >= 0
+    is_member[clusters.centre] = False  # the cosine of a centre to itself is 1
+    min_cosine = float(np.quantile(clusters.similarity[is_member], settings.similar_quantile)) if is_member.any() else 1.0
     cluster = clusters.cluster[reliable.positions]
     in_cluster = cluster >= 0
     numbers, first = np.unique(cluster[in_cluster], return_index=True)
-    pairs = similar_clusters(centres[numbers], settings.num_similar, device=device)
+    pairs = similar_clusters(centres[numbers], settings.num_similar, min_cosine, device=device)
     pairs = reliable.pseudo_labels[in_cluster][first][pairs]
-    return pairs[np.lexsort(pairs.T[::-1])]
+    return np.unique(pairs, axis=0)
 
 
 def _cause_and_advice(cluster: Ints, min_similarity: float) -> str:

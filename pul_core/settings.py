@@ -285,10 +285,16 @@ class Selection:
         Interval(ge=0, le=1000),
         Unit("clusters"),
         doc(
-            "Leave two clusters out of each other's softmax in fine-tuning if their centres are among each other's N nearest, because they "
-            "may be parts of one person. 0: all clusters compete."
+            "Leave two clusters out of each other's softmax in fine-tuning if their centres are among each other's N nearest, and similar: "
+            "they may be parts of one person. 0: all clusters compete."
         ),
     ] = 0
+    similar_quantile: Annotated[
+        float,
+        Share,
+        doc("Two centres are similar if their cosine is at least this quantile of the cosines of images to the centre of their cluster."),
+        ReadIf("num_similar"),
+    ] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)

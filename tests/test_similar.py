@@ -24,26 +24,40 @@ def random_centres(seed, k, d=6):
 
 
 @settings(max_examples=50)
-@given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(1, 8))
-def test_pairs_are_those_of_a_loop_over_all_clusters(seed, k, num_similar):
+@given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(1, 8), st.sampled_from([-1, 0, 0.4]))
+def test_pairs_are_those_of_a_loop_over_all_clusters(seed, k, num_similar, min_cosine):
     centres = random_centres(seed, k)
     unit = centres / np.linalg.norm(centres, axis=1, keepdims=True)
     cosines = unit @ unit.T - 9 * np.eye(k)
     nearest = [set(np.argsort(-cosines[i])[: min(num_similar, k - 1)].tolist()) for i in range(k)]
-    expected = [[i, j] for i in range(k) for j in range(k) if j in nearest[i] and i in nearest[j]]
-    assert similar_clusters(centres, num_similar).tolist() == expected
+    expected = [[i, j] for i in range(k) for j in range(k) if j in nearest[i] and i in nearest[j] and cosines[i, j] >= min_cosine]
+    assert similar_clusters(centres, num_similar, min_cosine).tolist() == expected
 
 
 def test_classes_are_numbered_as_the_reliable_set_numbers_them():
     """Cluster 1 has no reliable image (its centre belongs to cluster 2), and the image in no cluster is a class that resembles none."""
     cluster = np.array([0, 0, 1, 2, 2, 3, 3, -1])
-    clusters = Clusters(cluster, np.array([0, 3, 4, 5]), *np.tile(np.where(np.isin(cluster, (-1, 1)), -1, 1).astype(np.float32), (2, 1)))
+    clusters = Clusters(cluster, np.array([0, 3, 4, 5]), *np.tile(np.where(np.isin(cluster, (-1, 1)), -1, 0.9).astype(np.float32), (2, 1)))
     centres = np.array([[1, 0], [1, 0.05], [1, 0.1], [0, 1]], np.float32)
     options = Selection(min_similarity=0.5, keep_unclustered=True, num_similar=1)
     reliable = select_reliable(clusters, options)
     assert reliable.num_classes == 4
     assert similar_classes(reliable, clusters, centres, options).tolist() == [[0, 1], [1, 0]]
     assert similar_classes(reliable, clusters, centres, Selection()) is None
+
+
+def test_centres_farther_apart_than_nearly_all_images_are_from_theirs_are_not_similar():
+    """The cosines of four images to their centres are 0.95, 0.9, 0.9 and 0.8; those of the three centres are 0.87, 0.5 and 0."""
+    similarity = np.array([1, 0.95, 0.9, 1, 0.9, 0.8, 1], np.float32)
+    clusters = Clusters(np.array([0, 0, 0, 1, 1, 1, 2]), np.array([0, 3, 6]), similarity, similarity)
+    centres = np.array([[1, 0], [3**0.5 / 2, 0.5], [0, 1]], np.float32)
+
+    def pairs(quantile):
+        options = Selection(min_similarity=-1, num_similar=2, similar_quantile=quantile)
+        return similar_classes(select_reliable(clusters, options), clusters, centres, options).tolist()
+
+    assert pairs(0) == [[0, 1], [1, 0]]
+    assert pairs(0.5) == []
 
 
 def loss_of_each_image(logits, classes, label_smoothing, pairs):

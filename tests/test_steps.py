@@ -296,7 +296,7 @@ EDITS = {
     "pul_core.clustering.whitening": {"cluster"},
     "pul_core.clustering.density": {"cluster", "suggest"},
     "pul_core.clustering.jaccard": {"cluster", "suggest", "evaluate"},
-    "pul_core.clustering.neighbours": {"cluster", "suggest", "evaluate"},
+    "pul_core.clustering.neighbours": {"cluster", "select", "suggest", "evaluate"},
     "pul_core.clustering.centring": {"cluster", "suggest", "evaluate"},
     "pul_core.clustering.centres": {"cluster", "select", "suggest", "evaluate"},
     "pul_core.clustering.suggestion": {"suggest"},

@@ -155,11 +155,12 @@ def test_similar_classes_are_numbered_after_the_labelled_ones(clusters_of):
     directions = np.eye(4, 8)
     directions[1] = directions[0] + 0.5 * directions[1]
     values = np.repeat(directions, 10, axis=0) + rng.normal(0, 0.02, (40, 8))
+    values[39, 4] += 1  # far from the centre of its cluster
     features = write_table("features", pa.table({"row": np.arange(40), "feature": vectors(values.astype(np.float32))}))
     known = write_table("labelled", pa.table({"row": [90, 91, 92, 93], "class": [0, 0, 1, 1]}))
     labelled = Labelled(labelled=known, num_identities=2)
     found = clusters_of(features)
-    chosen = select.fn(found, labelled, settings=Selection(min_similarity=-1, num_similar=1), iteration=1)
+    chosen = select.fn(found, labelled, settings=Selection(min_similarity=-1, num_similar=1, similar_quantile=0), iteration=1)
     pairs, reliable = read_table(chosen.similar), read_table(chosen.reliable)
     by_row = dict(zip(column(reliable, "row"), column(reliable, "pseudo_label"), strict=True))
     assert {tuple(pair.values()) for pair in pairs.to_pylist()} >= {(by_row[0], by_row[10]), (by_row[10], by_row[0])}

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from pul_core.arrays import Features, Ints
+from pul_core.arrays import Features, Ints, unit_rows
 from pul_core.clustering.neighbours import nearest_neighbours
 
 
-def similar_clusters(centres: Features, num_similar: int, *, device: str = "cpu") -> Ints:
-    """Return the pairs of clusters whose centres are among each other's nearest centres.
+def similar_clusters(centres: Features, num_similar: int, min_cosine: float = -1, *, device: str = "cpu") -> Ints:
+    """Return the pairs of clusters whose centres are among each other's nearest centres, and close enough.
 
     Clustering often splits a person, mostly along cameras. The pieces become classes of their own, which a softmax over all classes would
     push apart. `pul_core.learning.training.train` leaves the clusters of these pairs out of each other's softmax.
@@ -15,6 +15,7 @@ def similar_clusters(centres: Features, num_similar: int, *, device: str = "cpu"
     Args:
         centres: (k, d) feature of each cluster's centre, not zero.
         num_similar: number of nearest centres, N, the centre itself not included.
+        min_cosine: smallest cosine of the two centres.
         device: where the centres are compared.
 
     Returns:
@@ -28,5 +29,8 @@ def similar_clusters(centres: Features, num_similar: int, *, device: str = "cpu"
     """
     nearest = nearest_neighbours(centres, num_similar + 1, device=device).nearest[:, 1:]  # (k, N)
     is_mutual = (nearest[nearest] == np.arange(len(centres))[:, None, None]).any(2)
-    pairs = np.stack((np.nonzero(is_mutual)[0], nearest[is_mutual]), axis=1)
-    return pairs[np.lexsort(pairs.T[::-1])]
+    first, second = np.nonzero(is_mutual)[0], nearest[is_mutual]
+    unit = unit_rows(centres, np.arange(len(centres)), "centres").numpy()
+    is_close = (unit[first] * unit[second]).sum(1) >= min_cosine
+    pairs: Ints = np.stack((first, second), axis=1)[is_close]
+    return np.unique(pairs, axis=0)

@@ -227,7 +227,7 @@ def _train_epoch(
         for group in training.optimiser.param_groups:
             group["lr"] = group["peak"] * share
         pixels = augment(pixels, settings.augmentation, generator)
-        features, losses[step], hits[step] = _train_step(training, pixels, batch_classes, settings.label_smoothing, similar)
+        features, losses[step], hits[step] = _train_step(training, pixels, batch_classes, settings, similar)
         if isinstance(memory := training.classifier[-1], ClusterMemory):
             memory.update(features, batch_entries, passes=count_passes(entries[batch]))
         if on_batch:
@@ -243,7 +243,7 @@ def _train_epoch(
 
 
 def _train_step(
-    training: TrainingState, pixels: Tensor, classes: Tensor, label_smoothing: float, similar: Tensor | None
+    training: TrainingState, pixels: Tensor, classes: Tensor, settings: Training, similar: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Train on one batch; return its features (b, d), its mean loss and its number of correct predictions, all on the device."""
     training.optimiser.zero_grad(set_to_none=True)
@@ -251,7 +251,7 @@ def _train_step(
         with autocast(training.device, training.dtype):
             features = training.classifier[:-1](training.backbone(normalise(pixels)))
             logits = training.classifier[-1](features)
-            loss = _cross_entropy(logits, classes, label_smoothing, similar)
+            loss = _cross_entropy(logits, classes, settings.label_smoothing, similar)
         training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     training.scaler.step(training.optimiser)
     training.scaler.update()
