@@ -218,6 +218,7 @@ def run_loop(device: str, scale: Scale, budget: float) -> Iterator[Line]:
         "extract_features": "extraction",
         "cluster_features": "clustering",
         "select_reliable": "selection",
+        "similar_classes": "selection",
         "score_protocol": "scoring",
     }
     for name, step in steps.items():
