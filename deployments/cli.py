@@ -126,7 +126,8 @@ def run_command(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Default values: auto (default: modern with two known cameras and enough images, or paper), modern, paper, released-code."
+            help="Default values: modern, paper, released-code, or auto (default): modern with two or more known cameras and enough "
+            "images, else paper."
         ),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model name; default resnet50. On a CPU: mobilenetv2_100.")] = None,

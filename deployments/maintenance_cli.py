@@ -20,7 +20,7 @@ from tasks.store.runs import MAX_LISTED
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Report lost and interrupted runs, damaged files and free disk space.
 
-    The exit code is 1 if something requires attention; a run that failed or was killed, and can be resumed, does not.
+    The exit code is 1 if something requires attention. Runs that failed or were killed are listed, but do not count.
     """
     from tasks.engine.compute import available_devices, nvidia_problem
     from tasks.operations.housekeeping import find_damage, sizes

@@ -81,7 +81,7 @@ def compare_command(
         typer.echo("\n\n".join(texts))
         typer.echo(comparability(read))
     if out:
-        _publish(read, user_path(str(out)), comparison_page(read))
+        _publish(read, user_path(str(out)), comparison_page(read), to_stderr=as_json)
 
 
 def _output(out: Path | None, run_ids: list[str]) -> Path:
@@ -93,7 +93,7 @@ def _output(out: Path | None, run_ids: list[str]) -> Path:
     return home() / "reports" / f"{hashlib.sha256(' '.join(run_ids).encode()).hexdigest()[:12]}.html"
 
 
-def _publish(read: "list[RunData]", file: Path, page: str) -> None:
+def _publish(read: "list[RunData]", file: Path, page: str, *, to_stderr: bool = False) -> None:
     """Write, log and link a report, and print where it is; a report that cannot be linked is still there."""
     from tasks.report.publish import link_report, log_report, write_report
 
@@ -104,4 +104,4 @@ def _publish(read: "list[RunData]", file: Path, page: str) -> None:
         link_report(read, file)
     except Exception as error:
         typer.echo(f"the report is not linked from Prefect: {user_message(error) or type(error).__name__}", err=True)
-    typer.echo(f"{file}  ({len(page) / 1e6:.1f} MB)")
+    typer.echo(f"{file}  ({len(page) / 1e6:.1f} MB)", err=to_stderr)

@@ -69,10 +69,10 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
         options = {"statistics": statistics, "camids": camids, "device": device, "dtype": inference_dtype(device)}
         return np.concatenate(list(extract_features(model, images, flip=recipe.model.flip, **options)))
 
-    def learn(start: nn.Module, images: np.ndarray, rows: np.ndarray, classes: np.ndarray, num: int, settings: Training, *step, **similar):
+    def learn(start: nn.Module, images, rows, classes, num_classes: int, settings: Training, *step, similar=None) -> nn.Module:
         options = {"seed": derive_seed(seed, *step), "device": device, "dtype": training_dtype(device)}
-        training = begin_training(copy.deepcopy(start), settings, num_classes=num, classes=classes, **options)
-        for epoch in train(training, images, rows, classes, settings, seed=options["seed"], **similar):
+        training = begin_training(copy.deepcopy(start), settings, num_classes=num_classes, classes=classes, **options)
+        for epoch in train(training, images, rows, classes, settings, similar=similar, seed=options["seed"]):
             print(f"  epoch {epoch.epoch}: loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}")
         return training.backbone
 

@@ -63,7 +63,7 @@ def pul(
         target: The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target.
         source: The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined.
         original_model: Instead of a source: the file of a trained model, or an earlier run.
-        recipe: Values for all that is left empty. In flow pul, auto is modern with two known cameras and enough images, else paper.
+        recipe: Values for all that is left empty. In flow pul, auto is modern with two or more known cameras and enough images, else paper.
         seed: All random numbers of the run are derived from it.
     """
     parameters = dict(locals())

@@ -285,14 +285,14 @@ class Selection:
         Interval(ge=0, le=1000),
         Unit("clusters"),
         doc(
-            "Leave two clusters out of each other's softmax in fine-tuning if their centres are among each other's N nearest, and similar: "
-            "they may be parts of one person. 0: all clusters compete."
+            "Number N of nearest centres: two clusters that are among each other's N nearest, and close enough (similar_quantile), may "
+            "show the same person, and do not compete in the softmax of fine-tuning. 0: all clusters compete."
         ),
     ] = 0
     similar_quantile: Annotated[
         float,
         Share,
-        doc("Two centres are similar if their cosine is at least this quantile of the cosines of images to the centre of their cluster."),
+        doc("Quantile of the cosines of images to the centre of their cluster that the cosine of two similar centres must reach."),
         ReadIf("num_similar"),
     ] = 0.05
 

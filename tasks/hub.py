@@ -3,11 +3,13 @@
 import urllib.error
 import urllib.request
 from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
 
 from pul_core.errors import DataError
 from pul_core.learning.backbone import imagenet_config
@@ -15,6 +17,13 @@ from tasks.models import ADVICE
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # the names under which timm looks for weights in a repository of the hub
 TIMEOUT_SECONDS = 10
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect means that the file exists; to follow it would be a GET, and would send the token to another host."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
 
 
 def check_hub(backbone: str) -> None:
@@ -28,7 +37,9 @@ def check_hub(backbone: str) -> None:
     """
     config, problem = imagenet_config(backbone), "timm states no place for them"
     repository, _, revision = (config.hf_hub_id or "").partition("@")
-    names = [config.hf_hub_filename] if config.hf_hub_filename else [*FILES]
+    names = list(dict.fromkeys([config.hf_hub_filename, *FILES])) if config.hf_hub_filename else [*FILES]
+    token = get_token() if repository else None
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     if repository:
         is_cached = any(isinstance(try_to_load_from_cache(repository, name, revision=revision or None), str) for name in names)
         urls = [hf_hub_url(repository, name, revision=revision or None) for name in names]
@@ -41,12 +52,15 @@ def check_hub(backbone: str) -> None:
         urls, problem = [], "HF_HUB_OFFLINE is set"
     for url in urls:
         try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_SECONDS).close()
-        except OSError as error:
+            request = urllib.request.Request(url, headers=headers, method="HEAD")
+            urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS).close()
+        except (OSError, HTTPException) as error:
+            code = error.code if isinstance(error, urllib.error.HTTPError) else None
+            if code and code < HTTPStatus.BAD_REQUEST:
+                return
             problem = f"{urlsplit(url).netloc}: {getattr(error, 'reason', error)}"
-            if isinstance(error, urllib.error.HTTPError) and error.code == HTTPStatus.NOT_FOUND:
-                continue
-            break
+            if code != HTTPStatus.NOT_FOUND:
+                break
         else:
             return
     raise DataError(f"ImageNet weights of {backbone} cannot be fetched ({problem}): {ADVICE}")

@@ -466,8 +466,8 @@ def _check_clustering(target: Counts, images: int, plan: Plan) -> None:
         )
     if plan.model.centre_cameras and images == sum(target.camera_sizes) == len(target.camera_sizes):
         raise DataError(
-            f"each of the target's {images} training images is alone on its camera, so centring by camera leaves nothing to cluster: state "
-            "a --target-pattern whose camera is the same for all images of a camera, or none, or --set model.centre_cameras=false"
+            f"each of the target's {images} training images is alone on its camera, so centring by camera leaves nothing to cluster: use "
+            "a --target-pattern in which the camera is the same for all images of a camera, or --set model.centre_cameras=false"
         )
     if isinstance(plan.algorithm, Dbscan):
         others = possible_neighbours(images, target.camera_sizes, plan.algorithm)

@@ -74,8 +74,8 @@ def test_the_help_shows_every_example_on_a_line_of_its_own(pul_here, capsys, com
         (["run", "--target", "{target}", "--source", "{source}", "--size", "big"], ["--size", "256x128"]),
         (["run", "--target", "{target}", "--source", "{source}", "--set", "x"], ["--set"]),
         (["run", "--target", "{target}", "--source", "{source}", "--set", "nonsense.epochs=2"], ["no parameter 'nonsense'"]),
-        (["run", "--target", "{target}", "--source", "{source}", "--set", "fine_tuning.epoch=3"], ["similar ones are fine_tuning.epochs"]),
-        (["run", "--target", "{target}", "--source", "{source}", "--set", "fine_tunning.epochs=3"], ["similar ones are fine_tuning "]),
+        (["run", "--target", "{target}", "--source", "{source}", "--set", "fine_tuning.epoch=3"], ["did you mean fine_tuning.epochs?"]),
+        (["run", "--target", "{target}", "--source", "{source}", "--set", "fine_tunning.epochs=3"], ["did you mean fine_tuning?"]),
         (
             ["run", "--target", "{target}", "--source", "{source}", "--target-layout", "best"],
             ["unknown layout 'best'", "folder-per-identity"],
@@ -206,6 +206,7 @@ def hub(monkeypatch, tmp_path):
         def do_HEAD(self):
             requested.append(self.path)
             self.send_response(statuses.get(Path(self.path).name, 404))
+            self.send_header("Location", "http://127.0.0.1:1/elsewhere")
             self.end_headers()
 
         def log_message(self, *_):
@@ -225,6 +226,7 @@ def hub(monkeypatch, tmp_path):
     [
         ({"model.safetensors": 200}, None),
         ({"pytorch_model.bin": 200}, None),
+        ({"model.safetensors": 302}, None),  # to the place of the file
         ({}, "Not Found"),
         ({"model.safetensors": 503, "pytorch_model.bin": 200}, "Service Unavailable"),
     ],

@@ -151,7 +151,7 @@ USER_ERRORS = [
     (validation_error(epochs="many"), "epochs: Input should be a valid integer, unable to parse string as an integer, got 'many'"),
     (
         validation_error(epochs=1, epoch=2),
-        "there is no parameter 'epoch': similar ones are pretraining.epochs, fine_tuning.epochs (docs/parameters.md)",
+        "there is no parameter 'epoch': did you mean pretraining.epochs or fine_tuning.epochs? (docs/parameters.md)",
     ),
     (typer.BadParameter("it must be even"), "Invalid value: it must be even"),
 ]

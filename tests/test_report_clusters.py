@@ -30,12 +30,12 @@ def thumbnails(tmp_path):
     return Thumbnails(str(tmp_path), paths, digests)
 
 
-def draw_run(clusters, similarity, selected, *, min_similarity, labelled=()):
+def draw_run(clusters, similarity, selected, *, min_similarity):
     """Return a run with one iteration whose clusters and selection are given."""
     rng = np.random.default_rng(0)
     rows = np.arange(NUM_IMAGES)
-    chosen = np.union1d(rows[selected], labelled).astype(np.int64)
-    flags = {"labelled": np.isin(chosen, labelled), "unclustered": clusters[chosen] < 0}
+    chosen = rows[selected]
+    flags = {"labelled": np.zeros(len(chosen), bool), "unclustered": clusters[chosen] < 0}
     features = vectors(rng.normal(size=(NUM_IMAGES, 4)).astype(np.float32))
     tables = {
         "features": {"row": rows, "feature": features},
@@ -106,11 +106,3 @@ def test_few_images_in_no_cluster_are_all_shown(home, thumbnails):
     run = draw_run(number, np.full(NUM_IMAGES, 0.8), number >= 0, min_similarity=-1)
     (sheet,) = sheets(clusters(run, thumbnails))["Images in no cluster"]
     assert sheet.title == "3 images" and len(sheet.strips[0].pictures) == 3
-
-
-def test_labelled_images_are_not_shown_as_rejected(home, thumbnails):
-    number = np.arange(NUM_IMAGES) % 6
-    labelled = np.arange(0, 30)
-    run = draw_run(number, np.full(NUM_IMAGES, 0.8), np.arange(NUM_IMAGES) >= 30, min_similarity=0.5, labelled=labelled)
-    assert run.clustering(1).reliable.all()
-    assert "rejected: " not in repr(clusters(run, thumbnails).groups)

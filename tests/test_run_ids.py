@@ -141,7 +141,7 @@ def test_the_list_of_runs_has_the_newest_first_with_their_last_iterations(runs_h
     assert titles == ["run", "started", "recipe", "source to target", "state", "iterations", "reliable", "rank-1", "mAP"]
     assert [row[0] for row in rows] == [ids[name] for name in reversed(states)]
     assert [row[4] for row in rows] == ["lost", "killed", "failed", "finished"]
-    assert rows[-1][2:4] == ["paper", "a to b"] and rows[-1][5:] == ["2", "1,200", "50.0 %", "25.0 %"]
+    assert rows[-1][2:4] == ["paper", "a to b"] and rows[-1][5:] == ["10", "1,200", "50.0 %", "25.0 %"]
     assert [row["run"] for row in json.loads(pul.invoke(app, ["results", "--list", "--json"]).stdout)] == [row[0] for row in rows]
     assert "leave one of them out" in str(pul.invoke(app, ["results", "baseline", "--list"]).exception)
 

@@ -28,8 +28,9 @@ def similar_clusters(centres: Features, num_similar: int, min_cosine: float = -1
         [[0, 2], [1, 3], [2, 0], [3, 1]]
     """
     nearest = nearest_neighbours(centres, num_similar + 1, device=device).nearest[:, 1:]  # (k, N)
-    is_mutual = (nearest[nearest] == np.arange(len(centres))[:, None, None]).any(2)
-    first, second = np.nonzero(is_mutual)[0], nearest[is_mutual]
+    first, second = np.repeat(np.arange(len(centres)), nearest.shape[1]), nearest.ravel()
+    is_mutual = np.isin(first * len(centres) + second, second * len(centres) + first)
+    first, second = first[is_mutual], second[is_mutual]
     unit = unit_rows(centres, np.arange(len(centres)), "centres").numpy()
     is_close = (unit[first] * unit[second]).sum(1) >= min_cosine
     pairs: Ints = np.stack((first, second), axis=1)[is_close]

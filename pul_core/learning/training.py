@@ -157,7 +157,7 @@ def train(
         classes: (m,) class of each, in [0, num_classes).
         settings: those passed to `begin_training`.
         similar: (p, 2) pairs of classes that may be one person, in both directions (`pul_core.clustering.similar`): the second is left out
-            of the softmax of the images of the first.
+            of the softmax of the images of the first. The accuracy compares all classes.
         seed: seed of the order of the images, the augmentation and the dropout.
         on_batch: called after each step with its number of images; on a GPU the step has been started, not finished.
 

@@ -20,7 +20,6 @@ HEADLINES: dict[Level, str] = {
 }
 ISOLATED_SHARE = 0.1  # a camera is isolated if at most this share of its clusters has an image of another camera
 MIN_GROUPS = 10  # clusters of a camera below which a missing link to another camera says little
-DEGENERATE_ADVICE = "docs/method.md explains when a set is degenerate; `--min-similarity` and `--num-clusters` set the two parameters."
 
 
 class RunFacts(NamedTuple):
@@ -79,7 +78,8 @@ def judge(facts: RunFacts, camera_name: Callable[[int], str] = str) -> Verdict:
 def _end(facts: RunFacts) -> Finding:
     after = f"after iteration {facts.last_iteration}"
     if facts.reason is None:
-        advice = "Wait until it has ended." if facts.status == "running" else "`pul resume` continues it."
+        waiting = "Wait until it has ended. " if facts.status == "running" else ""
+        advice = f"{waiting}If it was interrupted, `pul resume RUN` continues it."
         return Finding("bad", f"The run did not finish (its status is {facts.status}); these are its results {after}.", advice)
     level: dict[Reason, Level] = {"stable": "good", "limit": "caution", "oscillating": "caution"}
     explanation = EXPLANATIONS[facts.reason]
@@ -90,11 +90,17 @@ def _end(facts: RunFacts) -> Finding:
 
 def _advice_on_end(reason: Reason, by_density: bool) -> str:
     selection = "`dbscan.max_distance`" if by_density else "`selection.min_similarity`"
+    if reason == "stable":
+        return ""
     return {
-        "stable": "",
         "limit": "Continue from the cache: `pul run --config`, with the config.json of this run, and a larger `--max-iterations`.",
         "oscillating": f"Change {selection}, or raise `stopping.stability_tolerance` if changes of this size do not matter to you.",
-    }.get(reason, DEGENERATE_ADVICE)
+    }.get(reason) or _advice_on_degenerate_sets(by_density)
+
+
+def _advice_on_degenerate_sets(by_density: bool) -> str:
+    change = "Change `dbscan.max_distance`" if by_density else "Run again with another `--min-similarity` or `--num-clusters`"
+    return f"{change} (docs/method.md)."
 
 
 def _gain(facts: RunFacts) -> Finding:
@@ -104,7 +110,8 @@ def _gain(facts: RunFacts) -> Finding:
         return Finding("unknown", text, "Look at the clusters with `pul report --with-images`, or label some people (docs/data.md).")
     if gain is None or facts.last_iteration == 0:
         text = "The gain over direct transfer was not measured: there are no two sets of scores to compare."
-        return Finding("unknown", text, "`pul evaluate` scores an iteration.")
+        advice = "`pul evaluate` scores an iteration." if facts.last_iteration else "Scores of an adapted model follow in iteration 1."
+        return Finding("unknown", text, advice)
     text = (
         f"mAP {'rose' if gain.difference >= 0 else 'fell'} by {abs(100 * gain.difference):.1f} points from direct transfer "
         f"(95 % interval {_signed(gain.low)} to {_signed(gain.high)} over {gain.num_people:,} people in {gain.num_queries:,} queries)"
@@ -119,10 +126,10 @@ def _gain(facts: RunFacts) -> Finding:
 
 def _reliable_set(facts: RunFacts) -> list[Finding]:
     if facts.reliable is None:
-        return [Finding("bad", "There is no adapted model yet, only the original one.")]
+        return [Finding("bad", "There is no adapted model yet, only the original one.", "`pul resume RUN` continues the run.")]
     if facts.degenerate is None or facts.reason == facts.degenerate:  # the end of the run says it already
         return []
-    return [Finding("caution", f"The last reliable set is {EXPLANATIONS[facts.degenerate]}.", DEGENERATE_ADVICE)]
+    return [Finding("caution", f"The last reliable set is {EXPLANATIONS[facts.degenerate]}.", _advice_on_degenerate_sets(facts.by_density))]
 
 
 def _cameras(facts: RunFacts, camera_name: Callable[[int], str]) -> list[Finding]:

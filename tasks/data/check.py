@@ -67,11 +67,11 @@ ADVICE = {
     "other_classes": "these images are filed under a class that is not a person: leave them out, or give the folder of the class person",
     "lone_images": (
         "each of these images is alone on its camera, so the cameras are probably file names or times, and methods that use cameras fail: "
-        "state a --pattern whose camera is the same for all images of a camera, or none"
+        "use a --pattern in which the camera is the same for all images of a camera, or no pattern"
     ),
     "cameras_like_tracks": (
         "there are so many cameras, with few images each, that they are probably tracks or people, and methods that use cameras suffer: "
-        "state the cameras in a --pattern or a manifest, or none"
+        "give the cameras by a --pattern or a manifest, or give none"
     ),
     "cameras_like_identities": (
         "each camera shows a single person, so the cameras are probably identities or tracks, and nothing can be scored or learned across "

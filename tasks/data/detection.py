@@ -165,7 +165,9 @@ def unused_name_notes(root: Path) -> tuple[str, ...]:
     notes = [f"{name}, which has no layout here: give a --pattern or a manifest to use its labels" for name in sets[:1]]
     if lists:
         names = ", ".join(lists[:3]) + (", ..." if len(lists) > 3 else "")
-        notes.append(f"{names} may list splits, but are not read: give a manifest with a column split, or a --layout that reads them")
+        notes.append(
+            f"{names} may list splits, but are not read: give a manifest with a column split, or choose a layout that reads them (--layout)"
+        )
     return tuple(notes)
 
 

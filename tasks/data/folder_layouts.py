@@ -94,9 +94,7 @@ def _list_places(root: Path) -> Iterator[ListedImage | LeftOut]:
             yield LeftOut(path, place)
         elif place is None:
             split = next((f" ({name} is read as a split)" for name in folder.split("/") if compact(name) in SPLITS), "")
-            raise DataError(
-                f"{root / path} is not in the folder of an identity{split}: move it to IDENTITY/image.jpg, or choose another --layout"
-            )
+            raise DataError(f"{root / path} is not in the folder of an identity{split}: move it to IDENTITY/image.jpg, or change --layout")
         elif place.copies and os.path.lexists(f"{root}/{place.copies}{name}"):
             yield LeftOut(path, "it is in the folder of all training images, too")
         else:

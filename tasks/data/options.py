@@ -1,4 +1,4 @@
-"""The options of a command in advice about a data set: advice names ``--layout`` and ``--pattern``, which `pul run` has for each role."""
+"""Replaces `--layout` and `--pattern` in advice about a data set by the options of `pul run` for its role."""
 
 import re
 

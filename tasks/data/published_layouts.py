@@ -60,9 +60,7 @@ def list_market1501(root: Path, prefix: str = MARKET_PREFIX) -> Iterator[ListedI
         for path in iter_image_paths(root, f"{folder}/"):
             match = MARKET_NAME.match(path.rsplit("/", 1)[1])
             if match is None:
-                raise DataError(
-                    f"{root / path} is not named like Market-1501's 0002_c1s1_000451_03.jpg: rename it, or choose another --layout"
-                )
+                raise DataError(f"{root / path} is not named like Market-1501's 0002_c1s1_000451_03.jpg: rename it, or change --layout")
             yield ListedImage(path, int(match[1]), int(match[2]), split or "train", notes=notes + unread_notes)
             unread_notes = ()
 

@@ -29,7 +29,7 @@ class Clustering(NamedTuple):
     rows: Ints  # (n,) of the clustered images
     clusters: Ints  # (n,) -1: in no cluster
     similarity: npt.NDArray[np.float64]  # (n,) cosine to the own centre
-    reliable: Mask  # (n,) selected, or labelled and in a cluster
+    reliable: Mask  # (n,) selected
 
 
 @dataclass(frozen=True, kw_only=True)

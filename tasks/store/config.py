@@ -86,7 +86,7 @@ class Plan(Recipe):
 
     recipe: Annotated[
         RecipeName,
-        doc("Values for all that is left empty. In flow pul, auto is modern with two known cameras and enough images, else paper."),
+        doc("Values for all that is left empty. In flow pul, auto is modern with two or more known cameras and enough images, else paper."),
     ] = "paper"
     source: Annotated[
         tuple[str, ...],
@@ -180,20 +180,21 @@ def unknown_parameter(name: str) -> str:
     """Return the message for a parameter that does not exist, with the names that a user can mean by it.
 
     Example:
-        >>> unknown_parameter("fine_tuning.epoch").partition(", ")[0]
-        "there is no parameter 'fine_tuning.epoch': similar ones are fine_tuning.epochs"
+        >>> unknown_parameter("fine_tuning.epoch")
+        "there is no parameter 'fine_tuning.epoch': did you mean fine_tuning.epochs? (docs/parameters.md)"
         >>> unknown_parameter("epoch")
-        "there is no parameter 'epoch': similar ones are pretraining.epochs, fine_tuning.epochs (docs/parameters.md)"
+        "there is no parameter 'epoch': did you mean pretraining.epochs or fine_tuning.epochs? (docs/parameters.md)"
     """
     names, sections = parameter_names(), [field.name for field in fields(Plan)]
     if "." in name:
-        similar = get_close_matches(name, names, cutoff=0.4)
+        of_section = [known for known in names if known.rpartition(".")[0] == name.rpartition(".")[0]]
+        similar = get_close_matches(name, names, cutoff=0.8) or of_section or get_close_matches(name, names, cutoff=0.4)
     elif name in sections:
         similar = [known for known in names if known.startswith(f"{name}.")][:3]
     else:
         ends = get_close_matches(name, {known.rpartition(".")[2] for known in names}, 1)
         similar = get_close_matches(name, sections, 1) or [known for known in names if known.rpartition(".")[2] in ends]
-    advice = f"similar ones are {', '.join(similar)} (docs/parameters.md)" if similar else "docs/parameters.md lists them all"
+    advice = f"did you mean {' or '.join(similar)}? (docs/parameters.md)" if similar else "docs/parameters.md lists them all"
     return f"there is no parameter {name!r}: {advice}"
 
 

@@ -97,8 +97,8 @@ def list_runs() -> list[dict[str, Any]]:
 
     Returns:
         For each run ``run`` (the id), ``name``, ``started`` (local time), ``recipe``, ``experiment`` (its source and target), ``status``,
-        ``iterations`` (the number that is recorded, with iteration 0) and the metrics ``reliable_set_size``, ``rank_1`` and ``mAP`` of the
-        last iteration, scores as fractions; a metric that is unknown is None.
+        ``iterations`` (the number of the last one, None before iteration 0) and its metrics ``reliable_set_size``, ``rank_1`` and ``mAP``,
+        scores as fractions; a metric that is unknown is None.
 
     Raises:
         DataError: there are no runs.
@@ -122,7 +122,7 @@ def list_runs() -> list[dict[str, Any]]:
                 "recipe": run.data.tags.get("pul.recipe"),
                 "experiment": experiments[run.info.experiment_id],
                 "status": run.info.status.lower(),
-                "iterations": len(of_run),
+                "iterations": max(of_run, default=None),
                 **{name: metrics.get(name) for name in ("reliable_set_size", "rank_1", "mAP")},
             }
         )
