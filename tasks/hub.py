@@ -37,7 +37,9 @@ def check_hub(backbone: str) -> None:
     """
     config, problem = imagenet_config(backbone), "timm states no place for them"
     repository, _, revision = (config.hf_hub_id or "").partition("@")
-    names = list(dict.fromkeys([config.hf_hub_filename, *FILES])) if config.hf_hub_filename else [*FILES]
+    names = [config.hf_hub_filename] if config.hf_hub_filename else [*FILES]
+    if names[0].endswith(".bin"):  # timm prefers the safe file beside it
+        names.insert(0, names[0].removesuffix(".bin") + ".safetensors")
     token = get_token() if repository else None
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     if repository:
