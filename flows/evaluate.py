@@ -1,10 +1,12 @@
 """Flow `evaluate`: scores a model on a data set. Its steps are those of the loop, so cached results are reused."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from prefect import flow
 from pydantic import Field
 
+from pul_core.recipes import MODERN
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
@@ -72,7 +74,8 @@ def evaluate_model(
         width: Input size in pixels. Empty: that of the model file, or 128 if it states none.
         seed: The seed of the random splits of cuhk03_old and viper, and of the images that statistics are estimated from.
     """
-    compute, settings = resolve_compute(override(Machine(), machine)), override(Statistics(), statistics)
+    compute = resolve_compute(override(Machine(), machine))
+    settings = override(replace(MODERN.statistics, by_camera=False), statistics)  # on request, those of the recipe that uses them
     images = index(data, "target", layout, pattern)
     labels = check_evaluation(images, data, settings)
     imported = import_model(model, backbone=backbone, height=height, width=width)

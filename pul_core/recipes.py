@@ -36,9 +36,10 @@ PAPER = Recipe(
 MODERN = replace(
     PAPER,
     model=Model(centre_cameras=True, flip=True),
-    statistics=Statistics(by_camera=True),
+    statistics=Statistics(by_camera=True, whitening=0.75),
     clustering=Clustering(algorithm="dbscan", whitening=0),
     selection=Selection(min_similarity=-1),
+    dbscan=Dbscan(max_distance=0.55),
     fine_tuning=Training(epochs=4),
     stopping=Stopping(max_iterations=6),
 )

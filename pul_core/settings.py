@@ -107,7 +107,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """The BatchNorm statistics with which the target's features are extracted, estimated from its training images without labels."""
+    """The statistics with which the target's features are extracted, estimated from its training images without labels."""
 
     by_camera: Annotated[
         bool,
@@ -132,6 +132,21 @@ class Statistics:
         doc("A camera with fewer training images, a new one and an unknown one get statistics of all cameras."),
         ReadIf("by_camera"),
     ] = 32
+    whitening: Annotated[
+        float,
+        Share,
+        doc(
+            "Whitening of the features, which are then clustered, compared and scored: power of the standard deviation that divides each "
+            "principal direction of the target's features. 0: off."
+        ),
+        ReadIf("by_camera"),
+    ] = 0
+    shrinkage: Annotated[
+        float,
+        Interval(ge=0, le=10),
+        doc("Added to the variance of each direction of the features, as a share of the mean variance; limits the amplification of noise."),
+        ReadIf("whitening"),
+    ] = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Tasks *initial-model* and *import-model*: write a model from ImageNet weights, a checkpoint, an earlier run, or MLflow."""
 
 import contextlib
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -316,6 +317,9 @@ def _stated_config(path: Path) -> ModelConfig | None:
     """Return the config that a model file of this project contains; None for other files."""
     text = read_metadata(path).get("pul")
     try:
-        return ModelConfig.model_validate_json(text) if text else None
+        config = ModelConfig.model_validate_json(text) if text else None
     except ValidationError as error:
         raise DataError(f"{path} has an invalid header ({text!r:.80}): give a model file that pul wrote") from error
+    if text and json.loads(text).get("whitened"):
+        raise DataError(f"{path} is an export whose features are whitened, which `pul embed` reads: give the run that it was exported from")
+    return config

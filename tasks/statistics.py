@@ -1,4 +1,4 @@
-"""Step *estimate_statistics*: the BatchNorm statistics by camera of a model and a target, from the target's training images."""
+"""Step *estimate_statistics*: the statistics of a model and a target, from the target's training images."""
 
 from pul_core.learning import camera_statistics
 from pul_core.settings import Statistics
@@ -51,8 +51,8 @@ def estimate_statistics(
     backbone, _ = read_model(model)
     rows, decoded = open_pixels(pixels)
     cameras = camids(read_table(images, ["camid"]))[rows]
-    num_images = sum(len(drawn) for drawn in camera_statistics.draw_images(cameras, settings, seed=seed)[1])
-    with progress(f"estimate statistics {iteration}", num_images) as progress_bar:
+    passes = camera_statistics.count_forward_passes(cameras, settings, seed=seed)
+    with progress(f"estimate statistics {iteration}", passes) as progress_bar:
         statistics = camera_statistics.estimate_statistics(
             backbone, decoded, cameras, settings, seed=seed, device=compute.device, on_batch=progress_bar.advance
         )

@@ -44,11 +44,14 @@ settings.load_profile("pul")
 
 
 def pytest_configure(config):
-    """Give each of several test processes cores of its own: two that compute on the same ones are ten times slower, not two."""
+    """Give each of several test processes cores of its own, or one core: two that compute on the same cores are ten times slower, not two.
+
+    The third process of two cores shares the first one's core, which mostly waits for servers.
+    """
     if (worker := getattr(config, "workerinput", None)) and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         first = int(worker["workerid"].removeprefix("gw"))
-        os.sched_setaffinity(0, cores[first :: worker["workercount"]] or cores)
+        os.sched_setaffinity(0, cores[first % len(cores) :: worker["workercount"]])
 
 
 # Of several test processes, one gets all tests of a file, and one gets all of these files, which share one `pul up`.

@@ -119,6 +119,47 @@ def test_statistics_are_averages_over_batches_of_drawn_images(images, monkeypatc
         np.testing.assert_allclose(statistics.variances["0"][entry], variance, atol=2e-5)
 
 
+def test_features_are_whitened_by_their_covariance_within_entries(backbone, images):
+    """The oracle extracts the features of each entry's images and takes numpy's covariance and eigenvectors."""
+    settings = replace(SMALL, whitening=0.5, shrinkage=0.2)
+    counted = []
+    plain, whitening = estimate(backbone, images), estimate(backbone, images, settings=settings, on_batch=counted.append)
+    assert plain.whitening is None and whitening.whitening.transform.dtype == np.float32
+    for layer in plain.means:
+        np.testing.assert_array_equal(plain.means[layer], whitening.means[layer])
+    drawn = camera_statistics.draw_images(CAMIDS, settings, seed=0)[1]
+    assert sum(counted) == camera_statistics.count_forward_passes(CAMIDS, settings, seed=0) == 2 * sum(map(len, drawn))
+    camid_of_entry = (2, 4, -1)
+    features = [
+        extract(backbone, images[rows], plain, np.full(len(rows), camid)).astype(np.float64)
+        for camid, rows in zip(camid_of_entry, drawn, strict=True)
+    ]
+    mean, centred = np.concatenate(features).mean(0), np.concatenate([values - values.mean(0) for values in features])
+    variance, directions = np.linalg.eigh(centred.T @ centred / len(centred))
+    transform = directions @ np.diag((variance.clip(0) + 0.2 * variance.clip(0).mean()) ** -0.25) @ directions.T
+    np.testing.assert_allclose(whitening.whitening.mean, mean, rtol=1e-3, atol=2e-4)
+    np.testing.assert_allclose(whitening.whitening.transform, transform, rtol=1e-2, atol=2e-3 * np.abs(transform).max())
+    expected = (extract(backbone, images, plain) - whitening.whitening.mean) @ whitening.whitening.transform
+    features = extract(backbone, images, whitening)
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_with_power_one_and_no_shrinkage_all_directions_of_a_camera_have_the_same_variance(images):
+    class Three(Colour):
+        num_features = 3
+
+    images = np.random.default_rng(2).integers(0, 256, (40, 8, 4, 3)).astype(np.uint8)
+    images[..., 1] = images[..., 0] // 2 + images[..., 1] // 2  # channels that are correlated
+    settings = Statistics(by_camera=True, whitening=1, shrinkage=0)
+    whitening = estimate(Three(), images, np.full(40, 3), settings)
+    np.testing.assert_allclose(np.cov(extract(Three(), images, whitening, np.full(40, 3)).T, bias=True), np.eye(3), atol=0.02)
+
+
+def test_identical_features_cannot_be_whitened(images):
+    with pytest.raises(UserError, match=r"identical or not finite.*statistics.whitening=0"):
+        estimate(Colour(), np.zeros_like(images), settings=replace(SMALL, whitening=0.5))
+
+
 def test_images_of_other_cameras_change_neither_statistics_nor_features_of_a_camera(backbone, images):
     changed = images.copy()
     changed[CAMIDS != 4] = 255 - changed[CAMIDS != 4]

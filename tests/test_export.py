@@ -188,6 +188,30 @@ def test_each_camera_has_a_file_that_timm_loads(run_model, statistics, crops, tm
     np.testing.assert_allclose(torch_features(backbone.eval(), crops[0]), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("format", ["safetensors", "onnx"])
+def test_whitened_features_are_exported(run_model, model, pixels, tiny_pair, compute, crops, tmp_path, format):
+    """A safetensors file holds the whitening as a linear layer, which timm does not know, and is no model to start from."""
+    target = index.fn(str(tiny_pair[1]), "target")
+    settings = replace(SETTINGS, whitening=0.5)
+    artifact = estimate_statistics.fn(model, pixels, target.images, settings=settings, seed=3, compute=compute, iteration=0)
+    statistics = statistics_from(read_table(artifact))
+    manifest = export_model(run_model(statistics), Options(format, threads=1), tmp_path / "exported")
+    assert all(file["whitened"] for file in manifest["files"])
+    on_camera = BackboneOnCamera(run_model().backbone, statistics, 1).eval()
+    expected = torch_features(on_camera, crops[0])
+    plain = torch_features(BackboneOnCamera(run_model().backbone, replace(statistics, whitening=None), 1).eval(), crops[0])
+    embedded = open_model(str(tmp_path / "exported"), threads=1).features(crops[0], ["2"] * 5)
+    np.testing.assert_allclose(embedded, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    if format == "safetensors":
+        file = tmp_path / "exported" / "model-camera-2.safetensors"
+        state = load_file(file)
+        weight, bias = (state.pop(f"whitening.{name}").numpy() for name in ("weight", "bias"))
+        timm.create_model("test_resnet", num_classes=0).load_state_dict(state)
+        np.testing.assert_allclose(plain @ weight.T + bias, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+        with pytest.raises(DataError, match=r"model-camera-2\.safetensors is an export whose features are whitened"):
+            import_model.fn(str(file))
+
+
 @given(st.lists(st.text() | st.sampled_from(["1", "camera-1", "Camera_1", "camera-1-2", "camera", "other-cameras", "/"]), unique=True))
 def test_every_camera_has_a_file_name_of_its_own_that_is_safe(cameras):
     names = file_names(dict(enumerate(cameras, 1)))

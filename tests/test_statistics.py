@@ -1,5 +1,6 @@
 """The step estimate_statistics: its file, the features and the MLflow model that use it, and what is checked before a run."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from pul_core.errors import UserError
 from pul_core.learning import camera_statistics
-from pul_core.learning.camera_statistics import CameraStatistics
+from pul_core.learning.camera_statistics import CameraStatistics, Whitening
 from pul_core.learning.extraction import extract_features as extract
 from pul_core.settings import Statistics
 from tasks.extract import extract_features
@@ -24,7 +25,7 @@ from tasks.store.references import TargetStatistics
 from tasks.store.statistics_file import statistics_from, write_statistics
 from tasks.tracking.reid_model import ReIDModel
 
-SETTINGS = Statistics(by_camera=True, images_per_camera=10, min_images=8)
+SETTINGS = Statistics(by_camera=True, images_per_camera=10, min_images=8, whitening=0.5)
 
 
 @pytest.fixture
@@ -49,7 +50,8 @@ def same(one, other):
     for values, expected in ((one.means, other.means), (one.variances, other.variances)):
         assert list(values) == list(expected)
         assert all(values[layer].dtype == np.float32 and np.array_equal(values[layer], expected[layer]) for layer in expected)
-    return True
+    assert (one.whitening is None) == (other.whitening is None)
+    return other.whitening is None or all(map(np.array_equal, one.whitening, other.whitening))
 
 
 def test_a_file_has_a_row_for_each_layer_and_camera_and_comes_back(home):
@@ -60,6 +62,12 @@ def test_a_file_has_a_row_for_each_layer_and_camera_and_comes_back(home):
     assert [(row["layer"], row["camid"], row["images"]) for row in rows[:4]] == [("a", 2, 5), ("a", 9, 6), ("a", None, 7), ("b.c", 2, 5)]
     assert rows[1]["mean"] == [2, 3] and rows[1]["variance"] == [2.5, 3.5]
     assert same(statistics_from(read_table(artifact)), written)
+    whitening = replace(written, whitening=Whitening(np.arange(3, dtype=np.float32), np.arange(9, dtype=np.float32).reshape(3, 3)))
+    table = read_table(write_statistics(whitening))
+    assert same(statistics_from(table), whitening)
+    last = table.to_pylist()[-1]
+    assert (last["layer"], last["camid"], last["images"], last["variance"]) == ("features", None, 18, None)
+    assert last["transform"] == list(range(9)) and table["transform"].null_count == 6
     none = CameraStatistics(np.empty(0, np.int64), np.array([7]), {"a": means["a"][:1]}, {"a": means["a"][1:2]})
     assert same(statistics_from(read_table(write_statistics(none))), none)
 

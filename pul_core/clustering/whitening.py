@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pul_core.arrays import Features, unit_rows
 from pul_core.errors import UserError
@@ -45,15 +46,26 @@ def whiten(features: Features, *, power: float, shrinkage: float, device: str = 
         mean += unit.sum(0) / n
         covariance.addmm_(unit.T, unit, alpha=1 / n)
     covariance -= torch.outer(mean, mean)
-    variance, directions = torch.linalg.eigh(covariance)
-    variance = variance.clamp(min=0)
-    if float(variance.sum()) < 1e-12:  # rounding errors of unit vectors
+    if float(covariance.trace()) < 1e-12:  # rounding errors of unit vectors
         raise UserError("the features of all images are identical: the model does not distinguish people, use another model")
-    variance += shrinkage * variance.mean()
-    scale = torch.where(variance > 0, variance, 1) ** (-power / 2)
-    transform = ((directions * scale) @ directions.T).float()
+    transform = whitening_transform(covariance, power=power, shrinkage=shrinkage).float()
     whitened = np.empty((n, d), np.float32)
     for rows in blocks:
         centred = unit_rows(features, rows, "target", device).double() - mean
         whitened[rows[0] : rows[-1] + 1] = (centred.float() @ transform).cpu().numpy()
     return whitened
+
+
+def whitening_transform(covariance: Tensor, *, power: float, shrinkage: float) -> Tensor:
+    """Return the symmetric matrix (d, d) float64 that whitens features of a covariance (d, d) float64; see `whiten`.
+
+    Example:
+        >>> whitening_transform(torch.diag(torch.tensor([4.0, 1]).double()), power=1, shrinkage=0).diagonal().tolist()
+        [0.5, 1.0]
+    """
+    variance, directions = torch.linalg.eigh(covariance)
+    variance = variance.clamp(min=0)
+    variance += shrinkage * variance.mean()
+    scale = torch.where(variance > 0, variance, 1) ** (-power / 2)
+    transform: Tensor = (directions * scale) @ directions.T
+    return transform

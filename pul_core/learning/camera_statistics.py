@@ -1,19 +1,22 @@
-"""BatchNorm statistics by camera: estimated from the training images of a target, without labels, and used to extract its features.
+"""Statistics of a target: estimated from its training images, without labels, and used to extract its features. No weight changes.
 
 A backbone normalises every layer with the mean and variance of the images that it was trained on. Each camera has light and colours of its
-own, so its images are normalised better with its own statistics. No weight changes.
+own, so its images are normalised better with its own statistics. In the features, what all images share, such as light, pose and the
+usual clothes, dominates a few directions; whitened by their covariance, these weigh less.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pul_core.arrays import Features, Ints
+from pul_core.clustering.whitening import whitening_transform
 from pul_core.errors import UserError
 from pul_core.identities import NO_CAMERA
 from pul_core.learning.backbone import normalise
@@ -26,14 +29,25 @@ BATCH_SIZE = 64  # images of one camera that are normalised together; the statis
 BatchNorm = nn.modules.batchnorm._BatchNorm  # includes timm's BatchNorm with an activation
 
 
+class Whitening(NamedTuple):
+    """The whitening of features: ``(features - mean) @ transform``."""
+
+    mean: Features  # (d,)
+    transform: Features  # (d, d), symmetric
+
+
 @dataclass(frozen=True)
 class CameraStatistics:
-    """The mean and the variance of each channel before each BatchNorm layer, one entry per camera and one, the last, for all others."""
+    """The mean and the variance of each channel before each BatchNorm layer, one entry per camera and one, the last, for all others.
+
+    With these, the features may be whitened, in the same way for all cameras.
+    """
 
     camids: Ints  # (c,) the cameras with statistics of their own, ascending
     num_images: Ints  # (c + 1,) number of images that each entry is estimated from
     means: dict[str, Features]  # by the layer's name, (c + 1, channels)
     variances: dict[str, Features]  # by the layer's name, (c + 1, channels)
+    whitening: Whitening | None = None
 
     def entries(self, camids: Ints) -> Ints:
         """Return the entry of each image's camera: c, the last one, for a small, new or unknown camera.
@@ -58,12 +72,16 @@ def estimate_statistics(
     device: str = "cpu",
     on_batch: Callable[[int], None] | None = None,
 ) -> CameraStatistics:
-    """Estimate the BatchNorm statistics of each camera, and those of all cameras together.
+    """Estimate the BatchNorm statistics of each camera and those of all cameras together, and how features are whitened.
 
     Images of a camera pass through the backbone in batches. Each BatchNorm layer normalises a batch by its own mean and variance, and the
     layer's statistics are the averages of these over the batches, which have about equal sizes. Nothing else is in training mode. The
     images of each camera, and those of all cameras for the last entry, are drawn by `draw_images`. What is returned is the mean of these
     statistics, with the weight ``share``, and of those of the backbone.
+
+    With ``whitening``, the features of the same images are extracted with these statistics. Their covariance within the entries, i.e. of
+    the features less the mean of their entry, determines the transform (`pul_core.clustering.whitening.whiten`). They are not
+    L2-normalised before, so that the transform can be a last linear layer of the network.
 
     Args:
         backbone: (b, 3, h, w) -> (b, d); not changed.
@@ -72,7 +90,7 @@ def estimate_statistics(
         settings: how many images of a camera are used, and how many it must have.
         seed: seed of the choice of the images and of their batches; a camera's statistics do not depend on images of other cameras.
         device: a torch device. The forward passes are in float32.
-        on_batch: called after each batch with its number of images; in total these are the images of `draw_images`.
+        on_batch: called after each batch with its number of images; in total these are `count_forward_passes`.
 
     Returns:
         The statistics, on the CPU.
@@ -81,7 +99,8 @@ def estimate_statistics(
         UserError: there are fewer than two images, or the backbone has no BatchNorm layer with statistics, e.g. a transformer.
 
     Source: Zhuang et al. 2020 (Camera-based Batch Normalization); Schneider et al. 2020 (covariate shift adaptation, equation 3: the
-    mixture with the statistics of the model); the entry for other cameras is ours.
+    mixture with the statistics of the model); Jegou and Chum 2012 (whitening); the entry for other cameras, and the power and the
+    shrinkage of the whitening, are ours (docs/log.md).
 
     Example:
         >>> from pul_core.learning.backbone import build_backbone
@@ -105,7 +124,15 @@ def estimate_statistics(
         _collect(collector, layers, read_batches(images, batches, device=device), on_batch)
         entries.append({name: _mix(layer, model_layers[name], settings.share) for name, layer in layers.items()})
     means, variances = ({name: np.stack([entry[name][part] for entry in entries]) for name in layers} for part in (0, 1))
-    return CameraStatistics(cameras, np.array([len(rows) for rows in drawn]), means, variances)
+    statistics = CameraStatistics(cameras, np.array([len(rows) for rows in drawn]), means, variances)
+    if not settings.whitening:
+        return statistics
+    return replace(statistics, whitening=_estimate_whitening(collector, statistics, images, drawn, settings, device, on_batch))
+
+
+def count_forward_passes(camids: Ints, settings: Statistics, *, seed: int) -> int:
+    """Return the number of images that pass through the network while `estimate_statistics` runs; one that is used twice counts twice."""
+    return sum(map(len, draw_images(camids, settings, seed=seed)[1])) * (2 if settings.whitening else 1)
 
 
 def draw_images(camids: Ints, settings: Statistics, *, seed: int) -> tuple[Ints, list[Ints]]:
@@ -150,7 +177,7 @@ def batch_norm_layers(backbone: nn.Module) -> dict[str, BatchNorm]:
 
 
 class BackboneOnCamera(nn.Module):
-    """A backbone that normalises with one entry of statistics; it shares all weights with the original, which is not changed."""
+    """A backbone with one entry of statistics, and whitening; it shares all weights with the original, which is not changed."""
 
     def __init__(self, backbone: nn.Module, statistics: CameraStatistics, entry: int, *, device: str = "cpu") -> None:
         super().__init__()
@@ -159,11 +186,16 @@ class BackboneOnCamera(nn.Module):
         self.statistics = {
             f"{layer}.{name}": torch.from_numpy(layers[layer][entry]).to(device) for name, layers in values.items() for layer in layers
         }
+        whitening = statistics.whitening
+        self.whitening = None if whitening is None else tuple(torch.from_numpy(part).to(device) for part in whitening)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the features (b, d) of images (b, 3, h, w) of the camera."""
         features: Tensor = torch.func.functional_call(self.backbone, self.statistics, (pixels,))
-        return features
+        if self.whitening is None:
+            return features
+        mean, transform = self.whitening
+        return (features.float() - mean) @ transform
 
 
 def _draw(rows: Ints, count: int, seed: int) -> Ints:
@@ -182,6 +214,40 @@ def _collect(backbone: nn.Module, layers: dict[str, BatchNorm], batches: Iterabl
             backbone(normalise(pixels))
             if on_batch:
                 on_batch(len(pixels))
+
+
+@torch.no_grad()
+def _estimate_whitening(
+    backbone: nn.Module,
+    statistics: CameraStatistics,
+    images: PixelSource,
+    drawn: list[Ints],
+    settings: Statistics,
+    device: str,
+    on_batch: Callable[[int], None] | None,
+) -> Whitening:
+    """Estimate the whitening from the features of the images that each entry is estimated from."""
+    backbone.eval()
+    total, scatter, n = torch.zeros((), device=device), torch.zeros((), dtype=torch.float64, device=device), sum(map(len, drawn))
+    for entry, rows in enumerate(drawn):
+        on_camera = BackboneOnCamera(backbone, statistics, entry, device=device)
+        batches = read_batches(images, np.array_split(rows, math.ceil(len(rows) / BATCH_SIZE)), device=device)
+        features = torch.cat([_features_of(on_camera, pixels, on_batch) for pixels in batches]).double()
+        total = total + features.sum(0)
+        features -= features.mean(0)
+        scatter = scatter + features.T @ features
+    if not float(scatter.trace()) > 0:
+        raise UserError("the features of all images are identical or not finite: use another model, or set statistics.whitening=0")
+    transform = whitening_transform(scatter / n, power=settings.whitening, shrinkage=settings.shrinkage)
+    return Whitening(_to_array((total / n).float()), _to_array(transform.float()))
+
+
+def _features_of(backbone: nn.Module, pixels: Tensor, on_batch: Callable[[int], None] | None) -> Tensor:
+    with fast_products():
+        features: Tensor = backbone(normalise(pixels))
+    if on_batch:
+        on_batch(len(pixels))
+    return features
 
 
 def _mix(layer: BatchNorm, model_layer: BatchNorm, share: float) -> tuple[Features, Features]:

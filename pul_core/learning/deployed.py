@@ -55,6 +55,8 @@ class DeployedModel(nn.Module):
 def with_statistics(backbone: nn.Module, statistics: CameraStatistics, entry: int) -> nn.Module:
     """Return a copy of a backbone whose BatchNorm layers have one entry of the statistics: an ordinary model for the images of a camera.
 
+    If the statistics whiten the features, the copy has a last linear layer, the attribute ``whitening``, that does so.
+
     Args:
         backbone: (b, 3, h, w) -> (b, d); not changed.
         statistics: of this backbone.
@@ -76,4 +78,20 @@ def with_statistics(backbone: nn.Module, statistics: CameraStatistics, entry: in
         state |= {f"{layer}.{name}": torch.from_numpy(values[layer][entry]) for layer in values}
     copied = copy.deepcopy(backbone)
     copied.load_state_dict(state)
+    if statistics.whitening is not None:
+        mean, transform = map(torch.from_numpy, statistics.whitening)
+        add_whitening(copied).load_state_dict({"weight": transform, "bias": -transform @ mean})
     return copied
+
+
+def add_whitening(backbone: nn.Module) -> nn.Linear:
+    """Add a last linear layer to a backbone, the attribute ``whitening``, and return it; its weights are yet to be loaded."""
+    d = int(backbone.num_features)  # type: ignore[arg-type]
+    backbone.whitening = layer = nn.Linear(d, d)
+    backbone.register_forward_hook(_whiten)  # after that of a neck; a hook, so that the tensors of the network keep their names
+    return layer
+
+
+def _whiten(backbone: nn.Module, _: tuple[Tensor, ...], features: Tensor) -> Tensor:
+    whitened: Tensor = backbone.get_submodule("whitening")(features)
+    return whitened

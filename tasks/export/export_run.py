@@ -244,6 +244,7 @@ def _header(model: RunModel, options: Options, camera: str | None) -> ExportHead
         input_dtype="uint8" if in_graph else "float32",
         dimensions=int(model.backbone.num_features),  # type: ignore[arg-type]
         l2=options.l2,
+        whitened=model.statistics is not None and model.statistics.whitening is not None,
         preprocessing=Preprocessing(in_graph=in_graph),
         camera=camera,
         licence=model.licence,

@@ -40,6 +40,7 @@ class ExportHeader(ModelConfig):
     output: str = "features"
     dimensions: int  # d of the features
     l2: bool  # whether the features have length 1
+    whitened: bool = False  # whether the network has a last linear layer, the tensors "whitening.weight" and "whitening.bias"
     preprocessing: Preprocessing
     camera: str | None = None  # the name of the camera; None: all cameras, or all that have no file of their own
     licence: Licence = Licence()  # where a model file of this project has it

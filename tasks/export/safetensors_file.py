@@ -10,7 +10,7 @@ from safetensors import torch as tensors
 
 from pul_core.arrays import Features
 from pul_core.learning.backbone import architecture, build_backbone
-from pul_core.learning.deployed import DeployedModel
+from pul_core.learning.deployed import DeployedModel, add_whitening
 from tasks.export.header import KEY, ExportHeader
 from tasks.export.metadata import not_a_model, parse_header
 
@@ -33,6 +33,8 @@ def open_safetensors(path: Path, threads: int | None) -> tuple[ExportHeader, Cal
         with safe_open(path, "pt") as file:
             header = parse_header(path, (file.metadata() or {}).get(KEY))
         backbone = build_backbone(**architecture(header), initialise=False)
+        if header.whitened:
+            add_whitening(backbone)
         backbone.load_state_dict(tensors.load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
         raise not_a_model(path, error) from error
