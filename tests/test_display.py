@@ -338,7 +338,7 @@ def test_a_run_in_a_terminal_is_stopped_and_resumed(folder, tiny_pair, tiny_opti
     assert "cached" in resumed.output and "images/s" in resumed.output
     (name,) = (path.name for path in (folder / ".pul" / "runs").iterdir())
     printed = "\n".join(lines[lines.index("iteration | reliable | clusters |  rank-1 |     mAP | seconds") :])
-    for text in (f"run {name}, finished, stopped: limit", "max_iterations was reached", f"pul report {name} ", f"pul export {name} ", "pul up"):
+    for text in (f"run {name}, finished, stopped: limit", "max_iterations was reached", f"pul report {name} ", f"pul export {name} "):
         assert text in printed
     log = folder / re.search(r"^log (\S+)$", printed, re.MULTILINE)[1]
     assert "Task run 'fine-tune-2' - Finished in state Completed()" in log.read_text()
