@@ -258,7 +258,10 @@ def evaluate_command(
     rerank: Annotated[bool, typer.Option("--rerank", help="Also report the scores after k-reciprocal re-ranking.")] = False,
     statistics: Annotated[
         bool,
-        typer.Option("--statistics", help="Use BatchNorm statistics of each camera, estimated from the training images of the data set."),
+        typer.Option(
+            "--statistics",
+            help="Use statistics of the data set, estimated from its training images: BatchNorm statistics of each camera, and whitening.",
+        ),
     ] = False,
     ties: Annotated[str, typer.Option(help="How equal distances are ranked: pessimistic, optimistic or expected.")] = "pessimistic",
     unscored: Annotated[str, typer.Option(help="Queries without a correct match: left_out, or zero (counted as zero).")] = "left_out",

@@ -75,7 +75,7 @@ def _suggestion_text(suggestion: dict[str, Any]) -> str:
         [
             render_table(["distance", "clusters", "clustered", "largest", "suggested"], rows, left=["suggested"]),
             f"k-means (recipes paper and released-code): --num-clusters {num_clusters}",
-            f"DBSCAN (recipe modern, which needs no K): --set dbscan.max_distance={max_distance:g}",
+            f"DBSCAN, if features are not whitened: --set dbscan.max_distance={max_distance:g} --set statistics.whitening=0",
             "The rule reads no labels: on the three data sets on which it was chosen, K was off by about a fifth (docs/method.md).",
         ]
     )

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from pul_core.recipes import MODERN
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
@@ -19,7 +18,7 @@ from tasks.extract import extract_features
 from tasks.index import index
 from tasks.models import import_model
 from tasks.preflight import check_evaluation
-from tasks.statistics import statistics_of
+from tasks.statistics import settings_of, statistics_of
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Overrides, override
 from tasks.store.model_file import model_size
@@ -69,13 +68,14 @@ def evaluate_model(
         ties: How gallery images at equal distances are ranked.
         unscored: How queries without a correct match are counted.
         rerank: Also report the scores after k-reciprocal re-ranking.
+        statistics: Used if by_camera is set; what is left empty is as in the model's run, or as in modern.
         backbone: A timm model name. Empty: that of the model file, or recognised by its tensors.
         height: Input size in pixels. Empty: that of the model file, or 256 if it states none.
         width: Input size in pixels. Empty: that of the model file, or 128 if it states none.
         seed: The seed of the random splits of cuhk03_old and viper, and of the images that statistics are estimated from.
     """
     compute = resolve_compute(override(Machine(), machine))
-    settings = override(replace(MODERN.statistics, by_camera=False), statistics)  # on request, those of the recipe that uses them
+    settings = override(replace(settings_of(model), by_camera=False), statistics)
     images = index(data, "target", layout, pattern)
     labels = check_evaluation(images, data, settings)
     imported = import_model(model, backbone=backbone, height=height, width=width)

@@ -29,7 +29,7 @@ def extract_features(
     Args:
         model: the model that computes the features.
         pixels: the images.
-        statistics: BatchNorm statistics by camera; None: those of the model.
+        statistics: BatchNorm statistics by camera, and how features are whitened; None: the model's statistics, and plain features.
         compute: device, threads and precision.
         iteration: of the model; names the task run.
         split: names the task run.

@@ -160,7 +160,10 @@ def check_plan(plan: Plan, *, is_by_camera_requested: bool = False) -> Plan:
             if is_by_camera_requested:
                 raise
             step_logger().info("statistics.by_camera is false, because %s has no BatchNorm layer", plan.model.backbone)
-            return replace(plan, statistics=replace(plan.statistics, by_camera=False))
+            # The epsilon of the recipe is one of whitened features.
+            is_of_recipe = plan.dbscan.max_distance == RECIPES[plan.recipe].dbscan.max_distance
+            dbscan = replace(plan.dbscan, max_distance=Dbscan.max_distance) if is_of_recipe else plan.dbscan
+            return replace(plan, statistics=replace(plan.statistics, by_camera=False), dbscan=dbscan)
     return plan
 
 
@@ -500,10 +503,11 @@ def estimate_run(run: ValidatedRun) -> Estimate:
     k = plan.kmeans.num_clusters or default_num_clusters(n)
     train_speed, extract_speed, d, num_weights = _probe(plan, max(k, 2), compute)
     scored = target.splits.get("query", 0) + target.splits.get("gallery", 0)
-    statistics_images = 0
+    statistics_images = whitening = 0
     if plan.statistics.by_camera:
         own = (min(size, plan.statistics.images_per_camera) for size in target.camera_sizes)
-        statistics_images = sum(own) + min(n, plan.statistics.images_per_camera)
+        statistics_images = (sum(own) + min(n, plan.statistics.images_per_camera)) * (2 if plan.statistics.whitening else 1)
+        whitening = 2 * 4 * d * d if plan.statistics.whitening else 0  # bytes, in the artifact store and in MLflow
     memory_images = n if plan.fine_tuning.memory.entries != "none" else 0  # extracted once more, to initialise the memory
     source_images = source.splits["train"] if source else 0
     pixels = (source_images + n + scored) * plan.model.height * plan.model.width * 3
@@ -515,7 +519,7 @@ def estimate_run(run: ValidatedRun) -> Estimate:
         + n * plan.fine_tuning.epochs / train_speed
         + _clustering_seconds(plan.algorithm, n, k, d),
         disk_bytes=pixels + weights + features,
-        disk_bytes_per_iteration=weights + features,
+        disk_bytes_per_iteration=weights + features + whitening,
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 3 * n * d * 4,
     )
 

@@ -1,11 +1,14 @@
 """Step *estimate_statistics*: the statistics of a model and a target, from the target's training images."""
 
 from pul_core.learning import camera_statistics
+from pul_core.recipes import MODERN
 from pul_core.settings import Statistics
 from tasks.engine.compute import prepare
 from tasks.engine.progress import progress
 from tasks.engine.steps import step
+from tasks.models import named_run
 from tasks.store.artifacts import Artifact, read_table
+from tasks.store.config import read_config, resolve_plan
 from tasks.store.model_file import read_model
 from tasks.store.readers import camids, open_pixels
 from tasks.store.references import Compute, ImageSet, Pixels, TargetStatistics
@@ -15,7 +18,7 @@ from tasks.store.statistics_file import write_statistics
 def statistics_of(
     model: Artifact, pixels: Pixels, images: ImageSet, *, settings: Statistics, seed: int, compute: Compute, iteration: int
 ) -> TargetStatistics | None:
-    """Return the statistics by camera with which a model's features are extracted; None if they are those of the model.
+    """Return the statistics with which a model's features are extracted; None if they are those of the model.
 
     Args:
         model: the model.
@@ -32,17 +35,25 @@ def statistics_of(
     return TargetStatistics(statistics=statistics, images=images.images)
 
 
+def settings_of(model: str) -> Statistics:
+    """Return how the statistics of a model are estimated on other data: as in its run, if that used statistics; else as in `modern`."""
+    run = named_run(model)
+    if run and (config := run[0] / "config.json").exists() and (settings := resolve_plan(read_config(config)[0]).statistics).by_camera:
+        return settings
+    return MODERN.statistics
+
+
 @step("statistics-{iteration}")
 def estimate_statistics(
     model: Artifact, pixels: Pixels, images: Artifact, *, settings: Statistics, seed: int, compute: Compute, iteration: int
 ) -> Artifact:
-    """Write the statistics by camera of a model; see `pul_core.learning.camera_statistics.estimate_statistics`.
+    """Write the statistics of a model and a target; see `pul_core.learning.camera_statistics.estimate_statistics`.
 
     Args:
         model: the model; it is not changed.
         pixels: training images of the target.
         images: the target's images.parquet, for the camera ids.
-        settings: how many images are used.
+        settings: how many images are used, how statistics are mixed with those of the model, and how features are whitened.
         seed: of the choice of the images.
         compute: device and threads.
         iteration: of the model; names the task run.

@@ -46,7 +46,7 @@ settings.load_profile("pul")
 def pytest_configure(config):
     """Give each of several test processes cores of its own, or one core: two that compute on the same cores are ten times slower, not two.
 
-    The third process of two cores shares the first one's core, which mostly waits for servers.
+    On two cores the third process shares the core of the first, which mostly waits for servers.
     """
     if (worker := getattr(config, "workerinput", None)) and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""BatchNorm statistics by camera: against torch's own BatchNorm in training mode, and which images they depend on."""
+"""Statistics of a target: against torch's own BatchNorm in training mode and numpy's covariance, and which images they depend on."""
 
 import copy
 from dataclasses import replace
@@ -39,6 +39,8 @@ def backbone(request):
 
 class Colour(nn.Sequential):
     """BatchNorm of the pixels, and their mean."""
+
+    num_features = 3
 
     def __init__(self):
         super().__init__(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -123,10 +125,10 @@ def test_features_are_whitened_by_their_covariance_within_entries(backbone, imag
     """The oracle extracts the features of each entry's images and takes numpy's covariance and eigenvectors."""
     settings = replace(SMALL, whitening=0.5, shrinkage=0.2)
     counted = []
-    plain, whitening = estimate(backbone, images), estimate(backbone, images, settings=settings, on_batch=counted.append)
-    assert plain.whitening is None and whitening.whitening.transform.dtype == np.float32
+    plain, whitened = estimate(backbone, images), estimate(backbone, images, settings=settings, on_batch=counted.append)
+    assert plain.whitening is None and whitened.whitening.transform.dtype == np.float32
     for layer in plain.means:
-        np.testing.assert_array_equal(plain.means[layer], whitening.means[layer])
+        np.testing.assert_array_equal(plain.means[layer], whitened.means[layer])
     drawn = camera_statistics.draw_images(CAMIDS, settings, seed=0)[1]
     assert sum(counted) == camera_statistics.count_forward_passes(CAMIDS, settings, seed=0) == 2 * sum(map(len, drawn))
     camid_of_entry = (2, 4, -1)
@@ -137,22 +139,19 @@ def test_features_are_whitened_by_their_covariance_within_entries(backbone, imag
     mean, centred = np.concatenate(features).mean(0), np.concatenate([values - values.mean(0) for values in features])
     variance, directions = np.linalg.eigh(centred.T @ centred / len(centred))
     transform = directions @ np.diag((variance.clip(0) + 0.2 * variance.clip(0).mean()) ** -0.25) @ directions.T
-    np.testing.assert_allclose(whitening.whitening.mean, mean, rtol=1e-3, atol=2e-4)
-    np.testing.assert_allclose(whitening.whitening.transform, transform, rtol=1e-2, atol=2e-3 * np.abs(transform).max())
-    expected = (extract(backbone, images, plain) - whitening.whitening.mean) @ whitening.whitening.transform
-    features = extract(backbone, images, whitening)
+    np.testing.assert_allclose(whitened.whitening.mean, mean, rtol=1e-3, atol=2e-4)
+    np.testing.assert_allclose(whitened.whitening.transform, transform, rtol=1e-2, atol=2e-3 * np.abs(transform).max())
+    expected = (extract(backbone, images, plain) - whitened.whitening.mean) @ whitened.whitening.transform
+    features = extract(backbone, images, whitened)
     np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 def test_with_power_one_and_no_shrinkage_all_directions_of_a_camera_have_the_same_variance(images):
-    class Three(Colour):
-        num_features = 3
-
     images = np.random.default_rng(2).integers(0, 256, (40, 8, 4, 3)).astype(np.uint8)
     images[..., 1] = images[..., 0] // 2 + images[..., 1] // 2  # channels that are correlated
     settings = Statistics(by_camera=True, whitening=1, shrinkage=0)
-    whitening = estimate(Three(), images, np.full(40, 3), settings)
-    np.testing.assert_allclose(np.cov(extract(Three(), images, whitening, np.full(40, 3)).T, bias=True), np.eye(3), atol=0.02)
+    whitening = estimate(Colour(), images, np.full(40, 3), settings)
+    np.testing.assert_allclose(np.cov(extract(Colour(), images, whitening, np.full(40, 3)).T, bias=True), np.eye(3), atol=0.02)
 
 
 def test_identical_features_cannot_be_whitened(images):

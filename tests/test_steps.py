@@ -293,7 +293,7 @@ EDITS = {
     "pul_core.learning.camera_statistics": INFERENCE,
     "pul_core.learning.extraction": EXTRACTION,
     "pul_core.clustering.kmeans": {"cluster"},
-    "pul_core.clustering.whitening": {"cluster"},
+    "pul_core.clustering.whitening": INFERENCE | TRAINING | {"cluster"},
     "pul_core.clustering.density": {"cluster", "suggest"},
     "pul_core.clustering.jaccard": {"cluster", "suggest", "evaluate"},
     "pul_core.clustering.neighbours": {"cluster", "select", "suggest", "evaluate"},

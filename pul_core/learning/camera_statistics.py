@@ -195,7 +195,8 @@ class BackboneOnCamera(nn.Module):
         if self.whitening is None:
             return features
         mean, transform = self.whitening
-        return (features.float() - mean) @ transform
+        with torch.autocast(features.device.type, enabled=False):  # it amplifies what a product in bfloat16 would round away
+            return (features.float() - mean) @ transform
 
 
 def _draw(rows: Ints, count: int, seed: int) -> Ints:
@@ -228,26 +229,27 @@ def _estimate_whitening(
 ) -> Whitening:
     """Estimate the whitening from the features of the images that each entry is estimated from."""
     backbone.eval()
-    total, scatter, n = torch.zeros((), device=device), torch.zeros((), dtype=torch.float64, device=device), sum(map(len, drawn))
+    n, d = sum(map(len, drawn)), int(backbone.num_features)  # type: ignore[arg-type]
+    total, length = torch.zeros(2, d, dtype=torch.float64, device=device)  # sums over the images, of features and of their squares
+    scatter = torch.zeros(d, d, dtype=torch.float64, device=device)
     for entry, rows in enumerate(drawn):
         on_camera = BackboneOnCamera(backbone, statistics, entry, device=device)
-        batches = read_batches(images, np.array_split(rows, math.ceil(len(rows) / BATCH_SIZE)), device=device)
-        features = torch.cat([_features_of(on_camera, pixels, on_batch) for pixels in batches]).double()
-        total = total + features.sum(0)
-        features -= features.mean(0)
-        scatter = scatter + features.T @ features
-    if not float(scatter.trace()) > 0:
+        batches = np.array_split(rows, math.ceil(len(rows) / BATCH_SIZE))
+        of_entry = torch.zeros(d, dtype=torch.float64, device=device)
+        for pixels in read_batches(images, batches, device=device):
+            with fast_products():
+                features = on_camera(normalise(pixels)).double()
+            of_entry += features.sum(0)
+            length += features.square().sum(0)
+            scatter += features.T @ features
+            if on_batch:
+                on_batch(len(pixels))
+        scatter -= torch.outer(of_entry, of_entry) / len(rows)
+        total += of_entry
+    if not float(scatter.trace()) > 1e-10 * float(length.sum()):  # rounding errors of float32
         raise UserError("the features of all images are identical or not finite: use another model, or set statistics.whitening=0")
     transform = whitening_transform(scatter / n, power=settings.whitening, shrinkage=settings.shrinkage)
     return Whitening(_to_array((total / n).float()), _to_array(transform.float()))
-
-
-def _features_of(backbone: nn.Module, pixels: Tensor, on_batch: Callable[[int], None] | None) -> Tensor:
-    with fast_products():
-        features: Tensor = backbone(normalise(pixels))
-    if on_batch:
-        on_batch(len(pixels))
-    return features
 
 
 def _mix(layer: BatchNorm, model_layer: BatchNorm, share: float) -> tuple[Features, Features]:

@@ -37,12 +37,12 @@ def extract_features(
     A batch whose bfloat16 or float16 features are not all finite is computed again in float32.
 
     With statistics, the images of each camera are normalised with those of the camera. A batch then holds images of one camera, taken from
-    a block of up to 1024 images, and the features of a block are yielded together.
+    a block of up to 1024 images, and the features of a block are yielded together. They are whitened if the statistics whiten.
 
     Args:
         backbone: (b, 3, h, w) -> (b, d), as returned by ``build_backbone``; it is moved to the device and set to evaluation mode.
         images: (n, h, w, 3) uint8, may be memory-mapped.
-        statistics: BatchNorm statistics by camera; None: those of the backbone.
+        statistics: BatchNorm statistics by camera, and how features are whitened; None: the backbone's statistics, and plain features.
         camids: (n,) camera of each image, -1 is unknown; read with ``statistics`` only.
         flip: whether a feature is the mean of the features of the image and of its mirror image.
         batch_size: images per batch; affects the speed, and the features only by rounding. None: 256 on a GPU, 32 on a CPU.
@@ -51,7 +51,7 @@ def extract_features(
         on_float32_fallback: called with the number of images of each batch that was computed again in float32.
 
     Yields:
-        (b, d) float32, not normalised.
+        (b, d) float32, not normalised; whitened if the statistics whiten.
 
     Raises:
         NotFiniteError: a feature is NaN or infinite in float32.

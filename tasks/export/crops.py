@@ -11,7 +11,7 @@ from torch import nn
 
 from pul_core.arrays import Images, Ints
 from pul_core.errors import DataError
-from pul_core.learning.camera_statistics import CameraStatistics, draw_images, estimate_statistics
+from pul_core.learning.camera_statistics import CameraStatistics, count_forward_passes, draw_images, estimate_statistics
 from pul_core.scoring.parity import draw_people
 from pul_core.settings import Statistics
 from tasks.data.locations import image_root
@@ -73,11 +73,11 @@ class Target:
         return self.read(query[drawn[0]], "read queries"), self.read(gallery[drawn[1]], "read the gallery")
 
     def estimate_statistics(self, backbone: nn.Module, settings: Statistics, *, seed: int) -> CameraStatistics:
-        """Estimate BatchNorm statistics by camera from the training images."""
+        """Estimate statistics from the training images: BatchNorm statistics by camera and, if the settings say so, the whitening."""
         rows = self.rows["train"]
         _, drawn = draw_images(self.camids[rows], settings, seed=seed)
         crops = self.read(rows[np.unique(np.concatenate(drawn))], "read crops of each camera")
-        with progress("estimate statistics", sum(map(len, drawn))) as progress_bar:
+        with progress("estimate statistics", count_forward_passes(crops.camids, settings, seed=seed)) as progress_bar:
             return estimate_statistics(backbone, crops.images, crops.camids, settings, seed=seed, on_batch=progress_bar.advance)
 
     def read(self, rows: Ints, description: str) -> Crops:

@@ -5,6 +5,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from pul_core.arrays import Features, Images
 from pul_core.errors import DataError
 from pul_core.learning.deployed import DeployedModel, with_statistics
 from pul_core.learning.extraction import extract_features
-from pul_core.scoring.parity import EXACT, INT8, Bounds
+from pul_core.scoring.parity import EXACT, INT8, INT8_WHITENED, Bounds
 from tasks.engine.progress import progress
 from tasks.engine.status import activity
 from tasks.export import gate
@@ -84,7 +85,10 @@ def export_model(model: RunModel, options: Options, folder: Path) -> dict[str, A
     else:
         target = other_target(options.target, options.layout, options.pattern, *size)
         if model.statistics is not None:
-            statistics = target.estimate_statistics(model.backbone, model.statistics_settings, seed=SEED)
+            settings = model.statistics_settings
+            if model.statistics.whitening is None:  # a run from before there was this setting of its recipe
+                settings = replace(settings, whitening=0)
+            statistics = target.estimate_statistics(model.backbone, settings, seed=SEED)
             model = model._replace(statistics=statistics, target=options.target)
     staging = folder.parent / f".partial-{uuid.uuid4().hex}"
     staging.mkdir(parents=True)
@@ -106,7 +110,8 @@ def _write_and_check(model: RunModel, options: Options, target: Target, folder: 
     reports = {"float32": _check(files, crops, labelled, model, target, options, EXACT)}
     if options.int8:
         quantised = list(_quantise_files(files, model, target, options))
-        reports["int8"] = _check(quantised, crops, labelled, model, target, options, INT8)
+        bounds = INT8_WHITENED if files[0].header.whitened else INT8
+        reports["int8"] = _check(quantised, crops, labelled, model, target, options, bounds)
         files += quantised
     manifest = {
         "format": options.format,

@@ -9,7 +9,7 @@ from tasks.store.licences import Licence
 from tasks.store.model_file import ModelConfig
 
 Format = Literal["onnx", "torch-export", "safetensors", "openvino"]
-KEY = "pul"  # of the metadata; a model file of this project has the same key, so that an exported safetensors file is one, too
+KEY = "pul"  # of the metadata; a model file of this project has the same key: an exported safetensors file is one, too, unless whitened
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors", "openvino": ".xml"}
 
 

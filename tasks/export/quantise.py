@@ -18,8 +18,8 @@ from tasks.export.runtime import to_pixels
 
 CALIBRATION_BATCH = 16
 PERCENTILE = 99.99  # of the values of an activation; larger ones are clipped
-# The preprocessing, the pooling and the L2 normalisation stay in float32. With the activations, the range of a convolution is that after
-# its activation, which is then left out.
+# The preprocessing, the pooling, the whitening and the L2 normalisation stay in float32. With the activations, the range of a convolution
+# is that after its activation, which is then left out.
 LAYERS = ["Conv", "Gemm", "MatMul", "Clip", "Relu"]
 
 
@@ -40,12 +40,14 @@ def quantise(source: Path, header: ExportHeader, crops: Images, target: Path) ->
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder, "prepared.onnx")
         preprocessing.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        graph = onnx.load(str(prepared)).graph
         quantization.quantize_static(
             str(prepared),
             str(target),
             _Reader(header, crops),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=LAYERS,
+            nodes_to_exclude=[node.name for node in graph.node if any("whitening" in name for name in node.input)],
             per_channel=True,
             calibrate_method=quantization.CalibrationMethod.Percentile,
             extra_options={"CalibPercentile": PERCENTILE},

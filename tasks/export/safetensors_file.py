@@ -1,4 +1,4 @@
-"""Safetensors: the weights, which this project loads, and timm and reid if the model has their pooling and strides and no neck."""
+"""Safetensors: the weights, which this project loads, and timm and reid if it has their pooling and strides, no neck and no whitening."""
 
 from collections.abc import Callable
 from pathlib import Path

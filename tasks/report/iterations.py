@@ -173,8 +173,8 @@ def _notes(run: RunData) -> list[str]:
         )
     if statistics := run.metrics[0].get("mAP_statistics"):
         notes.append(
-            f"With BatchNorm statistics of the target's cameras the original model has an mAP of {percent(statistics)}; the rest of the "
-            "gain comes from training."
+            f"With the statistics of the target and nothing trained, the original model has an mAP of {percent(statistics)}; the rest of "
+            "the gain comes from training."
         )
     return notes
 

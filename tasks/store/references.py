@@ -88,7 +88,7 @@ class TrainedModel(Reference):
 
 
 class TargetStatistics(Reference):
-    """``statistics`` of a model on a target has (layer, camid, images, mean, variance); ``images`` has the target's cameras."""
+    """``statistics`` of a model on a target has (layer, camid, images, mean, variance, transform); ``images`` has the target's cameras."""
 
     statistics: Artifact
     images: Artifact

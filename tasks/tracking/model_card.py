@@ -65,6 +65,7 @@ def model_card(run: Run, iteration: int, *, licence: Licence, digests: Mapping[s
         "recipe": tags.get("pul.recipe", "unknown"),
         "seed": params.get("seed", "unknown"),
         "statistics_by_camera": iteration > 0 and params.get("statistics.by_camera") == "True",
+        "whitened": iteration > 0 and params.get("statistics.by_camera") == "True" and float(params.get("statistics.whitening", 0)) > 0,
         "centre_cameras": params.get("model.centre_cameras") == "True",
         "flip": params.get("model.flip") == "True",
         "digests": {
@@ -105,6 +106,8 @@ def card_text(card: Mapping[str, Any]) -> str:
     facts |= {role: "; ".join(_dataset_text(data) for data in card.get(role, [])) for role in ("source", "target")}
     if card.get("statistics_by_camera"):
         facts["BatchNorm statistics"] = "of each camera of the target"
+    if card.get("whitened"):
+        facts["whitening"] = "by the covariance of the features of the target"
     if card.get("flip"):
         facts["features"] = "the mean of those of an image and of its mirror image"
     if card.get("centre_cameras"):

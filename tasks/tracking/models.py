@@ -36,7 +36,7 @@ def log_iteration_model(run: Run, model: Artifact, statistics: Artifact | None =
     Args:
         run: the MLflow run.
         model: a model file of this project.
-        statistics: its BatchNorm statistics by camera, joined to the model; it then takes the camera of each image.
+        statistics: its BatchNorm statistics by camera, and its whitening, joined to the model; it then takes the camera of each image.
 
     Returns:
         The id of the model in MLflow.
