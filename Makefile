@@ -9,7 +9,7 @@ UV ?= uv
 PROSE := $(CURDIR)/$(VENV)/prose
 INSTALLED := $(VENV)/.installed
 TESTED := --doctest-modules pul_core tasks flows deployments tests
-WORKERS ?= -n 3 --dist loadfile --no-loadscope-reorder
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo lint docs prose test test-faults check format bench peers up lock clean
 

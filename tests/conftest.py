@@ -44,14 +44,11 @@ settings.load_profile("pul")
 
 
 def pytest_configure(config):
-    """Give each of several test processes cores of its own, or one core: two that compute on the same cores are ten times slower, not two.
-
-    On two cores the third process shares the core of the first, which mostly waits for servers.
-    """
+    """Give each of several test processes cores of its own: two that compute on the same ones are ten times slower, not two."""
     if (worker := getattr(config, "workerinput", None)) and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         first = int(worker["workerid"].removeprefix("gw"))
-        os.sched_setaffinity(0, cores[first % len(cores) :: worker["workercount"]])
+        os.sched_setaffinity(0, cores[first :: worker["workercount"]] or cores)
 
 
 # Of several test processes, one gets all tests of a file, and one gets all of these files, which share one `pul up`.
