@@ -87,7 +87,8 @@ def with_statistics(backbone: nn.Module, statistics: CameraStatistics, entry: in
 def add_whitening(backbone: nn.Module) -> nn.Linear:
     """Add a last linear layer to a backbone, the attribute ``whitening``, and return it; its weights are yet to be loaded."""
     d = int(backbone.num_features)  # type: ignore[arg-type]
-    backbone.whitening = layer = nn.utils.skip_init(nn.Linear, d, d)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, d, d)  # type: ignore[no-untyped-call]
+    backbone.whitening = layer
     backbone.register_forward_hook(_whiten)  # after that of a neck; a hook, so that the tensors of the network keep their names
     return layer
 
