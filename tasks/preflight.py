@@ -159,10 +159,14 @@ def check_plan(plan: Plan, *, is_by_camera_requested: bool = False) -> Plan:
         except UserError:
             if is_by_camera_requested:
                 raise
-            step_logger().info("statistics.by_camera is false, because %s has no BatchNorm layer", plan.model.backbone)
             # The epsilon of the recipe is one of whitened features.
             is_of_recipe = plan.dbscan.max_distance == RECIPES[plan.recipe].dbscan.max_distance
             dbscan = replace(plan.dbscan, max_distance=Dbscan.max_distance) if is_of_recipe else plan.dbscan
+            step_logger().info(
+                "statistics.by_camera is false and dbscan.max_distance %g, because %s has no BatchNorm layer",
+                dbscan.max_distance,
+                plan.model.backbone,
+            )
             return replace(plan, statistics=replace(plan.statistics, by_camera=False), dbscan=dbscan)
     return plan
 

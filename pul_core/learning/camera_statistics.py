@@ -230,8 +230,8 @@ def _estimate_whitening(
     """Estimate the whitening from the features of the images that each entry is estimated from."""
     backbone.eval()
     n, d = sum(map(len, drawn)), int(backbone.num_features)  # type: ignore[arg-type]
-    total, length = torch.zeros(2, d, dtype=torch.float64, device=device)  # sums over the images, of features and of their squares
-    scatter = torch.zeros(d, d, dtype=torch.float64, device=device)
+    total, scatter = (torch.zeros(*shape, dtype=torch.float64, device=device) for shape in ((d,), (d, d)))
+    of_means = torch.zeros((), dtype=torch.float64, device=device)  # sum of the squared length of each image's mean
     for entry, rows in enumerate(drawn):
         on_camera = BackboneOnCamera(backbone, statistics, entry, device=device)
         batches = np.array_split(rows, math.ceil(len(rows) / BATCH_SIZE))
@@ -240,13 +240,13 @@ def _estimate_whitening(
             with fast_products():
                 features = on_camera(normalise(pixels)).double()
             of_entry += features.sum(0)
-            length += features.square().sum(0)
             scatter += features.T @ features
             if on_batch:
                 on_batch(len(pixels))
         scatter -= torch.outer(of_entry, of_entry) / len(rows)
+        of_means += of_entry.square().sum() / len(rows)
         total += of_entry
-    if not float(scatter.trace()) > 1e-10 * float(length.sum()):  # rounding errors of float32
+    if not float(scatter.trace()) > 1e-10 * float(of_means):  # rounding errors of float32
         raise UserError("the features of all images are identical or not finite: use another model, or set statistics.whitening=0")
     transform = whitening_transform(scatter / n, power=settings.whitening, shrinkage=settings.shrinkage)
     return Whitening(_to_array((total / n).float()), _to_array(transform.float()))
