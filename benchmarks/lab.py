@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # also if Python does not add it
 
 import numpy as np
 import torch
-from lab_loop import Loop, Record, estimate, iterate, score, score_direct, timed, train_source
+from lab_loop import Loop, Record, estimate, iterate, score, score_direct, timed, train_source, training_images
 from lab_queue import IDENTITY, Plan, plans, read_queue
 from lab_table import markdown, tabulate
 from packed import Sets, pack
@@ -112,17 +112,18 @@ def run_plan(plan: Plan, sets: Sets, folder: Path) -> None:
     while len(records) > 1 and not model_file(folder, plan, len(records) - 1).exists():
         records.pop()
     original, pretrain_seconds = original_model(plan, sets, folder)
+    train = training_images(original, plan, sets)
     if not records:
         seconds = {"pretrain": pretrain_seconds}
         with timed(seconds, "score"):
-            scores = score_direct(original, plan, sets)
+            scores = score_direct(original, plan, sets, train)
         stop = None if plan.has_loop else DIRECT
         records = [common | {"iteration": 0, "images_seen": 0} | scores | {"stop": stop, "seconds": seconds}]
         append_record(folder, records[0])
     if plan.has_loop:
         last = len(records) - 1
         model = load_model(model_file(folder, plan, last), plan.recipe.model) if last else original
-        loop = Loop(sets.split(plan.target_set, "train"), original, model, estimate(model, plan, sets), records)
+        loop = Loop(train, original, model, estimate(model, plan, train), records)
         run_iterations(loop, plan, sets, folder, common)
 
 
@@ -133,7 +134,7 @@ def run_iterations(loop: Loop, plan: Plan, sets: Sets, folder: Path, common: Rec
         try:
             model, record = iterate(loop, plan)
             with timed(record["seconds"], "score"):
-                statistics = estimate(model, plan, sets)
+                statistics = estimate(model, plan, loop.train)
                 record |= score(model, statistics, plan, sets)
         except UserError as error:  # a result, too: e.g. there are too few clusters to train on
             record = {"images_seen": last["images_seen"], "stop": f"failed: {error}", "seconds": {}}

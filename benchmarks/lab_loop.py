@@ -17,6 +17,7 @@ from pul_core.clustering.cluster import cluster_features
 from pul_core.learning.camera_statistics import CameraStatistics, estimate_statistics
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.precision import inference_dtype, training_dtype
+from pul_core.learning.style import cameras_or_groups
 from pul_core.learning.training import begin_training, train
 from pul_core.scoring.diagnostics import cluster_quality
 from pul_core.scoring.evaluation import summarise
@@ -39,9 +40,16 @@ class Loop(NamedTuple):
     records: list[Record]  # of all finished iterations, iteration 0 included
 
 
-def estimate(model: nn.Module, plan: Plan, sets: Sets) -> CameraStatistics | None:
+def training_images(original: nn.Module, plan: Plan, sets: Sets) -> Split:
+    """Return the training images of the target, with style groups in place of cameras if the recipe wants them."""
+    part, seed = sets.split(plan.target_set, "train"), derive_seed(plan.seed, "style")
+    options = {"seed": seed, "device": plan.device}
+    return part._replace(camids=cameras_or_groups(original, part.pixels, part.camids, plan.recipe.statistics, **options))
+
+
+def estimate(model: nn.Module, plan: Plan, part: Split) -> CameraStatistics | None:
     """Estimate the statistics of a model on the training images of the target, if the recipe uses them."""
-    settings, part = plan.recipe.statistics, sets.split(plan.target_set, "train")
+    settings = plan.recipe.statistics
     options = {"seed": derive_seed(plan.seed, "statistics"), "device": plan.device}
     return estimate_statistics(model, part.pixels, part.camids, settings, **options) if settings.by_camera else None
 
@@ -69,11 +77,11 @@ def learn(
     return training.backbone, sum(epoch.images for epoch in train(training, images, rows, classes, settings, similar=similar, seed=seed))
 
 
-def score_direct(original: nn.Module, plan: Plan, sets: Sets) -> Record:
+def score_direct(original: nn.Module, plan: Plan, sets: Sets, train: Split) -> Record:
     """Score direct transfer, for which no image of the target was used; what its statistics alone are worth stands beside it."""
     scores = score(original, None, plan, sets)
     if plan.recipe.statistics.by_camera:
-        by_camera = score(original, estimate(original, plan, sets), plan, sets)
+        by_camera = score(original, estimate(original, plan, train), plan, sets)
         scores |= {f"{name}_statistics": value for name, value in by_camera.items()}
     return scores
 
@@ -82,7 +90,7 @@ def score(model: nn.Module, statistics: CameraStatistics | None, plan: Plan, set
     """Score a model on the queries and the gallery of the target, on plain features and, if the recipe does so, on centred ones."""
     parts = [sets.split(plan.target_set, split) for split in ("query", "gallery")]
     plain = [extract(model, statistics, part, plan) for part in parts]
-    if not plan.recipe.model.centre_cameras:
+    if not plan.recipe.centre_scores:
         return score_features(plain, parts, plan.device)
     centred = centre_by_camera(np.concatenate(plain), np.concatenate([part.camids for part in parts]), device=plan.device)
     scores = score_features(plain, parts, plan.device)

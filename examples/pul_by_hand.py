@@ -28,6 +28,7 @@ from pul_core.learning.backbone import architecture, build_backbone
 from pul_core.learning.camera_statistics import CameraStatistics, estimate_statistics
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.precision import inference_dtype, training_dtype
+from pul_core.learning.style import cameras_or_groups
 from pul_core.learning.training import begin_training, train
 from pul_core.recipes import RECIPES
 from pul_core.scoring.evaluation import Summary, summarise
@@ -63,7 +64,7 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
 
     def estimate(model: nn.Module) -> CameraStatistics | None:
         options = {"seed": derive_seed(seed, "statistics"), "device": device}
-        return estimate_statistics(model, *unlabelled[::2], recipe.statistics, **options) if recipe.statistics.by_camera else None
+        return estimate_statistics(model, unlabelled[0], cameras, recipe.statistics, **options) if recipe.statistics.by_camera else None
 
     def extract(model: nn.Module, statistics: CameraStatistics | None, images: np.ndarray, _: np.ndarray, camids: np.ndarray) -> np.ndarray:
         options = {"statistics": statistics, "camids": camids, "device": device, "dtype": inference_dtype(device)}
@@ -78,7 +79,7 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
 
     def score(model: nn.Module, statistics: CameraStatistics | None) -> Summary:
         features = [extract(model, statistics, *split) for split in (query, gallery)]
-        if recipe.model.centre_cameras:
+        if recipe.centre_scores:
             camids = np.concatenate([camids for _, _, camids in (query, gallery)])
             features = np.split(centre_by_camera(np.concatenate(features), camids, device=device), [len(features[0])])
         sets = [FeatureSet(part, pids, camids) for part, (_, pids, camids) in zip(features, (query, gallery), strict=True)]
@@ -89,12 +90,13 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
     pids, classes = np.unique(labelled[1][rows], return_inverse=True)
     original = model = learn(initial, labelled[0], rows, classes, len(pids), recipe.pretraining, "pretrain")
     yield original, score(original, None), 0, None
+    cameras = cameras_or_groups(original, *unlabelled[::2], recipe.statistics, seed=derive_seed(seed, "style"), device=device)
     options = {"clustering": recipe.clustering, "algorithm": recipe.algorithm, "centre_cameras": recipe.model.centre_cameras}
     sizes, stop, statistics, by_density = [], None, estimate(original), recipe.clustering.algorithm == "dbscan"
     while stop is None:
         t = len(sizes) + 1
-        features = extract(model, statistics, *unlabelled)
-        clusters, prepared = cluster_features(features, unlabelled[2], **options, seed=derive_seed(seed, t, "cluster"), device=device)
+        features = extract(model, statistics, *unlabelled[:2], cameras)
+        clusters, prepared = cluster_features(features, cameras, **options, seed=derive_seed(seed, t, "cluster"), device=device)
         rows, pseudo_labels, _, num_classes = reliable = select_reliable(clusters, recipe.selection)
         similar = similar_classes(reliable, clusters, prepared[clusters.centre], recipe.selection, device=device)
         sizes.append(np.count_nonzero(clusters.cluster[rows] >= 0))

@@ -37,7 +37,9 @@ def features_of(model: Artifact, images: ImageSet, split: str, compute: Compute,
 def statistics_on(model: Artifact, images: ImageSet, settings: Statistics, compute: Compute, seed: int) -> TargetStatistics | None:
     """Estimate the statistics of a model on the training images of a data set."""
     pixels = decode(images, split="train", **model_size(model))
-    return statistics_of(model, pixels, images, settings=settings, seed=derive_seed(seed, "statistics"), compute=compute, iteration=0)
+    return statistics_of(
+        model, pixels, images.images, settings=settings, seed=derive_seed(seed, "statistics"), compute=compute, iteration=0
+    )
 
 
 @flow(name="evaluate", validate_parameters=True)

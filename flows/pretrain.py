@@ -51,7 +51,7 @@ def pretrain_original(
 
     Args:
         source: The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined.
-        recipe: Values for all that is left empty. In flow pul, auto is modern with two or more known cameras and enough images, else paper.
+        recipe: Values for all that is left empty. In flow pul, auto is modern, or paper if the target has too few images for modern.
         seed: All random numbers of the run are derived from it.
     """
     plan = resolve_plan(locals())  # at this point, the local variables are the parameters

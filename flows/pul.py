@@ -13,6 +13,7 @@ from pul_core.recipes import RecipeChoice
 from pul_core.seeds import derive_seed
 from pul_core.settings import Clustering, Data, Dbscan, FewLabels, KMeans, Machine, Model, Selection, Statistics, Stopping, Training
 from pul_core.stopping import EXPLANATIONS, reason_to_stop
+from tasks.cameras import cameras_of
 from tasks.cluster import cluster, select
 from tasks.decode import decode
 from tasks.engine.compute import Resources
@@ -63,7 +64,7 @@ def pul(
         target: The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target.
         source: The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined.
         original_model: Instead of a source: the file of a trained model, or an earlier run.
-        recipe: Values for all that is left empty. In flow pul, auto is modern with two or more known cameras and enough images, else paper.
+        recipe: Values for all that is left empty. In flow pul, auto is modern, or paper if the target has too few images for modern.
         seed: All random numbers of the run are derived from it.
     """
     parameters = dict(locals())
@@ -80,7 +81,10 @@ def pul(
     original, size = original_model_of(plan, sources, compute)
     pixels = {split: decode(images, split=split, **size) for split in images.splits}
 
-    by_camera = estimate(original, images, pixels, plan, compute, 0)
+    cameras = cameras_of(
+        original, pixels["train"], images, settings=plan.statistics, seed=derive_seed(plan.seed, "style"), compute=compute.analysis
+    )
+    by_camera = estimate(original, cameras, pixels, plan, compute, 0)
     current = Iteration(
         iteration=0,
         model=original,
@@ -103,7 +107,7 @@ def pul(
         )
         clusters = cluster(
             features,
-            images.images,
+            cameras,
             labelled,
             clustering=plan.clustering,
             algorithm=plan.algorithm,
@@ -130,7 +134,7 @@ def pul(
             compute=compute.training,
             iteration=t,
         )
-        by_camera = estimate(trained.model, images, pixels, plan, compute, t)
+        by_camera = estimate(trained.model, cameras, pixels, plan, compute, t)
         current = Iteration(
             iteration=t,
             model=trained.model,
@@ -148,11 +152,13 @@ def pul(
 
 
 def estimate(
-    model: Artifact, images: ImageSet, pixels: dict[str, Pixels], plan: Plan, compute: Resources, iteration: int
+    model: Artifact, cameras: Artifact, pixels: dict[str, Pixels], plan: Plan, compute: Resources, iteration: int
 ) -> TargetStatistics | None:
     """Estimate a model's statistics on the target, or return None if the plan takes those of the model."""
     seed = derive_seed(plan.seed, "statistics")
-    return statistics_of(model, pixels["train"], images, settings=plan.statistics, seed=seed, compute=compute.analysis, iteration=iteration)
+    return statistics_of(
+        model, pixels["train"], cameras, settings=plan.statistics, seed=seed, compute=compute.analysis, iteration=iteration
+    )
 
 
 def score(
@@ -178,6 +184,4 @@ def score(
         )
         for split in ("query", "gallery")
     )
-    return evaluate(
-        query, gallery, images, images.labels, compute=compute.analysis, iteration=iteration, centre_cameras=plan.model.centre_cameras
-    )
+    return evaluate(query, gallery, images, images.labels, compute=compute.analysis, iteration=iteration, centre_cameras=plan.centre_scores)

@@ -32,11 +32,12 @@ PAPER = Recipe(
         augmentation=Augmentation(colour_share=0.08),
     ),
 )
-# `modern` uses camera ids and clusters by density. It rejects the images in no cluster instead of those far from a centre.
+# `modern` uses cameras, or groups of similar style if they are unknown, and clusters by density. It rejects the images in no cluster
+# instead of those far from a centre.
 MODERN = replace(
     PAPER,
     model=Model(centre_cameras=True, flip=True),
-    statistics=Statistics(by_camera=True, whitening=0.75),
+    statistics=Statistics(by_camera=True, style_groups=8, whitening=0.75),
     clustering=Clustering(algorithm="dbscan", whitening=0),
     selection=Selection(min_similarity=-1),
     dbscan=Dbscan(max_distance=0.55),
@@ -72,25 +73,32 @@ RELEASED_CODE = Recipe(
 RECIPES: dict[RecipeName, Recipe] = {"paper": PAPER, "modern": MODERN, "released-code": RELEASED_CODE}
 
 
-def choose_recipe(num_images: int, camera_sizes: Sequence[int], dbscan: Dbscan = MODERN.dbscan) -> tuple[RecipeName, str]:
+def choose_recipe(
+    num_images: int, camera_sizes: Sequence[int], dbscan: Dbscan = MODERN.dbscan, statistics: Statistics = MODERN.statistics
+) -> tuple[RecipeName, str]:
     """Return what the choice ``auto`` stands for, and the reason in words.
 
-    It is `modern` if the target has two known cameras or more, and enough images to cluster them by density; otherwise `paper`. What
-    `modern` does better than `paper` depends mostly on cameras (docs/results.md).
+    It is `modern` if there are cameras, i.e. two known ones or style groups in their place, and enough images to cluster them by density;
+    otherwise `paper`. What `modern` does better than `paper` depends mostly on cameras (docs/results.md).
 
     Args:
         num_images: number of the target's training images.
         camera_sizes: number of them on each known camera.
         dbscan: the settings of `modern`, with the user's changes.
+        statistics: those of `modern`, with the user's changes.
 
     Example:
-        >>> choose_recipe(100, (100,)), choose_recipe(100, (60, 40))
-        (('paper', '1 known camera'), ('modern', '2 known cameras'))
+        >>> choose_recipe(40, (40,))[0], choose_recipe(100, (60, 40)), choose_recipe(500, ())
+        ('paper', ('modern', '2 known cameras'), ('modern', '0 known cameras: 8 groups of similar style stand for them'))
         >>> choose_recipe(12, (8, 4))[0], choose_recipe(12, (8, 4), Dbscan(num_neighbours=4))[0]
         ('paper', 'modern')
     """
     cameras = f"{len(camera_sizes)} known camera{'' if len(camera_sizes) == 1 else 's'}"
-    if len(camera_sizes) < 2:
+    if statistics.ignore_cameras:
+        cameras += " ignored"
+    if len(camera_sizes) < 2 or statistics.ignore_cameras:
+        if groups := statistics.count_style_groups(num_images, len(camera_sizes)):
+            return "modern", f"{cameras}: {groups} groups of similar style stand for them"
         return "paper", cameras
     possible = possible_neighbours(num_images, camera_sizes, dbscan)
     if dbscan.num_neighbours >= possible:

@@ -132,6 +132,19 @@ class Statistics:
         doc("A camera with fewer training images, a new one and an unknown one get statistics of all cameras."),
         ReadIf("by_camera"),
     ] = 32
+    style_groups: Annotated[
+        int,
+        Interval(ge=0, le=1000),
+        doc(
+            "If fewer than two cameras are known: number of groups of images of similar style (light, colours, background) that stand for "
+            "cameras while the target's training images are clustered; at most one for every min_images images. 0: off."
+        ),
+        ReadIf("by_camera"),
+    ] = 0
+    ignore_cameras: Annotated[
+        bool,
+        doc("Adapt as if no camera of the target were known. Scoring still uses the cameras of queries and gallery."),
+    ] = False
     whitening: Annotated[
         float,
         Share,
@@ -147,6 +160,20 @@ class Statistics:
         doc("Added to the variance of each direction of the features, as a share of the mean variance; limits the amplification of noise."),
         ReadIf("whitening"),
     ] = 0.3
+
+    def count_style_groups(self, num_images: int, num_cameras: int) -> int:
+        """Return the number of style groups that stand for cameras; 0 if cameras are known, or the images too few for two groups.
+
+        Args:
+            num_images: number of the target's training images.
+            num_cameras: number of known cameras among them.
+
+        Example:
+            >>> [Statistics(by_camera=True, style_groups=8).count_style_groups(n, 1) for n in (40, 100, 5000)]
+            [0, 3, 8]
+        """
+        groups = min(self.style_groups, num_images // self.min_images)
+        return groups if self.by_camera and (num_cameras < 2 or self.ignore_cameras) and groups > 1 else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,3 +392,8 @@ class Recipe:
     def algorithm(self) -> Algorithm:
         """Return the settings of the clustering algorithm that is used."""
         return self.kmeans if self.clustering.algorithm == "kmeans" else self.dbscan
+
+    @property
+    def centre_scores(self) -> bool:
+        """Return whether the features that are scored are centred by camera."""
+        return self.model.centre_cameras and not self.statistics.ignore_cameras

@@ -118,8 +118,9 @@ def recipe_for(parameters: Mapping[str, Any], target: Counts) -> tuple[RecipeNam
     """Return the recipe that auto stands for on a target, and the reason in words: see `choose_recipe`; paper if k-means is requested."""
     if requested(parameters, "clustering").algorithm == "kmeans" or any(value is not None for _, value in requested(parameters, "kmeans")):
         return "paper", "k-means is requested"
-    dbscan = override(RECIPES["modern"].dbscan, requested(parameters, "dbscan"))
-    return choose_recipe(target.splits.get("train", 0), target.camera_sizes, dbscan)
+    modern = complete_plan(resolve_plan({**parameters, "recipe": "modern"}))
+    statistics = replace(modern.statistics, by_camera=modern.statistics.by_camera and _has_batch_norm(modern))
+    return choose_recipe(target.splits.get("train", 0), target.camera_sizes, modern.dbscan, statistics)
 
 
 def checked_plan(parameters: Mapping[str, Any], auto: RecipeName = "paper") -> Plan:
@@ -153,22 +154,27 @@ def check_plan(plan: Plan, *, is_by_camera_requested: bool = False) -> Plan:
     check_backbone(**architecture(plan.model))
     if plan.source:
         check_weights(plan.model.weights, plan.model.backbone)
-    if plan.statistics.by_camera:
-        try:
-            batch_norm_layers(shape_of(**architecture(plan.model)))
-        except UserError:
-            if is_by_camera_requested:
-                raise
-            # The epsilon of the recipe is one of whitened features.
-            is_of_recipe = plan.dbscan.max_distance == RECIPES[plan.recipe].dbscan.max_distance
-            dbscan = replace(plan.dbscan, max_distance=Dbscan.max_distance) if is_of_recipe else plan.dbscan
-            step_logger().info(
-                "statistics.by_camera is false and dbscan.max_distance %g, because %s has no BatchNorm layer",
-                dbscan.max_distance,
-                plan.model.backbone,
-            )
-            return replace(plan, statistics=replace(plan.statistics, by_camera=False), dbscan=dbscan)
-    return plan
+    if not plan.statistics.by_camera or _has_batch_norm(plan, must_have=is_by_camera_requested):
+        return plan
+    # The epsilon of the recipe is one of whitened features.
+    is_of_recipe = plan.dbscan.max_distance == RECIPES[plan.recipe].dbscan.max_distance
+    dbscan = replace(plan.dbscan, max_distance=Dbscan.max_distance) if is_of_recipe else plan.dbscan
+    step_logger().info(
+        "statistics.by_camera is false and dbscan.max_distance %g, because %s has no BatchNorm layer",
+        dbscan.max_distance,
+        plan.model.backbone,
+    )
+    return replace(plan, statistics=replace(plan.statistics, by_camera=False), dbscan=dbscan)
+
+
+def _has_batch_norm(plan: Plan, *, must_have: bool = False) -> bool:
+    """Return whether the backbone has BatchNorm layers; with ``must_have`` it is an error if it has none."""
+    try:
+        return bool(batch_norm_layers(shape_of(**architecture(plan.model))))
+    except UserError:
+        if must_have:
+            raise
+        return False
 
 
 def check_machine(machine: Machine) -> None:
@@ -471,13 +477,13 @@ def _check_clustering(target: Counts, images: int, plan: Plan) -> None:
         raise DataError(
             f"num_clusters is {plan.algorithm.num_clusters}, but the target has only {images} training images: choose fewer clusters"
         )
-    if plan.model.centre_cameras and images == sum(target.camera_sizes) == len(target.camera_sizes):
+    if plan.centre_scores and images == sum(target.camera_sizes) == len(target.camera_sizes):
         raise DataError(
             f"each of the target's {images} training images is alone on its camera, so centring by camera leaves nothing to cluster: use "
             "a --target-pattern in which the camera is the same for all images of a camera, or --set model.centre_cameras=false"
         )
     if isinstance(plan.algorithm, Dbscan):
-        others = possible_neighbours(images, target.camera_sizes, plan.algorithm)
+        others = possible_neighbours(images, () if plan.statistics.ignore_cameras else target.camera_sizes, plan.algorithm)
         if plan.algorithm.num_neighbours >= others:
             raise DataError(
                 f"dbscan.num_neighbours is {plan.algorithm.num_neighbours}, but an image of the target has at most {others} possible "
@@ -509,7 +515,9 @@ def estimate_run(run: ValidatedRun) -> Estimate:
     scored = target.splits.get("query", 0) + target.splits.get("gallery", 0)
     statistics_images = whitening = 0
     if plan.statistics.by_camera:
-        own = (min(size, plan.statistics.images_per_camera) for size in target.camera_sizes)
+        groups = plan.statistics.count_style_groups(n, len(target.camera_sizes))
+        sizes = [n // groups] * groups if groups else target.camera_sizes
+        own = (min(size, plan.statistics.images_per_camera) for size in sizes)
         statistics_images = (sum(own) + min(n, plan.statistics.images_per_camera)) * (2 if plan.statistics.whitening else 1)
         whitening = 2 * 4 * d * d if plan.statistics.whitening else 0  # bytes, in the artifact store and in MLflow
     memory_images = n if plan.fine_tuning.memory.entries != "none" else 0  # extracted once more, to initialise the memory

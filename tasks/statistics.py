@@ -11,19 +11,19 @@ from tasks.store.artifacts import Artifact, read_table
 from tasks.store.config import read_config, resolve_plan
 from tasks.store.model_file import read_model
 from tasks.store.readers import camids, open_pixels
-from tasks.store.references import Compute, ImageSet, Pixels, TargetStatistics
+from tasks.store.references import Compute, Pixels, TargetStatistics
 from tasks.store.statistics_file import write_statistics
 
 
 def statistics_of(
-    model: Artifact, pixels: Pixels, images: ImageSet, *, settings: Statistics, seed: int, compute: Compute, iteration: int
+    model: Artifact, pixels: Pixels, cameras: Artifact, *, settings: Statistics, seed: int, compute: Compute, iteration: int
 ) -> TargetStatistics | None:
     """Return the statistics with which a model's features are extracted; None if they are those of the model.
 
     Args:
         model: the model.
         pixels: training images of the target.
-        images: the target, for its cameras.
+        cameras: the target's images.parquet or cameras.parquet, for the column ``camid``.
         settings: whether and how statistics are estimated.
         seed: of the choice of the images.
         compute: device and threads.
@@ -31,8 +31,8 @@ def statistics_of(
     """
     if not settings.by_camera:
         return None
-    statistics = estimate_statistics(model, pixels, images.images, settings=settings, seed=seed, compute=compute, iteration=iteration)
-    return TargetStatistics(statistics=statistics, images=images.images)
+    statistics = estimate_statistics(model, pixels, cameras, settings=settings, seed=seed, compute=compute, iteration=iteration)
+    return TargetStatistics(statistics=statistics, images=cameras)
 
 
 def settings_of(model: str) -> Statistics:
@@ -45,14 +45,14 @@ def settings_of(model: str) -> Statistics:
 
 @step("statistics-{iteration}")
 def estimate_statistics(
-    model: Artifact, pixels: Pixels, images: Artifact, *, settings: Statistics, seed: int, compute: Compute, iteration: int
+    model: Artifact, pixels: Pixels, cameras: Artifact, *, settings: Statistics, seed: int, compute: Compute, iteration: int
 ) -> Artifact:
     """Write the statistics of a model and a target; see `pul_core.learning.camera_statistics.estimate_statistics`.
 
     Args:
         model: the model; it is not changed.
         pixels: training images of the target.
-        images: the target's images.parquet, for the camera ids.
+        cameras: see `statistics_of`.
         settings: how many images are used, how statistics are mixed with those of the model, and how features are whitened.
         seed: of the choice of the images.
         compute: device and threads.
@@ -61,11 +61,11 @@ def estimate_statistics(
     prepare(compute)
     backbone, _ = read_model(model)
     rows, decoded = open_pixels(pixels)
-    cameras = camids(read_table(images, ["camid"]))[rows]
-    passes = camera_statistics.count_forward_passes(cameras, settings, seed=seed)
+    camids_of_rows = camids(read_table(cameras, ["camid"]))[rows]
+    passes = camera_statistics.count_forward_passes(camids_of_rows, settings, seed=seed)
     with progress(f"estimate statistics {iteration}", passes) as progress_bar:
         statistics = camera_statistics.estimate_statistics(
-            backbone, decoded, cameras, settings, seed=seed, device=compute.device, on_batch=progress_bar.advance
+            backbone, decoded, camids_of_rows, settings, seed=seed, device=compute.device, on_batch=progress_bar.advance
         )
         progress_bar.note = f", {len(statistics.camids)} cameras with statistics of their own"
     return write_statistics(statistics)

@@ -212,6 +212,16 @@ def test_whitened_features_are_exported(run_model, model, pixels, tiny_pair, com
             import_model.fn(str(file))
 
 
+def test_statistics_without_cameras_are_exported_as_one_file(run_model, statistics, crops, tmp_path):
+    """A run with style groups has statistics of all images only."""
+    pooled = replace(statistics, camids=np.array([-3, -2])).of_cameras()
+    export_model(run_model(pooled), Options("safetensors", threads=1), tmp_path / "exported")
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"model.safetensors", "export.json"}
+    expected = torch_features(BackboneOnCamera(run_model().backbone, statistics, 2).eval(), crops[0])
+    embedded = open_model(str(tmp_path / "exported"), threads=1).features(crops[0], ["2"] * 5)
+    np.testing.assert_allclose(embedded, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
 @given(st.lists(st.text() | st.sampled_from(["1", "camera-1", "Camera_1", "camera-1-2", "camera", "other-cameras", "/"]), unique=True))
 def test_every_camera_has_a_file_name_of_its_own_that_is_safe(cameras):
     names = file_names(dict(enumerate(cameras, 1)))

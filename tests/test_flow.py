@@ -231,6 +231,22 @@ def test_statistics_by_camera_are_reported_beside_direct_transfer_and_joined_to_
         assert evaluate_model(reference, **options)["plain"]["mAP"] == row[name], "the same images are drawn"
 
 
+def test_style_groups_stand_for_cameras_that_are_unknown(module_home, parameters, tmp_path):
+    """They are found with the original model, once, and every model has statistics of its own for them."""
+    for number, file in enumerate(sorted(Path(parameters["target"], "bounding_box_train").iterdir())):
+        (tmp_path / f"{number:03d}.jpg").write_bytes(file.read_bytes())
+    changes = {"target": str(tmp_path), "statistics": {"by_camera": True, "style_groups": 2, "min_images": 4}}
+    state, tasks = run(parameters | changes | {"stopping": {"max_iterations": 1}})
+    assert state.is_completed() and [name for name in tasks if name.startswith("group")] == ["group-by-style"]
+    folder = module_home / "runs" / state.result()
+    for iteration in (0, 1):
+        links = folder / f"iteration={iteration}"
+        assert set(pd.read_parquet(links / "cameras.parquet")["camid"]) == {-2, -3}
+        assert set(pd.read_parquet(links / "statistics.parquet")["camid"].dropna()) == {-2, -3}
+    cameras = inputs_of(folder / "iteration=1" / "clusters.parquet")["images"]
+    assert cameras.startswith((folder / "iteration=0" / "cameras.parquet").resolve().stem)
+
+
 def test_a_failed_run_is_failed_in_mlflow(module_home, parameters):
     from tasks.tracking.client import search_all_runs
 

@@ -20,7 +20,7 @@ def counted(num_cameras, images=100):
 def loop(monkeypatch):
     """A function that runs the flow's function and returns start model and settings of every fine-tuning so far.
 
-    The target has no known camera, unless a test sets another `count_usable`.
+    The target has no known camera and few images, unless a test sets another `count_usable`; auto is then paper.
     """
     calls = []
 
@@ -38,19 +38,20 @@ def loop(monkeypatch):
         ),
         "original_model_of": ("original", {}),
     }
-    for name in ("check_sets", "reveal", "decode", "statistics_of", "extract_features", "track_iteration", "finish_run"):
+    for name in ("check_sets", "reveal", "decode", "cameras_of", "statistics_of", "extract_features", "track_iteration", "finish_run"):
         steps[name] = None
     for name, result in steps.items():
         monkeypatch.setattr(module, name, lambda *_, result=result, **__: result)
     monkeypatch.setattr(module, "checked_plan", resolve_plan)
-    monkeypatch.setattr(module, "count_usable", lambda _: counted(0))
+    monkeypatch.setattr("tasks.preflight.complete_plan", lambda plan: plan)  # the original model does not exist
+    monkeypatch.setattr(module, "count_usable", lambda _: counted(0, images=50))
     monkeypatch.setattr(module, "fine_tune", fine_tune)
     monkeypatch.setattr(module, "Iteration", lambda **parts: SimpleNamespace(**({"reliable": None} | parts)))
 
     def run(fine_tuning=None, statistics=None, others=None, **model):
-        sections = {"model": model, "statistics": statistics, "fine_tuning": fine_tuning}
+        sections = {"model": model, "statistics": statistics, "fine_tuning": fine_tuning} | (others or {})
         stopping = {"max_iterations": 3, "stop_when_stable": False}
-        module.pul.fn(target="crops", original_model="model.pth", stopping=stopping, **sections, **others or {})
+        module.pul.fn(target="crops", original_model="model.pth", stopping=stopping, **sections)
         return calls
 
     return run
@@ -102,7 +103,11 @@ def test_features_have_the_statistics_of_their_model_but_those_of_direct_transfe
 @pytest.mark.parametrize(
     ("counts", "parameters", "recipe"),
     [
-        (counted(1), {}, "paper"),
+        (counted(1), {}, "modern"),
+        (counted(0), {}, "modern"),
+        (counted(0, images=63), {}, "paper"),
+        (counted(1), {"statistics": {"style_groups": 0}}, "paper"),
+        (counted(1), {"statistics": {"by_camera": False}}, "paper"),
         (counted(2), {}, "modern"),
         (counted(2, images=20), {}, "paper"),
         (counted(2, images=20), {"dbscan": {"num_neighbours": 9}}, "modern"),
@@ -130,7 +135,7 @@ def test_the_recipe_is_chosen_by_the_cameras_of_the_indexed_target(loop, monkeyp
 
 
 def test_a_recipe_that_is_chosen_later_is_checked_before_anything_is_trained(loop, monkeypatch):
-    """Without cameras the first plan is valid, so only the second check can refuse it."""
+    """As paper the first plan is valid, so only the second check can refuse it."""
     monkeypatch.setattr(module, "count_usable", lambda _: counted(2))
 
     def checked_plan(parameters, auto="paper"):

@@ -47,16 +47,17 @@ KMEANS_FORM = Overrides[KMeans]  # an empty form has every setting, None
 @pytest.mark.parametrize(
     ("parameters", "num_cameras", "recipe"),
     [
-        ({}, 0, "paper"),
-        ({}, 1, "paper"),
+        ({}, 0, "modern"),
+        ({}, 1, "modern"),
         ({}, 2, "modern"),
         ({"recipe": None}, 6, "modern"),
-        ({"recipe": "auto"}, 1, "paper"),
+        ({"recipe": "auto", "statistics": {"style_groups": 0}}, 1, "paper"),
         ({"recipe": "auto"}, 2, "modern"),
         ({"recipe": "auto", "kmeans": {}}, 2, "modern"),
         ({"recipe": "auto", "kmeans": {"num_clusters": None}}, 2, "modern"),
         ({"recipe": "auto", "kmeans": KMEANS_FORM()}, 2, "modern"),
         ({"recipe": "auto", "kmeans": {"num_clusters": 0}}, 2, "paper"),
+        ({"recipe": "auto", "kmeans": {"num_clusters": 0}}, 0, "paper"),
         ({"recipe": "auto", "clustering": {"algorithm": "kmeans"}}, 2, "paper"),
         ({"recipe": "auto", "kmeans": KMEANS_FORM(num_restarts=3)}, 2, "paper"),
         ({"recipe": "paper"}, 2, "paper"),
@@ -65,7 +66,7 @@ KMEANS_FORM = Overrides[KMeans]  # an empty form has every setting, None
         ({"recipe": "modern", "kmeans": {"num_clusters": 9}}, 2, "modern"),
     ],
 )
-def test_auto_is_modern_with_two_cameras_unless_there_are_settings_of_kmeans(parameters, num_cameras, recipe):
+def test_auto_is_modern_unless_there_are_settings_of_kmeans_or_nothing_stands_for_cameras(parameters, num_cameras, recipe):
     """The plan names the recipe that was chosen, so a run that is repeated from its config has the same one."""
     given = {"target": "x", "fine_tuning": {"epochs": 3}} | parameters
     sizes = (50,) * num_cameras
@@ -73,6 +74,16 @@ def test_auto_is_modern_with_two_cameras_unless_there_are_settings_of_kmeans(par
     assert plan == resolve_plan(given | {"recipe": recipe})
     assert plan.recipe == recipe and plan.clustering == RECIPES[recipe].clustering and plan.fine_tuning.epochs == 3
     assert resolve_plan(json.loads(json.dumps(parameters_of(plan))), "modern") == plan == resolve_plan(parameters_of(plan), "paper")
+
+
+def test_auto_is_modern_without_cameras_where_style_groups_can_stand_for_them():
+    unknown = Counts(splits={"train": 64})
+    assert recipe_for({}, unknown) == ("modern", "0 known cameras: 2 groups of similar style stand for them")
+    assert recipe_for({}, Counts(splits={"train": 63}, camera_sizes=(63,))) == ("paper", "1 known camera")
+    ignored = {"statistics": {"ignore_cameras": True}}
+    known = Counts(splits={"train": 64}, camera_sizes=(32, 32))
+    assert recipe_for(ignored, known) == ("modern", "2 known cameras ignored: 2 groups of similar style stand for them")
+    assert recipe_for({"model": {"backbone": "vit_tiny_patch16_224"}}, unknown)[0] == "paper", "it has no BatchNorm layer"
 
 
 def test_auto_is_paper_where_modern_has_too_few_images_and_says_so():

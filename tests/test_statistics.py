@@ -22,7 +22,7 @@ from tasks.store.config import Overrides, parameters_of, resolve_plan
 from tasks.store.model_file import read_model
 from tasks.store.readers import open_pixels
 from tasks.store.references import TargetStatistics
-from tasks.store.statistics_file import statistics_from, write_statistics
+from tasks.store.statistics_file import statistics_from, statistics_of_iteration, write_statistics
 from tasks.tracking.reid_model import ReIDModel
 
 SETTINGS = Statistics(by_camera=True, images_per_camera=10, min_images=8, whitening=0.5)
@@ -70,6 +70,18 @@ def test_a_file_has_a_row_for_each_layer_and_camera_and_comes_back(home):
     assert last["transform"] == list(range(9)) and table["transform"].null_count == 6
     none = CameraStatistics(np.empty(0, np.int64), np.array([7]), {"a": means["a"][:1]}, {"a": means["a"][1:2]})
     assert same(statistics_from(read_table(write_statistics(none))), none)
+
+
+def test_new_images_have_no_style_group(home, tmp_path):
+    """What a run's model is used with leaves the groups out; all its images get the statistics of all groups together."""
+    means = {"a": np.arange(8, dtype=np.float32).reshape(4, 2)}
+    written = CameraStatistics(np.array([-3, -2, 4]), np.array([5, 6, 7, 18]), means, {"a": means["a"] + 0.5})
+    (folder := tmp_path / "iteration=1").mkdir()
+    (folder / "statistics.parquet").symlink_to(locate(write_statistics(written)))
+    statistics = statistics_of_iteration(folder)
+    assert statistics.camids.tolist() == [4] and statistics.num_images.tolist() == [7, 18]
+    assert statistics.means["a"].tolist() == means["a"][2:].tolist()
+    assert statistics.entries(np.array([-3, -2, -1, 4])).tolist() == [1, 1, 1, 0]
 
 
 def test_the_step_writes_the_statistics_of_the_core(model, pixels, statistics, cameras):

@@ -43,7 +43,7 @@ class CameraStatistics:
     With these, the features may be whitened, in the same way for all cameras.
     """
 
-    camids: Ints  # (c,) the cameras with statistics of their own, ascending
+    camids: Ints  # (c,) the cameras, or style groups, with statistics of their own, ascending
     num_images: Ints  # (c + 1,) number of images that each entry is estimated from
     means: dict[str, Features]  # by the layer's name, (c + 1, channels)
     variances: dict[str, Features]  # by the layer's name, (c + 1, channels)
@@ -60,6 +60,17 @@ class CameraStatistics:
             array([1, 0, 2, 2])
         """
         return np.where(np.isin(camids, self.camids), np.searchsorted(self.camids, camids), len(self.camids))
+
+    def of_cameras(self) -> "CameraStatistics":
+        """Return the statistics without the entries of style groups, which are of use only for the images that were grouped.
+
+        Example:
+            >>> CameraStatistics(np.array([-3, -2, 5]), np.array([9, 8, 7, 24]), {}, {}).of_cameras()
+            CameraStatistics(camids=array([5]), num_images=array([ 7, 24]), means={}, variances={}, whitening=None)
+        """
+        kept = np.flatnonzero(np.append(self.camids > NO_CAMERA, True))
+        means, variances = ({name: values[kept] for name, values in layers.items()} for layers in (self.means, self.variances))
+        return replace(self, camids=self.camids[kept[:-1]], num_images=self.num_images[kept], means=means, variances=variances)
 
 
 def estimate_statistics(

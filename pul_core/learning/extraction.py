@@ -73,11 +73,9 @@ def extract_features(
         options = {"flip": flip, "batch_size": batch_size, "device": device, "dtype": dtype, "on_float32_fallback": on_float32_fallback}
         yield from _extract_by_camera(backbone, images, statistics, camids, options)
         return
-    size = batch_size or BATCH_SIZES.get(torch.device(device).type, BATCH_SIZE)
-    starts = range(0, len(images), size)
-    pixels_on_device = read_batches(images, [slice(start, start + size) for start in starts], device=device)
-    batches = ((pixels, forward(backbone, pixels, dtype, flip=flip)) for pixels in pixels_on_device)
-    for start, (pixels, features) in zip(starts, _to_host(batches), strict=True):
+    slices = batch_slices(len(images), batch_size, device)
+    batches = ((pixels, forward(backbone, pixels, dtype, flip=flip)) for pixels in read_batches(images, slices, device=device))
+    for start, (pixels, features) in zip((part.start for part in slices), _to_host(batches), strict=True):
         # On CPUs with AMX, bfloat16 convolutions of oneDNN return NaN at random for finite inputs, e.g. in resnet10t, whose stem has 24
         # channels; more often if freed memory holds NaN, and never with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16. The cause may be that of
         # https://github.com/uxlfoundation/oneDNN/issues/5717: an AMX kernel reads past the last valid column and multiplies by zero.
@@ -91,6 +89,17 @@ def extract_features(
         if falls_back and on_float32_fallback:
             on_float32_fallback(len(pixels))
         yield features
+
+
+def batch_slices(num_images: int, batch_size: int | None, device: str) -> list[slice]:
+    """Return the batches of extraction: 256 images on a GPU, 32 on a CPU, unless ``batch_size`` is given.
+
+    Example:
+        >>> batch_slices(50, None, "cpu")
+        [slice(0, 32, None), slice(32, 64, None)]
+    """
+    size = batch_size or BATCH_SIZES.get(torch.device(device).type, BATCH_SIZE)
+    return [slice(start, start + size) for start in range(0, num_images, size)]
 
 
 def _extract_by_camera(

@@ -128,7 +128,7 @@ def _write_and_check(model: RunModel, options: Options, target: Target, folder: 
 
 
 def _write_files(model: RunModel, options: Options, target: Target, folder: Path) -> Iterator[File]:
-    """Yield one file, or one for each camera with statistics of its own and one for all others."""
+    """Yield one file for all cameras, or one for each camera with statistics of its own and one for all others."""
     names = target.camera_names()
     entries: list[tuple[str | None, nn.Module, str]] = []
     if model.statistics is None:
@@ -136,7 +136,7 @@ def _write_files(model: RunModel, options: Options, target: Target, folder: Path
     else:
         cameras = {camid: names[camid] for camid in model.statistics.camids.tolist()}
         for entry, (camera, name) in enumerate(file_names(cameras).items()):
-            entries.append((camera, with_statistics(model.backbone, model.statistics, entry), name))
+            entries.append((camera, with_statistics(model.backbone, model.statistics, entry), name if cameras else "model"))
     with progress("write", len(entries), "files") as progress_bar:
         for camera, backbone, name in entries:
             header = _header(model, options, camera)

@@ -74,7 +74,8 @@ class RunData:
     @property
     def centred(self) -> bool:
         """Return whether features are centred by camera before they are clustered and scored."""
-        return bool(self.parameters.get("model", {}).get("centre_cameras"))
+        settings = {name: self.parameters.get(name, {}) for name in ("model", "statistics")}
+        return bool(settings["model"].get("centre_cameras")) and not settings["statistics"].get("ignore_cameras")
 
     def camera_name(self, camid: int) -> str:
         """Return the name of a camera in the data set, or its number if it has none."""

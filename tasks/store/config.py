@@ -86,7 +86,7 @@ class Plan(Recipe):
 
     recipe: Annotated[
         RecipeName,
-        doc("Values for all that is left empty. In flow pul, auto is modern with two or more known cameras and enough images, else paper."),
+        doc("Values for all that is left empty. In flow pul, auto is modern, or paper if the target has too few images for modern."),
     ] = "paper"
     source: Annotated[
         tuple[str, ...],
