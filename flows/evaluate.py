@@ -11,6 +11,7 @@ from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
 from pul_core.seeds import derive_seed
 from pul_core.settings import Machine, Statistics
+from tasks.cameras import cameras_of
 from tasks.decode import decode
 from tasks.engine.compute import resolve_compute
 from tasks.evaluate import evaluate
@@ -35,11 +36,10 @@ def features_of(model: Artifact, images: ImageSet, split: str, compute: Compute,
 
 
 def statistics_on(model: Artifact, images: ImageSet, settings: Statistics, compute: Compute, seed: int) -> TargetStatistics | None:
-    """Estimate the statistics of a model on the training images of a data set."""
+    """Estimate the statistics of a model on the training images of a data set; style groups are those of this model."""
     pixels = decode(images, split="train", **model_size(model))
-    return statistics_of(
-        model, pixels, images.images, settings=settings, seed=derive_seed(seed, "statistics"), compute=compute, iteration=0
-    )
+    cameras = cameras_of(model, pixels, images, settings=settings, seed=derive_seed(seed, "style"), compute=compute)
+    return statistics_of(model, pixels, cameras, settings=settings, seed=derive_seed(seed, "statistics"), compute=compute, iteration=0)
 
 
 @flow(name="evaluate", validate_parameters=True)

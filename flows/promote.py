@@ -41,7 +41,7 @@ def _score(model: Registered, images: ImageSet, compute: Resources) -> dict[str,
     if not images.scorable or images.labels is None:
         return {}
     imported, logged = import_model(model.uri), logged_statistics(model.uri)
-    statistics = TargetStatistics(statistics=logged, images=images.images) if logged else None
+    statistics = TargetStatistics(statistics=logged, cameras=images.images) if logged else None
     query, gallery = (features_of(imported, images, split, compute.inference, statistics) for split in ("query", "gallery"))
     scores = evaluate(query, gallery, images, images.labels, compute=compute.analysis, iteration=0, centre_cameras=model.centre_cameras)
     return metrics_of(read_summary(scores))

@@ -21,7 +21,7 @@ from tasks.evaluate import evaluate
 from tasks.extract import extract_features
 from tasks.few_labels import reveal
 from tasks.index import index
-from tasks.preflight import check_sets, checked_plan, count_usable, recipe_for
+from tasks.preflight import check_sets, checked_plan, count_usable, log_recipe, recipe_for
 from tasks.statistics import statistics_of
 from tasks.store.artifacts import Artifact
 from tasks.store.config import Overrides, Plan
@@ -71,7 +71,9 @@ def pul(
     plan = checked_plan(parameters)
     images = index(plan.target, "target", plan.target_data.layout, plan.target_data.pattern)
     if recipe == "auto":
-        plan = checked_plan(parameters, recipe_for(parameters, count_usable(images))[0])
+        chosen = recipe_for(parameters, count_usable(images), plan.model)
+        plan = checked_plan(parameters, chosen[0])
+        log_recipe(*chosen)
     sources = [index(path, "source", plan.source_data.layout, plan.source_data.pattern) for path in plan.source]
     check_sets(sources, images, plan)
     labelled = reveal(images, settings=plan.few_labels, algorithm=plan.algorithm)
@@ -88,6 +90,7 @@ def pul(
     current = Iteration(
         iteration=0,
         model=original,
+        cameras=cameras,
         statistics=by_camera,
         scores=score(original, None, images, pixels, plan, compute, 0),  # direct transfer
         scores_statistics=score(original, by_camera, images, pixels, plan, compute, 0) if by_camera else None,

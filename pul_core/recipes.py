@@ -88,19 +88,18 @@ def choose_recipe(
         statistics: those of `modern`, with the user's changes.
 
     Example:
-        >>> choose_recipe(40, (40,))[0], choose_recipe(100, (60, 40)), choose_recipe(500, ())
-        ('paper', ('modern', '2 known cameras'), ('modern', '0 known cameras: 8 groups of similar style stand for them'))
+        >>> choose_recipe(40, (40,)), choose_recipe(100, (60, 40)), choose_recipe(500, ())
+        (('paper', '1 known camera'), ('modern', '2 known cameras'), ('modern', '8 style groups stand for cameras'))
         >>> choose_recipe(12, (8, 4))[0], choose_recipe(12, (8, 4), Dbscan(num_neighbours=4))[0]
         ('paper', 'modern')
     """
-    cameras = f"{len(camera_sizes)} known camera{'' if len(camera_sizes) == 1 else 's'}"
-    if statistics.ignore_cameras:
-        cameras += " ignored"
-    if len(camera_sizes) < 2 or statistics.ignore_cameras:
-        if groups := statistics.count_style_groups(num_images, len(camera_sizes)):
-            return "modern", f"{cameras}: {groups} groups of similar style stand for them"
-        return "paper", cameras
-    possible = possible_neighbours(num_images, camera_sizes, dbscan)
+    sizes = statistics.camera_sizes(num_images, camera_sizes)
+    cameras = f"{len(sizes)} known camera{'' if len(sizes) == 1 else 's'}"
+    if statistics.count_style_groups(num_images, sum(camera_sizes)):
+        cameras = f"{len(sizes)} style groups stand for cameras"
+    elif len(sizes) < 2:
+        return "paper", f"{cameras}, no style groups of {num_images} images" if sum(sizes) < num_images / 2 else cameras
+    possible = possible_neighbours(num_images, sizes, dbscan)
     if dbscan.num_neighbours >= possible:
         return "paper", f"{cameras}, but an image has at most {possible} possible neighbours, too few for modern's {dbscan.num_neighbours}"
     return "modern", cameras

@@ -4,7 +4,7 @@ Steps and core functions receive instances of these classes. Prefect's forms, th
 them. The defaults are those of the recipe `paper`; `recipes` has the other recipes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -97,7 +97,11 @@ class Model:
     ] = False
     flip: Annotated[bool, doc("Extract the mean of the features of an image and of its mirror image.")] = False
     centre_cameras: Annotated[
-        bool, doc("Subtract the mean feature of an image's camera before clustering and scoring. Has no effect without camera ids.")
+        bool,
+        doc(
+            "Subtract the mean feature of an image's camera before clustering and scoring; before clustering that of its style group, if "
+            "groups stand for cameras (statistics.style_groups)."
+        ),
     ] = False
     start_from: Annotated[
         Literal["original", "last"],
@@ -136,8 +140,8 @@ class Statistics:
         int,
         Interval(ge=0, le=1000),
         doc(
-            "If fewer than two cameras are known: number of groups of images of similar style (light, colours, background) that stand for "
-            "cameras while the target's training images are clustered; at most one for every min_images images. 0: off."
+            "If the cameras of most training images are unknown: number of groups of images of similar style (light, colours, background) "
+            "that stand for cameras in the loop; at most one for every min_images images. 0: off."
         ),
         ReadIf("by_camera"),
     ] = 0
@@ -161,19 +165,34 @@ class Statistics:
         ReadIf("whitening"),
     ] = 0.3
 
-    def count_style_groups(self, num_images: int, num_cameras: int) -> int:
+    def count_style_groups(self, num_images: int, num_known: int) -> int:
         """Return the number of style groups that stand for cameras; 0 if cameras are known, or the images too few for two groups.
 
         Args:
             num_images: number of the target's training images.
-            num_cameras: number of known cameras among them.
+            num_known: number of those whose camera is known.
 
         Example:
-            >>> [Statistics(by_camera=True, style_groups=8).count_style_groups(n, 1) for n in (40, 100, 5000)]
+            >>> [Statistics(by_camera=True, style_groups=8).count_style_groups(n, 30) for n in (60, 100, 5000)]
             [0, 3, 8]
         """
         groups = min(self.style_groups, num_images // self.min_images)
-        return groups if self.by_camera and (num_cameras < 2 or self.ignore_cameras) and groups > 1 else 0
+        are_unknown = self.ignore_cameras or num_known < num_images / 2
+        return groups if self.by_camera and are_unknown and groups > 1 else 0
+
+    def camera_sizes(self, num_images: int, known: Sequence[int]) -> Sequence[int]:
+        """Return the number of images on each camera, or in each style group that stands for one, as if the groups were of equal size.
+
+        Args:
+            num_images: number of the target's training images.
+            known: number of those on each known camera.
+
+        Example:
+            >>> Statistics().camera_sizes(200, [60, 20]), Statistics(by_camera=True, style_groups=2).camera_sizes(200, [60, 20])
+            ([60, 20], [100, 100])
+        """
+        groups = self.count_style_groups(num_images, sum(known))
+        return [num_images // groups] * groups if groups else () if self.ignore_cameras else known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,8 @@ def cameras_of(model: Artifact, pixels: Pixels, images: ImageSet, *, settings: S
         compute: device, threads and batch size.
     """
     rows, _ = open_pixels(pixels)
-    num_cameras = len(np.setdiff1d(camids(read_table(images.images, ["camid"]))[rows], NO_CAMERA))
-    num_groups = settings.count_style_groups(len(rows), num_cameras)
+    num_known = np.count_nonzero(camids(read_table(images.images, ["camid"]))[rows] != NO_CAMERA)
+    num_groups = settings.count_style_groups(len(rows), int(num_known))
     if not num_groups and not settings.ignore_cameras:
         return images.images
     return group_by_style(model, pixels, images.images, num_groups=num_groups, seed=seed, compute=compute)
@@ -57,7 +57,9 @@ def group_by_style(model: Artifact, pixels: Pixels, images: Artifact, *, num_gro
         with progress("group by style", len(rows)) as progress_bar:
             values = style.extract_style(backbone, decoded, **options, on_batch=progress_bar.advance)
         groups[rows] = style.group_by_style(values, num_groups, seed=seed, device=compute.device)
-        sizes = np.unique(groups[rows], return_counts=True)[1]
-        message = "%d groups of %d to %d images of similar style stand for cameras"
-        step_logger().info(message, len(sizes), sizes.min(), sizes.max())
+        found, sizes = np.unique(groups[rows], return_counts=True)
+        if found[-1] == NO_CAMERA:
+            step_logger().warning("all images have the same style, so there are no style groups: are they copies of one image?")
+        else:
+            step_logger().info("%d style groups of %d to %d images stand for cameras", len(found), sizes.min(), sizes.max())
     return write_table("cameras", pa.table({"camid": pa.array(groups, pa.int64(), mask=groups == NO_CAMERA)}))

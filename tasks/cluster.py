@@ -20,7 +20,7 @@ from tasks.store.references import Clusters, Compute, Labelled, Reliable
 @step("cluster-{iteration}")
 def cluster(
     features: Artifact,
-    images: Artifact,
+    cameras: Artifact,
     labelled: Labelled | None = None,
     *,
     clustering: Clustering,
@@ -34,7 +34,7 @@ def cluster(
 
     Args:
         features: of the target's training images.
-        images: the target's images.parquet, for the camera ids.
+        cameras: a table with the column ``camid``, one row per image of the target.
         labelled: images that are left out because their identities are known.
         clustering: how the features are prepared.
         algorithm: settings of the algorithm, which is chosen by their class.
@@ -51,9 +51,9 @@ def cluster(
         rows, values = rows[unlabelled], values[unlabelled]
         if isinstance(algorithm, KMeans) and algorithm.num_clusters:
             algorithm = replace(algorithm, num_clusters=few_labels.num_unlabelled_clusters(algorithm.num_clusters, labelled.num_identities))
-    cameras = camids(read_table(images, ["camid"]))[rows]
+    camids_of_rows = camids(read_table(cameras, ["camid"]))[rows]
     arrays, prepared = cluster_features(
-        values, cameras, clustering=clustering, algorithm=algorithm, centre_cameras=centre_cameras, seed=seed, device=compute.device
+        values, camids_of_rows, clustering=clustering, algorithm=algorithm, centre_cameras=centre_cameras, seed=seed, device=compute.device
     )
     clusters = _write_clusters(rows, prepared, arrays)
     step_logger().info(

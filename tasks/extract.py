@@ -40,7 +40,7 @@ def extract_features(
     d = int(backbone.num_features)  # type: ignore[arg-type]
     schema = pa.schema([pa.field("row", pa.int64()), pa.field("feature", vector_type(d), nullable=False)])
     by_camera = statistics_from(read_table(statistics.statistics)) if statistics else None
-    cameras = camids(read_table(statistics.images, ["camid"]))[rows] if statistics else None
+    cameras = camids(read_table(statistics.cameras, ["camid"]))[rows] if statistics else None
     repeated: list[int] = []
 
     def extract(part: slice) -> Features:

@@ -4,13 +4,14 @@ import logging
 import resource
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
+from torch import nn
 
 from pul_core.arrays import Features
 from pul_core.clustering.density import cluster_by_density
@@ -24,12 +25,13 @@ from pul_core.learning.backbone import architecture, build_backbone, check_backb
 from pul_core.learning.camera_statistics import batch_norm_layers
 from pul_core.learning.extraction import extract_features
 from pul_core.learning.foreign_weights import shape_of
+from pul_core.learning.style import style_layer
 from pul_core.learning.training import begin_training, train
 from pul_core.recipes import RECIPES, RecipeName, choose_recipe
 from pul_core.scoring.evaluation import Unscored
 from pul_core.scoring.protocols import ProtocolName
 from pul_core.scoring.ranks import Ties
-from pul_core.settings import Algorithm, Data, Dbscan, KMeans, Machine, Statistics
+from pul_core.settings import Algorithm, Data, Dbscan, KMeans, Machine, Model, Statistics
 from tasks.data.check import (
     ADVICE,
     Finding,
@@ -105,7 +107,7 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
     plan, reason = checked_plan(parameters), ""
     target = _count_in_role("target", plan.target, plan.target_data)
     if (parameters.get("recipe") or AUTO) == AUTO:
-        recipe, reason = recipe_for(parameters, target)
+        recipe, reason = recipe_for(parameters, target, plan.model)
         plan = checked_plan(parameters, recipe)
     sources = [_count_in_role("source", path, plan.source_data) for path in plan.source]
     source = add_counts(sources, plan.source) if sources else None
@@ -114,13 +116,26 @@ def validate_run(parameters: Mapping[str, Any]) -> ValidatedRun:
     return ValidatedRun(plan, source, target, tuple(run_warnings(target, plan)), reason)
 
 
-def recipe_for(parameters: Mapping[str, Any], target: Counts) -> tuple[RecipeName, str]:
-    """Return the recipe that auto stands for on a target, and the reason in words: see `choose_recipe`; paper if k-means is requested."""
+def recipe_for(parameters: Mapping[str, Any], target: Counts, model: Model) -> tuple[RecipeName, str]:
+    """Return the recipe that auto stands for on a target, and the reason in words: see `choose_recipe`; paper if k-means is requested.
+
+    Args:
+        parameters: of the run.
+        target: counts of the target.
+        model: the network. Without style groups for it, `modern` requires known cameras.
+    """
     if requested(parameters, "clustering").algorithm == "kmeans" or any(value is not None for _, value in requested(parameters, "kmeans")):
         return "paper", "k-means is requested"
-    modern = complete_plan(resolve_plan({**parameters, "recipe": "modern"}))
-    statistics = replace(modern.statistics, by_camera=modern.statistics.by_camera and _has_batch_norm(modern))
-    return choose_recipe(target.splits.get("train", 0), target.camera_sizes, modern.dbscan, statistics)
+    modern = RECIPES["modern"]
+    dbscan, statistics = (override(getattr(modern, name), requested(parameters, name)) for name in ("dbscan", "statistics"))
+    if not _has_layer(model, style_layer):
+        statistics = replace(statistics, style_groups=0)
+    return choose_recipe(target.splits.get("train", 0), target.camera_sizes, dbscan, statistics)
+
+
+def log_recipe(recipe: RecipeName, reason: str) -> None:
+    """Log what the recipe auto stands for, in which only images that can be decoded count."""
+    step_logger().info("recipe %s (auto: %s)", recipe, reason)
 
 
 def checked_plan(parameters: Mapping[str, Any], auto: RecipeName = "paper") -> Plan:
@@ -154,8 +169,13 @@ def check_plan(plan: Plan, *, is_by_camera_requested: bool = False) -> Plan:
     check_backbone(**architecture(plan.model))
     if plan.source:
         check_weights(plan.model.weights, plan.model.backbone)
-    if not plan.statistics.by_camera or _has_batch_norm(plan, must_have=is_by_camera_requested):
+    if not plan.statistics.by_camera:
         return plan
+    if _has_layer(plan.model, batch_norm_layers, must_have=is_by_camera_requested):
+        if not plan.statistics.style_groups or _has_layer(plan.model, style_layer):
+            return plan
+        step_logger().info("statistics.style_groups is 0, because %s has no BatchNorm layer of a feature map", plan.model.backbone)
+        return replace(plan, statistics=replace(plan.statistics, style_groups=0))
     # The epsilon of the recipe is one of whitened features.
     is_of_recipe = plan.dbscan.max_distance == RECIPES[plan.recipe].dbscan.max_distance
     dbscan = replace(plan.dbscan, max_distance=Dbscan.max_distance) if is_of_recipe else plan.dbscan
@@ -167,10 +187,10 @@ def check_plan(plan: Plan, *, is_by_camera_requested: bool = False) -> Plan:
     return replace(plan, statistics=replace(plan.statistics, by_camera=False), dbscan=dbscan)
 
 
-def _has_batch_norm(plan: Plan, *, must_have: bool = False) -> bool:
-    """Return whether the backbone has BatchNorm layers; with ``must_have`` it is an error if it has none."""
+def _has_layer(model: Model, find: Callable[[nn.Module], object], *, must_have: bool = False) -> bool:
+    """Return whether the network has the layers that a function finds; with ``must_have`` its error is raised if it has none."""
     try:
-        return bool(batch_norm_layers(shape_of(**architecture(plan.model))))
+        return bool(find(shape_of(**architecture(model))))
     except UserError:
         if must_have:
             raise
@@ -483,7 +503,7 @@ def _check_clustering(target: Counts, images: int, plan: Plan) -> None:
             "a --target-pattern in which the camera is the same for all images of a camera, or --set model.centre_cameras=false"
         )
     if isinstance(plan.algorithm, Dbscan):
-        others = possible_neighbours(images, () if plan.statistics.ignore_cameras else target.camera_sizes, plan.algorithm)
+        others = possible_neighbours(images, plan.statistics.camera_sizes(images, target.camera_sizes), plan.algorithm)
         if plan.algorithm.num_neighbours >= others:
             raise DataError(
                 f"dbscan.num_neighbours is {plan.algorithm.num_neighbours}, but an image of the target has at most {others} possible "
@@ -515,8 +535,7 @@ def estimate_run(run: ValidatedRun) -> Estimate:
     scored = target.splits.get("query", 0) + target.splits.get("gallery", 0)
     statistics_images = whitening = 0
     if plan.statistics.by_camera:
-        groups = plan.statistics.count_style_groups(n, len(target.camera_sizes))
-        sizes = [n // groups] * groups if groups else target.camera_sizes
+        sizes = plan.statistics.camera_sizes(n, target.camera_sizes)
         own = (min(size, plan.statistics.images_per_camera) for size in sizes)
         statistics_images = (sum(own) + min(n, plan.statistics.images_per_camera)) * (2 if plan.statistics.whitening else 1)
         whitening = 2 * 4 * d * d if plan.statistics.whitening else 0  # bytes, in the artifact store and in MLflow

@@ -32,7 +32,7 @@ def statistics_of(
     if not settings.by_camera:
         return None
     statistics = estimate_statistics(model, pixels, cameras, settings=settings, seed=seed, compute=compute, iteration=iteration)
-    return TargetStatistics(statistics=statistics, images=cameras)
+    return TargetStatistics(statistics=statistics, cameras=cameras)
 
 
 def settings_of(model: str) -> Statistics:

@@ -20,7 +20,7 @@ A recipe is a value for every parameter; what you set yourself overrides it. Cho
 
 | recipe | meaning |
 |---|---|
-| `paper` | the published loop with k-means, for unknown cameras or for comparisons with PUL |
+| `paper` | the published loop with k-means, for comparisons with PUL |
 | `modern` | DBSCAN on a camera-aware distance, with features normalised and centred by camera |
 | `released-code` | the constants of the authors' code |
 

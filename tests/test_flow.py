@@ -243,7 +243,7 @@ def test_style_groups_stand_for_cameras_that_are_unknown(module_home, parameters
         links = folder / f"iteration={iteration}"
         assert set(pd.read_parquet(links / "cameras.parquet")["camid"]) == {-2, -3}
         assert set(pd.read_parquet(links / "statistics.parquet")["camid"].dropna()) == {-2, -3}
-    cameras = inputs_of(folder / "iteration=1" / "clusters.parquet")["images"]
+    cameras = inputs_of(folder / "iteration=1" / "clusters.parquet")["cameras"]
     assert cameras.startswith((folder / "iteration=0" / "cameras.parquet").resolve().stem)
 
 

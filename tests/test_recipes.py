@@ -19,7 +19,7 @@ from flows.suggest import suggest_clusters
 from flows.sweep import sweep
 from pul_core.errors import DataError, UserError
 from pul_core.recipes import MODERN, PAPER, RECIPES, RELEASED_CODE
-from pul_core.settings import Dbscan, KMeans, Recipe, Training, read_settings
+from pul_core.settings import Dbscan, KMeans, Model, Recipe, Training, read_settings
 from tasks.preflight import Counts, check_counts, recipe_for
 from tasks.store.config import Overrides, Plan, describe, flatten, parameter_names, parameters_of, resolve_plan, set_parameter
 
@@ -48,7 +48,7 @@ KMEANS_FORM = Overrides[KMeans]  # an empty form has every setting, None
     ("parameters", "num_cameras", "recipe"),
     [
         ({}, 0, "modern"),
-        ({}, 1, "modern"),
+        ({}, 1, "paper"),
         ({}, 2, "modern"),
         ({"recipe": None}, 6, "modern"),
         ({"recipe": "auto", "statistics": {"style_groups": 0}}, 1, "paper"),
@@ -70,7 +70,7 @@ def test_auto_is_modern_unless_there_are_settings_of_kmeans_or_nothing_stands_fo
     """The plan names the recipe that was chosen, so a run that is repeated from its config has the same one."""
     given = {"target": "x", "fine_tuning": {"epochs": 3}} | parameters
     sizes = (50,) * num_cameras
-    plan = resolve_plan(given, recipe_for(given, Counts(splits={"train": 100}, camera_sizes=sizes))[0])
+    plan = resolve_plan(given, recipe_for(given, Counts(splits={"train": 100}, camera_sizes=sizes), Model())[0])
     assert plan == resolve_plan(given | {"recipe": recipe})
     assert plan.recipe == recipe and plan.clustering == RECIPES[recipe].clustering and plan.fine_tuning.epochs == 3
     assert resolve_plan(json.loads(json.dumps(parameters_of(plan))), "modern") == plan == resolve_plan(parameters_of(plan), "paper")
@@ -78,25 +78,35 @@ def test_auto_is_modern_unless_there_are_settings_of_kmeans_or_nothing_stands_fo
 
 def test_auto_is_modern_without_cameras_where_style_groups_can_stand_for_them():
     unknown = Counts(splits={"train": 64})
-    assert recipe_for({}, unknown) == ("modern", "0 known cameras: 2 groups of similar style stand for them")
-    assert recipe_for({}, Counts(splits={"train": 63}, camera_sizes=(63,))) == ("paper", "1 known camera")
+    assert recipe_for({}, unknown, Model()) == ("modern", "2 style groups stand for cameras")
+    assert recipe_for({}, Counts(splits={"train": 63}), Model()) == ("paper", "0 known cameras, no style groups of 63 images")
+    assert recipe_for({}, Counts(splits={"train": 900}, camera_sizes=(900,)), Model()) == ("paper", "1 known camera")
+    strays = Counts(splits={"train": 900}, camera_sizes=(1, 1))
+    assert recipe_for({}, strays, Model()) == ("modern", "8 style groups stand for cameras")
+    many_neighbours = {"dbscan": {"num_neighbours": 32}}
+    recipe, reason = recipe_for(many_neighbours, unknown, Model())
+    assert (recipe, reason.partition(",")[0]) == ("paper", "2 style groups stand for cameras") and "at most 32 possible" in reason
+    with pytest.raises(DataError, match="at most 32 possible neighbours"):
+        check_counts(None, unknown, resolve_plan({"recipe": "modern", "target": "x", "original_model": "x"} | many_neighbours))
     ignored = {"statistics": {"ignore_cameras": True}}
     known = Counts(splits={"train": 64}, camera_sizes=(32, 32))
-    assert recipe_for(ignored, known) == ("modern", "2 known cameras ignored: 2 groups of similar style stand for them")
-    assert recipe_for({"model": {"backbone": "vit_tiny_patch16_224"}}, unknown)[0] == "paper", "it has no BatchNorm layer"
+    assert recipe_for(ignored, known, Model()) == ("modern", "2 style groups stand for cameras")
+    for neck in (False, True):  # BatchNorm of a neck is not of a feature map
+        transformer = Model(backbone="vit_tiny_patch16_224", neck=neck)
+        assert recipe_for({}, unknown, transformer)[0] == "paper" and recipe_for({}, known, transformer)[0] == "modern"
 
 
 def test_auto_is_paper_where_modern_has_too_few_images_and_says_so():
     """The limit is that of the check before a run: with one image more, `modern` passes it."""
     few, enough = (Counts(splits={"train": 5 + others}, camera_sizes=(5, others)) for others in (10, 11))
-    recipe, reason = recipe_for({}, few)
+    recipe, reason = recipe_for({}, few, Model())
     assert (recipe, reason) == ("paper", "2 known cameras, but an image has at most 10 possible neighbours, too few for modern's 10")
     with pytest.raises(DataError, match="at most 10 possible neighbours"):
         check_counts(None, few, resolve_plan({"recipe": "modern", "target": "x", "original_model": "x"}))
     check_counts(None, few, resolve_plan({"target": "x", "original_model": "x"}, recipe))
-    assert recipe_for({}, enough) == ("modern", "2 known cameras")
+    assert recipe_for({}, enough, Model()) == ("modern", "2 known cameras")
     check_counts(None, enough, resolve_plan({"target": "x", "original_model": "x"}, "modern"))
-    assert recipe_for({"dbscan": Overrides[Dbscan](camera_aware=False)}, few)[0] == "modern"
+    assert recipe_for({"dbscan": Overrides[Dbscan](camera_aware=False)}, few, Model())[0] == "modern"
 
 
 def test_every_setting_has_a_description_and_every_parameter_is_in_the_form():

@@ -104,8 +104,8 @@ def test_the_cameras_of_a_data_set_are_part_of_a_key_only_if_they_are_read():
     pixels = Pixels(decoded=ARTIFACT, pixels=ARTIFACT, height=64, width=32)
     arguments = {"settings": Statistics(), "seed": 0, "compute": COMPUTE, "iteration": 0}
     assert statistics_of(ARTIFACT, pixels, ARTIFACT, **arguments) is None
-    statistics = TargetStatistics(statistics=ARTIFACT, images=ARTIFACT)
-    changed = statistics.model_copy(update={"images": ARTIFACT.model_copy(update={"sha256": "cd" * 32})})
+    statistics = TargetStatistics(statistics=ARTIFACT, cameras=ARTIFACT)
+    changed = statistics.model_copy(update={"cameras": ARTIFACT.model_copy(update={"sha256": "cd" * 32})})
     assert key(statistics=None) != key(statistics=statistics) != key(statistics=changed)
 
 

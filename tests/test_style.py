@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pul_core.errors import NotFiniteError, UserError
 from pul_core.identities import NO_CAMERA
 from pul_core.learning.backbone import build_backbone, normalise
-from pul_core.learning.camera_statistics import batch_norm_layers
 from pul_core.learning.style import cameras_or_groups, extract_style, group_by_style
 from pul_core.settings import Statistics
 from tasks.cameras import cameras_of
@@ -35,12 +34,12 @@ def noise(num_images, seed=0):
 
 
 def test_the_style_is_that_of_the_channels_before_the_layer_a_third_of_the_way(backbone):
-    """Compared with a network that ends before the layer."""
+    """It is the fifth of fourteen."""
     images = noise(5)
-    layers = batch_norm_layers(backbone)
-    name = list(layers)[round(len(layers) / 3) - 1]
+    assert sum(isinstance(part, torch.nn.BatchNorm2d) for part in backbone.modules()) == 14
+    layer = backbone.get_submodule("layer1.0.bn2")
     seen = []
-    handle = layers[name].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
         backbone.eval()(normalise(torch.from_numpy(images).permute(0, 3, 1, 2)))
     handle.remove()
@@ -48,7 +47,7 @@ def test_the_style_is_that_of_the_channels_before_the_layer_a_third_of_the_way(b
     deviations = ((seen[0] - means[:, :, None, None]) ** 2).mean((2, 3)).sqrt()
     expected = torch.cat((means, deviations.log()), 1).numpy()
     np.testing.assert_allclose(extract_style(backbone, images, batch_size=2), expected, rtol=1e-4, atol=1e-5)
-    assert not layers[name]._forward_pre_hooks, "the hook is removed"
+    assert not layer._forward_pre_hooks, "the hook is removed"
 
 
 def test_an_image_has_the_same_style_in_every_batch_and_the_backbone_is_not_changed(backbone):
@@ -65,8 +64,9 @@ def test_damaged_weights_and_a_backbone_without_batch_norm_are_refused():
     next(damaged.parameters()).data.fill_(float("nan"))
     with pytest.raises(NotFiniteError, match="not finite"):
         extract_style(damaged, noise(2))
-    with pytest.raises(UserError, match="no BatchNorm layer"):
-        extract_style(build_backbone("vit_tiny_patch16_224", size=(64, 32)), noise(2))
+    for neck in (False, True):
+        with pytest.raises(UserError, match="no BatchNorm layer of a feature map, so images have no style"):
+            extract_style(build_backbone("vit_tiny_patch16_224", size=(64, 32), neck=neck), noise(2))
 
 
 @settings(max_examples=30, deadline=None)
@@ -74,7 +74,7 @@ def test_damaged_weights_and_a_backbone_without_batch_norm_are_refused():
 def test_separate_styles_are_found_in_any_order_and_at_any_scale(seed, num_groups):
     rng = np.random.default_rng(seed)
     truth = rng.permutation(np.arange(12 * num_groups) % num_groups)
-    style = (np.eye(num_groups, 6)[truth] * 50 + rng.normal(size=(len(truth), 6))) * 10.0 ** rng.integers(-2, 3, 6)
+    style = (np.eye(num_groups)[truth] * 50 + rng.normal(size=(len(truth), num_groups))) * 10.0 ** rng.integers(-2, 3, num_groups)
     groups = group_by_style(style.astype(np.float32), num_groups, seed=0)
     assert len(set(zip(groups.tolist(), truth.tolist(), strict=True))) == num_groups, "the same partition"
     assert list(dict.fromkeys(groups.tolist())) == list(range(-2, -2 - num_groups, -1)), "numbered in the order of the images"
@@ -90,9 +90,16 @@ def test_a_channel_without_variation_does_not_matter_and_equal_styles_are_no_gro
 
 @pytest.mark.parametrize(
     ("camids", "changes"),
-    [([1] * 6 + [2] * 2, {}), ([-1] * 7 + [2], {"style_groups": 0}), ([-1] * 8, {"min_images": 5}), ([-1] * 8, {"by_camera": False})],
+    [
+        ([1] * 6 + [2] * 2, {}),
+        ([1] * 8, {}),
+        ([-1] * 4 + [2] * 4, {}),
+        ([-1] * 7 + [2], {"style_groups": 0}),
+        ([-1] * 8, {"min_images": 5}),
+        ([-1] * 8, {"by_camera": False}),
+    ],
 )
-def test_cameras_stay_where_two_are_known_or_groups_are_not_wanted(backbone, camids, changes):
+def test_cameras_stay_where_they_are_known_or_groups_are_not_wanted(backbone, camids, changes):
     known = np.array(camids)
     assert cameras_or_groups(backbone, noise(8), known, Statistics(**vars(GROUPS) | changes), seed=0) is known
 
@@ -102,6 +109,10 @@ def test_images_that_were_taken_under_different_light_are_in_different_groups(ba
     images[is_dark] //= 4
     groups = cameras_or_groups(backbone, images, np.full(12, NO_CAMERA), GROUPS, seed=0)
     assert len(set(zip(groups.tolist(), is_dark.tolist(), strict=True))) == 2
+
+
+def test_a_few_known_cameras_do_not_prevent_groups(backbone):
+    assert set(cameras_or_groups(backbone, noise(8), np.array([1, 2, 2] + [-1] * 5), GROUPS, seed=0)) == {-2, -3}
 
 
 def test_known_cameras_can_be_ignored(backbone):

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from pul_core.arrays import Features, Images, Ints
 from pul_core.clustering.kmeans import cluster_by_kmeans
-from pul_core.errors import NotFiniteError
+from pul_core.errors import NotFiniteError, UserError
 from pul_core.identities import NO_CAMERA
 from pul_core.learning.backbone import normalise
-from pul_core.learning.camera_statistics import batch_norm_layers
 from pul_core.learning.extraction import batch_slices
 from pul_core.learning.feeding import read_batches
 from pul_core.learning.precision import fast_products
@@ -19,6 +18,20 @@ from pul_core.settings import KMeans, Statistics
 
 FIRST_GROUP = NO_CAMERA - 1  # groups have the numbers -2, -3, ..., which no camera has
 DEPTH = 1 / 3  # of the network: earlier layers see colours only, later ones see people (docs/log.md)
+
+
+def style_layer(backbone: nn.Module) -> nn.BatchNorm2d:
+    """Return the BatchNorm layer of a feature map that is a third of the way through the network.
+
+    Raises:
+        UserError: there is none, e.g. in a transformer.
+    """
+    layers = [part for part in backbone.modules() if isinstance(part, nn.BatchNorm2d)]
+    if not layers:
+        raise UserError(
+            f"{type(backbone).__name__} has no BatchNorm layer of a feature map, so images have no style: set statistics.style_groups=0"
+        )
+    return layers[max(0, round(len(layers) * DEPTH) - 1)]
 
 
 @torch.inference_mode()
@@ -45,7 +58,7 @@ def extract_style(
         (n, 2 * channels) float32.
 
     Raises:
-        UserError: the backbone has no BatchNorm layer with statistics.
+        UserError: as for `style_layer`.
         NotFiniteError: a value is NaN or infinite.
 
     Source: the style of Matsuura and Harada 2020 (mixture of latent domains), after Huang and Belongie 2017 (instance statistics); the
@@ -56,8 +69,7 @@ def extract_style(
         >>> extract_style(build_backbone("resnet10t"), np.zeros((5, 64, 32, 3), np.uint8), batch_size=4).shape
         (5, 128)
     """
-    layers = list(batch_norm_layers(backbone).values())
-    layer = layers[max(0, round(len(layers) * DEPTH) - 1)]
+    layer = style_layer(backbone)
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -81,7 +93,7 @@ def extract_style(
 
 
 def cameras_or_groups(backbone: nn.Module, images: Images, camids: Ints, settings: Statistics, *, seed: int, device: str = "cpu") -> Ints:
-    """Return the cameras of a target's training images, or what stands for them if fewer than two are known or they are ignored.
+    """Return the cameras of a target's training images, or what stands for them if they are unknown or ignored.
 
     Args:
         backbone: the original model, see `extract_style`.
@@ -99,7 +111,7 @@ def cameras_or_groups(backbone: nn.Module, images: Images, camids: Ints, setting
         >>> cameras_or_groups(build_backbone("resnet10t"), images, np.full(6, -1), settings, seed=0)
         array([-2, -3, -2, -3, -2, -3])
     """
-    num_groups = settings.count_style_groups(len(camids), len(np.setdiff1d(camids, NO_CAMERA)))
+    num_groups = settings.count_style_groups(len(camids), int(np.count_nonzero(camids != NO_CAMERA)))
     if not num_groups:
         return np.full_like(camids, NO_CAMERA) if settings.ignore_cameras else camids
     return group_by_style(extract_style(backbone, images, device=device), num_groups, seed=seed, device=device)

@@ -22,7 +22,7 @@ from tasks.store.artifacts import read_bytes
 from tasks.store.home import user_path
 from tasks.store.model_file import read_model_bytes
 from tasks.store.readers import camera_names
-from tasks.store.statistics_file import statistics_of_iteration
+from tasks.store.statistics_file import deployed_statistics, statistics_of_iteration
 from tasks.store.weights_file import read_metadata
 
 
@@ -71,12 +71,16 @@ def _open_files(files: dict[str | None, Path], threads: int | None) -> Embedder:
 def _open_torch_model(model: str, device: str | None, threads: int | None) -> Embedder:
     compute = resolve_compute(Machine(device=device, threads=threads)).inference
     prepare(compute)
+    statistics: CameraStatistics | None = None
     if MLFLOW_URI.match(model):
         with model_file(model) as file:
-            has_statistics = (file.parent / "statistics.parquet").exists()
-        model = _iteration_with_names(model) if has_statistics else model
+            logged = file.parent / "statistics.parquet"
+            statistics = deployed_statistics(logged) if logged.exists() else None
+        model = _iteration_with_names(model) if statistics is not None and len(statistics.camids) else model
     backbone, config = read_model_bytes(read_bytes(import_model.fn(model)))
-    statistics, camids = _statistics_of_run(model)
+    camids: dict[str, int] = {}
+    if named_run(model):
+        statistics, camids = _statistics_of_run(model)
 
     def features(images: Images, cameras: Sequence[str | None]) -> Features:
         numbers = np.array([camids.get(camera, -1) if camera is not None else -1 for camera in cameras], np.int64)
@@ -101,7 +105,7 @@ def _iteration_with_names(uri: str) -> str:
 
 
 def _statistics_of_run(model: str) -> tuple[CameraStatistics | None, dict[str, int]]:
-    """Return the statistics by camera of a run's model, and the number of each camera by its name; None for other models."""
+    """Return the statistics by camera of a run's model, and the number of each camera with an entry by its name; None for other models."""
     run = named_run(model)
     if run is None:
         return None, {}
@@ -110,7 +114,7 @@ def _statistics_of_run(model: str) -> tuple[CameraStatistics | None, dict[str, i
     if statistics is None:
         return None, {}
     names = camera_names(pq.read_table(run[0] / "images.parquet", columns=["camid", "camera"]))
-    return statistics, {name: camid for camid, name in names.items()}
+    return statistics, {names[camid]: camid for camid in statistics.camids.tolist()}
 
 
 def _is_exported(path: Path) -> bool:

@@ -56,6 +56,7 @@ def read_run_model(reference: str, iteration: int | None) -> RunModel:
         digest = file.resolve().stem
         number = int(file.parent.name.split("=")[1])
     parameters, _ = read_config(folder / "config.json")
+    plan = resolve_plan(parameters)
     statistics = statistics_of_iteration(folder / f"iteration={number}")
     digests = {"model file (first 32 digits of SHA-256)": digest}
     card = model_card(find_run(folder.name), number, licence=licence, digests=digests)
@@ -66,9 +67,9 @@ def read_run_model(reference: str, iteration: int | None) -> RunModel:
         backbone=backbone.eval(),
         config=config,
         statistics=statistics,
-        statistics_settings=resolve_plan(parameters).statistics,
+        statistics_settings=plan.statistics,
         target=str(parameters["target"]),
-        centre_cameras=bool(parameters.get("model", {}).get("centre_cameras", False)),
+        centre_cameras=plan.centre_scores,
         licence=licence,
         card=card,
     )

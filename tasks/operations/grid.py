@@ -62,12 +62,12 @@ def sweep_children(
 
 
 def validate_children(children: list[Child]) -> None:
-    """Validate the data sets, model, machine, weights and clustering algorithm of all children, each combination once.
+    """Validate the data sets, model, statistics, machine, weights and clustering algorithm of all children, each combination once.
 
     Raises:
         UserError: the inputs of a child are invalid.
     """
-    names = ("source", "target", "source_data", "target_data", "original_model", "model", "machine", "algorithm")
+    names = ("source", "target", "source_data", "target_data", "original_model", "model", "statistics", "machine", "algorithm")
     for plan in {tuple(getattr(child.plan, name) for name in names): child.plan for child in children}.values():
         validate_run(parameters_of(plan))
 

@@ -179,15 +179,8 @@ def _derived_files(images_tables: Iterable[Path]) -> set[Path]:
     """Return the images tables and all files derived from them, following the digests of the inputs in each file's provenance."""
     files = set(images_tables)
     digests = {digest_of(file) for file in files}
-    for kind in (
-        "labels",
-        "labelled",
-        "decoded",
-        "cameras",
-        "statistics",
-        "features",
-        "centres",
-    ):  # each kind is derived from earlier ones only
+    # Each kind is derived from earlier ones only.
+    for kind in ("labels", "labelled", "decoded", "cameras", "statistics", "features", "centres"):
         for file in home().glob(f"artifacts/{kind}/*.parquet"):
             if digests & _input_digests(file):
                 files.add(file)

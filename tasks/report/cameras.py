@@ -37,7 +37,9 @@ def cameras(run: RunData, clusters: CameraLinks | None, people: CameraLinks | No
         lead="A model learns what a change of camera does only from people that are grouped across cameras, so clusters have to join them.",
     )
     if (run.camids == NO_CAMERA).all():
-        section.notes = ["The cameras are unknown. A regular expression can read them from file names: --target-pattern '(?P<camera>...)'."]
+        stand_in = "" if run.style_groups is None else " Groups of images of similar style stand for them."
+        pattern = "A regular expression can read them from file names: --target-pattern '(?P<camera>...)'."
+        section.notes = [f"The cameras are unknown.{stand_in} {pattern}"]
         return section
     heats = []
     if clusters is not None and len(clusters.camids):

@@ -65,7 +65,7 @@ def comparability(runs: list[RunData]) -> str:
     """Return a sentence that says whether the scores of the runs may be compared."""
     if len({run.files["images"] for run in runs}) > 1:
         return "The runs have different targets, so their scores must not be compared with each other."
-    if len({run.centred for run in runs}) > 1:
+    if len({run.scored_centred for run in runs}) > 1:
         return "The runs have the same target. Only some are scored on features that are centred by camera, which alone changes scores."
     return "The runs have the same target, so their scores are of the same queries and gallery."
 

@@ -51,7 +51,8 @@ def feature_map(run: RunData) -> SectionView:
         f"{percent(float(axes.explained.sum()), 0)} of the variance: images that are far apart here differ, but images that are close here "
         "can still differ in other directions."
     )
-    centred = "Features are centred by camera, as they are for clustering. " if run.centred else ""
+    by = "camera" if run.style_groups is None else "style group"
+    centred = f"Features are centred by {by}, as they are for clustering. " if run.centred else ""
     section.charts = [
         ChartView(
             "map",

@@ -19,9 +19,10 @@ STEPS = {
     "seconds_select": "select",
     "seconds_fine_tune": "fine-tune",
     "seconds_statistics": "statistics",
+    "seconds_group_by_style": "style groups",
     "seconds_evaluate": "evaluate",
 }
-STEP_COLOURS = (7, 5, 2, 8, 0, 4, 3)
+STEP_COLOURS = (7, 5, 2, 8, 0, 4, 6, 3)
 
 
 def reliable_set(run: RunData) -> SectionView:

@@ -73,9 +73,19 @@ class RunData:
 
     @property
     def centred(self) -> bool:
-        """Return whether features are centred by camera before they are clustered and scored."""
-        settings = {name: self.parameters.get(name, {}) for name in ("model", "statistics")}
-        return bool(settings["model"].get("centre_cameras")) and not settings["statistics"].get("ignore_cameras")
+        """Return whether features are centred, by camera or by style group, before they are clustered."""
+        return bool(self.parameters.get("model", {}).get("centre_cameras"))
+
+    @property
+    def scored_centred(self) -> bool:
+        """Return whether features are centred by camera before they are scored."""
+        return self.centred and not self.parameters.get("statistics", {}).get("ignore_cameras")
+
+    @cached_property
+    def style_groups(self) -> Ints | None:
+        """Return the style group of each image, which stands for its camera in the loop; None if cameras are those of the data set."""
+        uri = self.iterations.get(0, {}).get("cameras")
+        return camids(read_named(uri)) if uri and exists(uri) else None
 
     def camera_name(self, camid: int) -> str:
         """Return the name of a camera in the data set, or its number if it has none."""
@@ -98,7 +108,7 @@ class RunData:
         return Clustering(rows, column(table, "cluster"), column(table, "similarity"), np.isin(rows, selected))
 
     def train_features(self, iteration: int) -> tuple[Ints, npt.NDArray[np.float32]] | None:
-        """Read the features that an iteration clustered, L2-normalised, and centred by camera if the run does so.
+        """Read the features that an iteration clustered, L2-normalised, and centred by camera or style group if the run does so.
 
         Returns:
             Rows (n,) and features (n, d), or None if they were removed.
@@ -108,7 +118,8 @@ class RunData:
             return None
         table = read_named(uri)
         rows, features = column(table, "row"), column(table, "feature")
-        cameras = self.camids[rows] if self.centred else np.full(len(rows), -1)
+        groups = self.camids if self.style_groups is None else self.style_groups
+        cameras = groups[rows] if self.centred else np.full(len(rows), -1)
         return rows, centre_by_camera(features, cameras)  # without cameras this only normalises
 
     def scores(self, iteration: int) -> pa.Table | None:

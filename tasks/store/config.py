@@ -20,7 +20,7 @@ from pul_core.recipes import RECIPES, RecipeName
 from pul_core.settings import Data, FewLabels, Machine, ReadIf, Recipe
 
 S = TypeVar("S")
-AUTO = "auto"  # the recipe that depends on whether cameras are known
+AUTO = "auto"  # the recipe that depends on the target: see `pul_core.recipes.choose_recipe`
 RESOLVED = "resolved"  # key of config.json: the compute resources, one entry per start that differs from the one before
 
 

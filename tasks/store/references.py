@@ -88,10 +88,10 @@ class TrainedModel(Reference):
 
 
 class TargetStatistics(Reference):
-    """``statistics`` of a model on a target has (layer, camid, images, mean, variance, transform); ``images`` has the target's cameras."""
+    """``statistics`` of a model on a target has (layer, camid, images, mean, variance, transform); ``cameras`` has (camid)."""
 
     statistics: Artifact
-    images: Artifact
+    cameras: Artifact
 
 
 class Compute(Reference):
@@ -113,7 +113,9 @@ class Compute(Reference):
 
 
 class Iteration(Reference):
-    """The artifacts of an iteration. Iteration 0, the original model, only has a model, its scores and its statistics.
+    """The artifacts of an iteration. Iteration 0, the original model, only has a model, its scores, its statistics and the cameras.
+
+    ``cameras`` is the table of cameras, or of the style groups that stand for them in all iterations.
 
     ``scores`` of iteration 0 are those of direct transfer, ``scores_statistics`` those of the same model with ``statistics``. The scores of
     later iterations are with ``statistics`` if there are any.
@@ -121,6 +123,7 @@ class Iteration(Reference):
 
     iteration: int
     model: Artifact
+    cameras: Artifact | None = None
     features: Artifact | None = None
     clusters: Clusters | None = None
     reliable: Reliable | None = None

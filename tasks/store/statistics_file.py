@@ -39,12 +39,14 @@ def write_statistics(statistics: CameraStatistics) -> Artifact:
 
 
 def statistics_of_iteration(folder: Path) -> CameraStatistics | None:
-    """Return the statistics that the model in a run's folder ``iteration=N`` is used with on new images; None for iteration 0.
-
-    Iteration 0 is direct transfer. Style groups have no new images, so their entries are left out.
-    """
+    """Return the statistics that the model in a run's folder ``iteration=N`` is used with; None for iteration 0, direct transfer."""
     file = folder / "statistics.parquet"
-    return statistics_from(pq.read_table(file)).of_cameras() if folder.name != "iteration=0" and file.exists() else None
+    return deployed_statistics(file) if folder.name != "iteration=0" and file.exists() else None
+
+
+def deployed_statistics(file: Path | str) -> CameraStatistics:
+    """Return the statistics in a file as a model is used with them on new images."""
+    return statistics_from(pq.read_table(file)).of_cameras()
 
 
 def statistics_from(table: pa.Table) -> CameraStatistics:

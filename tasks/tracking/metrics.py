@@ -35,15 +35,16 @@ def iteration_metrics(iteration: Iteration, labels: Artifact | None) -> dict[str
             metrics |= reliable_set_changes(iteration.reliable_before, iteration.reliable)
         if labels:
             metrics |= oracle_diagnostics(iteration.clusters, iteration.reliable, labels)
-    if iteration.iteration == 0:
-        metrics["seconds_original_model"] = iteration.model.seconds
-    if iteration.features:
-        metrics["seconds_extract_features"] = iteration.features.seconds
+    timed = {
+        "seconds_original_model": None if iteration.iteration else iteration.model,
+        "seconds_group_by_style": iteration.cameras if iteration.cameras and iteration.cameras.kind == "cameras" else None,
+        "seconds_extract_features": iteration.features,
+        "seconds_statistics": iteration.statistics and iteration.statistics.statistics,
+    }
+    metrics |= {name: artifact.seconds for name, artifact in timed.items() if artifact}
     if iteration.trained:
         metrics["seconds_fine_tune"] = iteration.trained.model.seconds
         metrics["num_images_seen"] = int(column(read_table(iteration.trained.training), "images").sum())
-    if iteration.statistics:
-        metrics["seconds_statistics"] = iteration.statistics.statistics.seconds
     if iteration.scores:
         try:
             metrics |= score_metrics(iteration.scores, iteration.scores_statistics)

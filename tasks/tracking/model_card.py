@@ -66,7 +66,7 @@ def model_card(run: Run, iteration: int, *, licence: Licence, digests: Mapping[s
         "seed": params.get("seed", "unknown"),
         "statistics_by_camera": iteration > 0 and params.get("statistics.by_camera") == "True",
         "whitened": iteration > 0 and params.get("statistics.by_camera") == "True" and float(params.get("statistics.whitening", 0)) > 0,
-        "centre_cameras": params.get("model.centre_cameras") == "True",
+        "centre_cameras": is_scored_centred(params),
         "flip": params.get("model.flip") == "True",
         "digests": {
             "model (first 16 digits of SHA-256)": model.data.tags.get("pul.results", "").partition(" ")[0] or "unknown",
@@ -81,6 +81,11 @@ def model_card(run: Run, iteration: int, *, licence: Licence, digests: Mapping[s
         "licences": {**licence.model_dump(), "code": "Apache-2.0"},
         "responsible_use": RESPONSIBLE_USE,
     }
+
+
+def is_scored_centred(params: Mapping[str, str]) -> bool:
+    """Return whether a run with these MLflow parameters scores features that are centred by camera (`Recipe.centre_scores`)."""
+    return params.get("model.centre_cameras") == "True" and params.get("statistics.ignore_cameras") != "True"
 
 
 def card_text(card: Mapping[str, Any]) -> str:
@@ -105,7 +110,7 @@ def card_text(card: Mapping[str, Any]) -> str:
     facts = {name: card[name] for name in ("run", "iteration", "created", "backbone", "input", "recipe", "seed") if name in card}
     facts |= {role: "; ".join(_dataset_text(data) for data in card.get(role, [])) for role in ("source", "target")}
     if card.get("statistics_by_camera"):
-        facts["BatchNorm statistics"] = "of each camera of the target"
+        facts["BatchNorm statistics"] = "of the target, of each camera that is known"
     if card.get("whitened"):
         facts["whitening"] = "by the covariance of the features of the target"
     if card.get("flip"):

@@ -19,9 +19,10 @@ from PIL import Image
 
 from pul_core.identities import NO_CAMERA
 from pul_core.synthetic.people import draw_image, plan_domain
-from tasks.store.artifacts import Artifact, locate, read_bytes, verify
+from tasks.store.artifacts import Artifact, locate, read_bytes, read_table, verify
 from tasks.store.licences import Licence
 from tasks.store.model_file import model_size
+from tasks.store.statistics_file import statistics_from
 from tasks.tracking import reid_model
 from tasks.tracking.client import client
 from tasks.tracking.results import run_id_of
@@ -44,6 +45,7 @@ def log_iteration_model(run: Run, model: Artifact, statistics: Artifact | None =
     if model_id := run.data.tags.get(MODEL_ID_TAG):
         return str(model_id)
     size = model_size(model)
+    by_camera = statistics is not None and len(statistics_from(read_table(statistics)).of_cameras().camids) > 0
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pending = mlflow.initialize_logged_model("model", run.info.run_id, params=run.data.params, experiment_id=run.info.experiment_id)
@@ -56,8 +58,8 @@ def log_iteration_model(run: Run, model: Artifact, statistics: Artifact | None =
             python_model=reid_model.__file__,
             artifacts={"weights": str(_named_file(model, Path(folder, "model.safetensors")))}
             | ({"statistics": str(_named_file(statistics, Path(folder, "statistics.parquet")))} if statistics else {}),
-            signature=signature(by_camera=statistics is not None),
-            input_example=input_example(**size, by_camera=statistics is not None),
+            signature=signature(by_camera=by_camera),
+            input_example=input_example(**size, by_camera=by_camera),
             pip_requirements=[f"{package}=={version_of(package)}" for package in ("pul-reid", "safetensors", "timm", "torch")],
         )
     client().set_tag(run.info.run_id, MODEL_ID_TAG, logged.model_id)

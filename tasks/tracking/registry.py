@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
@@ -21,9 +20,9 @@ from tasks.engine.progress import step_logger
 from tasks.store.artifacts import Artifact
 from tasks.store.licences import Licence
 from tasks.store.references import Reference
-from tasks.store.statistics_file import statistics_from, write_statistics
+from tasks.store.statistics_file import deployed_statistics, write_statistics
 from tasks.tracking.client import client
-from tasks.tracking.model_card import card_text, datasets_of, model_card
+from tasks.tracking.model_card import card_text, datasets_of, is_scored_centred, model_card
 from tasks.tracking.models import RUN_TAG
 from tasks.tracking.results import IS_RUN, degeneration_of, find_run, newest_run, read_results, run_id_of
 
@@ -156,7 +155,7 @@ def logged_statistics(uri: str) -> Artifact | None:
     """Return the statistics by camera that are logged with a model; None if it has none."""
     with tempfile.TemporaryDirectory() as folder:
         files = list(Path(download_artifacts(artifact_uri=uri, dst_path=folder)).rglob("statistics.parquet"))
-        return write_statistics(statistics_from(pq.read_table(files[0]))) if files else None
+        return write_statistics(deployed_statistics(files[0])) if files else None
 
 
 @linked("promote")
@@ -201,7 +200,7 @@ def _registered(run: Run, version: ModelVersion) -> Registered:
         layout=layout,
         pattern=pattern,
         target_digest=targets[0]["digest"] if targets else "",
-        centre_cameras=params.get("model.centre_cameras") == "True",
+        centre_cameras=is_scored_centred(params),
         stop_reason=run.data.tags.get("pul.stop_reason"),
         degenerate=degeneration_of(last, params["clustering.algorithm"]),
         measures={name: last.get(name) for name in (*SCORES, *WITHOUT_LABELS)},

@@ -30,14 +30,12 @@ class ReIDModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Build the backbone from the logged model file, and read the statistics if there are any."""
-        import pyarrow.parquet as pq
-
         from tasks.store.model_file import read_model_bytes
-        from tasks.store.statistics_file import statistics_from
+        from tasks.store.statistics_file import deployed_statistics
 
         self.backbone, self.config = read_model_bytes(Path(context.artifacts["weights"]).read_bytes())
         statistics = context.artifacts.get("statistics")
-        self.statistics = statistics_from(pq.read_table(statistics)) if statistics else None
+        self.statistics = deployed_statistics(statistics) if statistics else None
 
     def predict(self, context: Any, model_input, params=None) -> npt.NDArray[np.float32]:  # type: ignore[no-untyped-def] # noqa: ANN001
         """Return the features of the images.
