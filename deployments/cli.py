@@ -126,8 +126,8 @@ def run_command(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Default values: modern, paper, released-code, or auto (default): modern, or paper if the target has too few images for "
-            "modern."
+            help="Default values: modern, paper, released-code, or auto (default): modern where that can be used, otherwise "
+            "paper (docs/method.md)."
         ),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="A timm model name; default resnet50. On a CPU: mobilenetv2_100.")] = None,

@@ -51,7 +51,7 @@ def pretrain_original(
 
     Args:
         source: The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined.
-        recipe: Values for all that is left empty. In flow pul, auto is modern, or paper if the target has too few images for modern.
+        recipe: Values for all that is left empty. In flow pul, auto is modern where that can be used, and paper otherwise (docs/method.md).
         seed: All random numbers of the run are derived from it.
     """
     plan = resolve_plan(locals())  # at this point, the local variables are the parameters

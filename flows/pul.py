@@ -64,7 +64,7 @@ def pul(
         target: The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target.
         source: The labelled images: the folder of a published set, a manifest, or synthetic:SEED/source; several are joined.
         original_model: Instead of a source: the file of a trained model, or an earlier run.
-        recipe: Values for all that is left empty. In flow pul, auto is modern, or paper if the target has too few images for modern.
+        recipe: Values for all that is left empty. In flow pul, auto is modern where that can be used, and paper otherwise (docs/method.md).
         seed: All random numbers of the run are derived from it.
     """
     parameters = dict(locals())

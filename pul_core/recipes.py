@@ -97,8 +97,10 @@ def choose_recipe(
     cameras = f"{len(sizes)} known camera{'' if len(sizes) == 1 else 's'}"
     if statistics.count_style_groups(num_images, sum(camera_sizes)):
         cameras = f"{len(sizes)} style groups stand for cameras"
+    elif sum(sizes) < num_images / 2:
+        return "paper", "most cameras are unknown, and there are no style groups"
     elif len(sizes) < 2:
-        return "paper", f"{cameras}, no style groups of {num_images} images" if sum(sizes) < num_images / 2 else cameras
+        return "paper", cameras
     possible = possible_neighbours(num_images, sizes, dbscan)
     if dbscan.num_neighbours >= possible:
         return "paper", f"{cameras}, but an image has at most {possible} possible neighbours, too few for modern's {dbscan.num_neighbours}"

@@ -149,18 +149,18 @@ def checked_plan(parameters: Mapping[str, Any], auto: RecipeName = "paper") -> P
         UserError: as for `check_plan`.
     """
     plan = complete_plan(resolve_plan(parameters, auto))
-    return check_plan(plan, is_by_camera_requested=requested(parameters, "statistics").by_camera is not None)
+    return check_plan(plan, requested(parameters, "statistics"))
 
 
-def check_plan(plan: Plan, *, is_by_camera_requested: bool = False) -> Plan:
+def check_plan(plan: Plan, form: Any = None) -> Plan:
     """Check what only a library would reject: the machine, the backbone with its input size and layers, and the initial weights.
 
     Args:
         plan: of a run.
-        is_by_camera_requested: whether the user set ``statistics.by_camera``, which otherwise has the value of the recipe.
+        form: the settings of the section ``statistics`` that the user set; all others have the values of the recipe.
 
     Returns:
-        The plan; without statistics by camera, if only the recipe sets them and the backbone has no BatchNorm.
+        The plan; without statistics by camera or style groups, if only the recipe sets them and the backbone has no BatchNorm for them.
 
     Raises:
         UserError: one of them cannot be used.
@@ -171,8 +171,8 @@ def check_plan(plan: Plan, *, is_by_camera_requested: bool = False) -> Plan:
         check_weights(plan.model.weights, plan.model.backbone)
     if not plan.statistics.by_camera:
         return plan
-    if _has_layer(plan.model, batch_norm_layers, must_have=is_by_camera_requested):
-        if not plan.statistics.style_groups or _has_layer(plan.model, style_layer):
+    if _has_layer(plan.model, batch_norm_layers, must_have=form is not None and form.by_camera is not None):
+        if not plan.statistics.style_groups or _has_layer(plan.model, style_layer, must_have=bool(form and form.style_groups)):
             return plan
         step_logger().info("statistics.style_groups is 0, because %s has no BatchNorm layer of a feature map", plan.model.backbone)
         return replace(plan, statistics=replace(plan.statistics, style_groups=0))

@@ -1,5 +1,7 @@
 """Step *estimate_statistics*: the statistics of a model and a target, from the target's training images."""
 
+from dataclasses import replace
+
 from pul_core.learning import camera_statistics
 from pul_core.recipes import MODERN
 from pul_core.settings import Statistics
@@ -36,11 +38,11 @@ def statistics_of(
 
 
 def settings_of(model: str) -> Statistics:
-    """Return how the statistics of a model are estimated on other data: as in its run, if that used statistics; else as in `modern`."""
+    """Return how the statistics of a model are estimated on other data: as in its run, if that used them; else as in `modern`, without groups."""
     run = named_run(model)
     if run and (config := run[0] / "config.json").exists() and (settings := resolve_plan(read_config(config)[0]).statistics).by_camera:
         return settings
-    return MODERN.statistics
+    return replace(MODERN.statistics, style_groups=0)
 
 
 @step("statistics-{iteration}")
@@ -67,5 +69,5 @@ def estimate_statistics(
         statistics = camera_statistics.estimate_statistics(
             backbone, decoded, camids_of_rows, settings, seed=seed, device=compute.device, on_batch=progress_bar.advance
         )
-        progress_bar.note = f", {len(statistics.camids)} cameras with statistics of their own"
+        progress_bar.note = f", {len(statistics.camids)} cameras or style groups with statistics of their own"
     return write_statistics(statistics)

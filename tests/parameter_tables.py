@@ -24,7 +24,7 @@ A recipe is a value for every parameter; what you set yourself overrides it. Cho
 | `modern` | DBSCAN on a camera-aware distance, with features normalised and centred by camera |
 | `released-code` | the constants of the authors' code |
 
-`auto`, the default of `pul run`, is `modern`, or `paper` if the target has too few images for `modern`.
+`auto`, the default of `pul run`, is `modern` where that can be used, and [otherwise](method.md#recipes) `paper`.
 
 This page is generated from `pul_core/settings.py` and `pul_core/recipes.py` by `tests/parameter_tables.py`.
 

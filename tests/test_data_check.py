@@ -483,7 +483,7 @@ NAMES = {  # of the images of a target, and the number of its known cameras
 @pytest.mark.parametrize(
     ("num_cameras", "parameters", "recipe", "first_words"),
     [
-        (0, {}, "paper", "paper (auto: 0 known cameras, no style groups of 16 images): "),
+        (0, {}, "paper", "paper (auto: most cameras are unknown, and there are no style groups): "),
         (1, {"recipe": "auto"}, "paper", "paper (auto: 1 known camera): "),
         (2, {"recipe": None, "dbscan": {"num_neighbours": 4}}, "modern", "modern (auto: 2 known cameras): "),
         (2, {}, "paper", "paper (auto: 2 known cameras, but an image has at most 8 possible neighbours, too few for modern's 10): "),

@@ -79,10 +79,11 @@ def test_auto_is_modern_unless_there_are_settings_of_kmeans_or_nothing_stands_fo
 def test_auto_is_modern_without_cameras_where_style_groups_can_stand_for_them():
     unknown = Counts(splits={"train": 64})
     assert recipe_for({}, unknown, Model()) == ("modern", "2 style groups stand for cameras")
-    assert recipe_for({}, Counts(splits={"train": 63}), Model()) == ("paper", "0 known cameras, no style groups of 63 images")
+    assert recipe_for({}, Counts(splits={"train": 63}), Model()) == ("paper", "most cameras are unknown, and there are no style groups")
     assert recipe_for({}, Counts(splits={"train": 900}, camera_sizes=(900,)), Model()) == ("paper", "1 known camera")
     strays = Counts(splits={"train": 900}, camera_sizes=(1, 1))
     assert recipe_for({}, strays, Model()) == ("modern", "8 style groups stand for cameras")
+    assert recipe_for({"statistics": {"style_groups": 0}}, strays, Model())[0] == "paper"
     many_neighbours = {"dbscan": {"num_neighbours": 32}}
     recipe, reason = recipe_for(many_neighbours, unknown, Model())
     assert (recipe, reason.partition(",")[0]) == ("paper", "2 style groups stand for cameras") and "at most 32 possible" in reason

@@ -37,7 +37,7 @@ def cameras(run: RunData, clusters: CameraLinks | None, people: CameraLinks | No
         lead="A model learns what a change of camera does only from people that are grouped across cameras, so clusters have to join them.",
     )
     if (run.camids == NO_CAMERA).all():
-        stand_in = "" if run.style_groups is None else " Groups of images of similar style stand for them."
+        stand_in = " Groups of images of similar style stand for them." if run.has_style_groups else ""
         pattern = "A regular expression can read them from file names: --target-pattern '(?P<camera>...)'."
         section.notes = [f"The cameras are unknown.{stand_in} {pattern}"]
         return section

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pul_core.arrays import Ints, Mask
 from pul_core.clustering.centring import centre_by_camera
 from pul_core.errors import DataError
+from pul_core.identities import NO_CAMERA
 from pul_core.scoring.protocols import FeatureSet
 from tasks.store.artifacts import DamagedArtifactError, column
 from tasks.store.config import read_config
@@ -82,10 +83,15 @@ class RunData:
         return self.centred and not self.parameters.get("statistics", {}).get("ignore_cameras")
 
     @cached_property
-    def style_groups(self) -> Ints | None:
-        """Return the style group of each image, which stands for its camera in the loop; None if cameras are those of the data set."""
+    def loop_camids(self) -> Ints:
+        """Return what the loop takes for the camera of each image: its camera, or the style group that stands for it."""
         uri = self.iterations.get(0, {}).get("cameras")
-        return camids(read_named(uri)) if uri and exists(uri) else None
+        return camids(read_named(uri)) if uri and exists(uri) else self.camids
+
+    @property
+    def has_style_groups(self) -> bool:
+        """Return whether style groups stand for cameras."""
+        return bool((self.loop_camids < NO_CAMERA).any())
 
     def camera_name(self, camid: int) -> str:
         """Return the name of a camera in the data set, or its number if it has none."""
@@ -118,8 +124,7 @@ class RunData:
             return None
         table = read_named(uri)
         rows, features = column(table, "row"), column(table, "feature")
-        groups = self.camids if self.style_groups is None else self.style_groups
-        cameras = groups[rows] if self.centred else np.full(len(rows), -1)
+        cameras = self.loop_camids[rows] if self.centred else np.full(len(rows), NO_CAMERA)
         return rows, centre_by_camera(features, cameras)  # without cameras this only normalises
 
     def scores(self, iteration: int) -> pa.Table | None:

@@ -86,7 +86,7 @@ class Plan(Recipe):
 
     recipe: Annotated[
         RecipeName,
-        doc("Values for all that is left empty. In flow pul, auto is modern, or paper if the target has too few images for modern."),
+        doc("Values for all that is left empty. In flow pul, auto is modern where that can be used, and paper otherwise (docs/method.md)."),
     ] = "paper"
     source: Annotated[
         tuple[str, ...],

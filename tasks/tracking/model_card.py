@@ -110,7 +110,7 @@ def card_text(card: Mapping[str, Any]) -> str:
     facts = {name: card[name] for name in ("run", "iteration", "created", "backbone", "input", "recipe", "seed") if name in card}
     facts |= {role: "; ".join(_dataset_text(data) for data in card.get(role, [])) for role in ("source", "target")}
     if card.get("statistics_by_camera"):
-        facts["BatchNorm statistics"] = "of the target, of each camera that is known"
+        facts["BatchNorm statistics"] = "estimated on the target"
     if card.get("whitened"):
         facts["whitening"] = "by the covariance of the features of the target"
     if card.get("flip"):
