@@ -80,15 +80,13 @@ def adapt(source: str, target: str, recipe: Recipe, seed: int = 0) -> Iterator[t
     def score(model: nn.Module, statistics: CameraStatistics | None) -> Summary:
         features = [extract(model, statistics, *split) for split in (query, gallery)]
         if recipe.centre_scores:
-            camids = np.concatenate([camids for _, _, camids in (query, gallery)])
-            features = np.split(centre_by_camera(np.concatenate(features), camids, device=device), [len(features[0])])
+            features = np.split(centre_by_camera(np.concatenate(features), np.append(query[2], gallery[2]), device=device), [len(query[2])])
         sets = [FeatureSet(part, pids, camids) for part, (_, pids, camids) in zip(features, (query, gallery), strict=True)]
         return summarise(score_protocol(PROTOCOLS["market1501"], *sets, device=device).scores)
 
     initial = build_backbone(**architecture(recipe.model), pretrained=recipe.model.weights == "imagenet", seed=derive_seed(seed, "initial"))
-    rows = np.flatnonzero(labelled[1] > 0)
-    pids, classes = np.unique(labelled[1][rows], return_inverse=True)
-    original = model = learn(initial, labelled[0], rows, classes, len(pids), recipe.pretraining, "pretrain")
+    pids, classes = np.unique(labelled[1][labelled[1] > 0], return_inverse=True)
+    original = model = learn(initial, labelled[0], np.flatnonzero(labelled[1] > 0), classes, len(pids), recipe.pretraining, "pretrain")
     yield original, score(original, None), 0, None
     cameras = cameras_or_groups(original, *unlabelled[::2], recipe.statistics, seed=derive_seed(seed, "style"), device=device)
     options = {"clustering": recipe.clustering, "algorithm": recipe.algorithm, "centre_cameras": recipe.model.centre_cameras}

@@ -38,7 +38,7 @@ def statistics_of(
 
 
 def settings_of(model: str) -> Statistics:
-    """Return how the statistics of a model are estimated on other data: as in its run, if it used them, else as in `modern`, without groups."""
+    """Return how the statistics of a model are estimated on other data: as in its run if it used them, else as in `modern`."""
     run = named_run(model)
     if run and (config := run[0] / "config.json").exists() and (settings := resolve_plan(read_config(config)[0]).statistics).by_camera:
         return settings
