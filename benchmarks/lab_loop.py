@@ -41,7 +41,7 @@ class Loop(NamedTuple):
 
 
 def training_images(original: nn.Module, plan: Plan, sets: Sets) -> Split:
-    """Return the training images of the target, with style groups in place of cameras if the recipe wants them."""
+    """Return the target's training images; style groups replace cameras that are unknown or that the recipe ignores."""
     part, seed = sets.split(plan.target_set, "train"), derive_seed(plan.seed, "style")
     options = {"seed": seed, "device": plan.device}
     return part._replace(camids=cameras_or_groups(original, part.pixels, part.camids, plan.recipe.statistics, **options))
@@ -78,7 +78,7 @@ def learn(
 
 
 def score_direct(original: nn.Module, plan: Plan, sets: Sets, train: Split) -> Record:
-    """Score direct transfer, for which no image of the target was used; what its statistics alone are worth stands beside it."""
+    """Score direct transfer, which uses no target image, and the same model with the target's statistics."""
     scores = score(original, None, plan, sets)
     if plan.recipe.statistics.by_camera:
         by_camera = score(original, estimate(original, plan, train), plan, sets)

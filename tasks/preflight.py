@@ -122,7 +122,7 @@ def recipe_for(parameters: Mapping[str, Any], target: Counts, model: Model) -> t
     Args:
         parameters: of the run.
         target: counts of the target.
-        model: the network. Without style groups for it, `modern` requires known cameras.
+        model: the network. If it has no style layer, `modern` requires known cameras.
     """
     if requested(parameters, "clustering").algorithm == "kmeans" or any(value is not None for _, value in requested(parameters, "kmeans")):
         return "paper", "k-means is requested"
@@ -134,7 +134,7 @@ def recipe_for(parameters: Mapping[str, Any], target: Counts, model: Model) -> t
 
 
 def log_recipe(recipe: RecipeName, reason: str) -> None:
-    """Log what the recipe auto stands for, in which only images that can be decoded count."""
+    """Log which recipe auto chose, and why. Unlike the first line of the command, this counts only images that can be decoded."""
     step_logger().info("recipe %s (auto: %s)", recipe, reason)
 
 

@@ -73,7 +73,7 @@ def test_a_file_has_a_row_for_each_layer_and_camera_and_comes_back(home):
 
 
 def test_new_images_have_no_style_group(home, tmp_path):
-    """What a run's model is used with leaves the groups out; all its images get the statistics of all groups together."""
+    """The statistics that a run's model is deployed with leave the groups out; new images get those of all groups together."""
     means = {"a": np.arange(8, dtype=np.float32).reshape(4, 2)}
     written = CameraStatistics(np.array([-3, -2, 4]), np.array([5, 6, 7, 18]), means, {"a": means["a"] + 0.5})
     (folder := tmp_path / "iteration=1").mkdir()

@@ -1,4 +1,4 @@
-"""Style groups: the style of images, its groups, and the step that puts them in place of unknown cameras."""
+"""Style groups: the style of images, its groups, and the step that replaces unknown cameras with them."""
 
 from dataclasses import replace
 
@@ -123,7 +123,7 @@ def test_known_cameras_can_be_ignored(backbone):
     assert set(cameras_or_groups(backbone, images, known, Statistics(ignore_cameras=True), seed=0)) == {NO_CAMERA}
 
 
-def test_the_step_groups_the_images_of_a_folder_that_does_not_tell_cameras(home, model, tiny_pair, compute, tmp_path):
+def test_the_step_groups_the_images_of_a_folder_without_camera_names(home, model, tiny_pair, compute, tmp_path):
     for number, file in enumerate(sorted((tiny_pair[1] / "bounding_box_train").iterdir())):
         (tmp_path / f"{number:03d}.jpg").write_bytes(file.read_bytes())
     images = index.fn(str(tmp_path), "target")

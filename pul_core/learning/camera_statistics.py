@@ -62,7 +62,7 @@ class CameraStatistics:
         return np.where(np.isin(camids, self.camids), np.searchsorted(self.camids, camids), len(self.camids))
 
     def of_cameras(self) -> "CameraStatistics":
-        """Return the statistics without the entries of style groups, which are of use only for the images that were grouped.
+        """Return the statistics without the entries of style groups, which only apply to the images that were grouped.
 
         Example:
             >>> CameraStatistics(np.array([-3, -2, 5]), np.array([9, 8, 7, 24]), {}, {}).of_cameras()

@@ -93,7 +93,7 @@ def extract_style(
 
 
 def cameras_or_groups(backbone: nn.Module, images: Images, camids: Ints, settings: Statistics, *, seed: int, device: str = "cpu") -> Ints:
-    """Return the cameras of a target's training images, or what stands for them if they are unknown or ignored.
+    """Return the cameras of a target's training images, or style groups in their place if the cameras are unknown or ignored.
 
     Args:
         backbone: the original model, see `extract_style`.
@@ -122,7 +122,7 @@ def group_by_style(style: Features, num_groups: int, *, seed: int, device: str =
 
     Args:
         style: (n, s) of `extract_style`.
-        num_groups: number of groups; more than there are cameras, so that few groups mix two cameras.
+        num_groups: number of groups.
         seed: of k-means.
         device: where it runs.
 

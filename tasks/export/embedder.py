@@ -79,8 +79,8 @@ def _open_torch_model(model: str, device: str | None, threads: int | None) -> Em
         model = _iteration_with_names(model) if statistics is not None and len(statistics.camids) else model
     backbone, config = read_model_bytes(read_bytes(import_model.fn(model)))
     camids: dict[str, int] = {}
-    if named_run(model):
-        statistics, camids = _statistics_of_run(model)
+    if run := named_run(model):
+        statistics, camids = _statistics_of_run(model, run[0])
 
     def features(images: Images, cameras: Sequence[str | None]) -> Features:
         numbers = np.array([camids.get(camera, -1) if camera is not None else -1 for camera in cameras], np.int64)
@@ -104,16 +104,13 @@ def _iteration_with_names(uri: str) -> str:
     return iteration
 
 
-def _statistics_of_run(model: str) -> tuple[CameraStatistics | None, dict[str, int]]:
-    """Return the statistics by camera of a run's model, and the number of each camera with an entry by its name; None for other models."""
-    run = named_run(model)
-    if run is None:
-        return None, {}
+def _statistics_of_run(model: str, folder: Path) -> tuple[CameraStatistics | None, dict[str, int]]:
+    """Return the statistics that the model of a run is used with, and the number of each camera with an entry by its name."""
     with model_file(model) as file:
         statistics = statistics_of_iteration(file.parent)
     if statistics is None:
         return None, {}
-    names = camera_names(pq.read_table(run[0] / "images.parquet", columns=["camid", "camera"]))
+    names = camera_names(pq.read_table(folder / "images.parquet", columns=["camid", "camera"]))
     return statistics, {names[camid]: camid for camid in statistics.camids.tolist()}
 
 

@@ -45,7 +45,7 @@ def statistics_of_iteration(folder: Path) -> CameraStatistics | None:
 
 
 def deployed_statistics(file: Path | str) -> CameraStatistics:
-    """Return the statistics in a file as a model is used with them on new images."""
+    """Return the statistics in a file that apply to new images, without those of style groups."""
     return statistics_from(pq.read_table(file)).of_cameras()
 
 

@@ -22,7 +22,7 @@ from pul_core.synthetic.people import draw_image, plan_domain
 from tasks.store.artifacts import Artifact, locate, read_bytes, read_table, verify
 from tasks.store.licences import Licence
 from tasks.store.model_file import model_size
-from tasks.store.statistics_file import statistics_from
+from tasks.store.readers import camids
 from tasks.tracking import reid_model
 from tasks.tracking.client import client
 from tasks.tracking.results import run_id_of
@@ -45,7 +45,7 @@ def log_iteration_model(run: Run, model: Artifact, statistics: Artifact | None =
     if model_id := run.data.tags.get(MODEL_ID_TAG):
         return str(model_id)
     size = model_size(model)
-    by_camera = statistics is not None and len(statistics_from(read_table(statistics)).of_cameras().camids) > 0
+    by_camera = statistics is not None and bool((camids(read_table(statistics, ["camid"])) > NO_CAMERA).any())
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pending = mlflow.initialize_logged_model("model", run.info.run_id, params=run.data.params, experiment_id=run.info.experiment_id)
