@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from prefect.settings import PREFECT_API_URL
 
 from pul_core.errors import DataError
@@ -245,6 +246,31 @@ def test_style_groups_stand_for_cameras_that_are_unknown(module_home, parameters
         assert set(pd.read_parquet(links / "statistics.parquet")["camid"].dropna()) == {-2, -3}
     cameras = inputs_of(folder / "iteration=1" / "clusters.parquet")["cameras"]
     assert cameras.startswith((folder / "iteration=0" / "cameras.parquet").resolve().stem)
+    report_on(state.result(), report := tmp_path / "report.html")
+    assert "Groups of images of similar style stand for them." in report.read_text()
+    check_that_new_images_have_the_same_features(state, module_home)
+
+
+def check_that_new_images_have_the_same_features(state, module_home):
+    """The run, its model in MLflow and its export agree, also if the camera of an image has a name."""
+    from tasks.export.embed import embed_folder
+    from tasks.export.export_run import export_run
+    from tasks.export.options import Options
+    from tasks.tracking.client import search_all_runs
+
+    crops, out = module_home / "crops", module_home / "embedded.parquet"
+    for camera in ("1", "2"):
+        (crops / camera).mkdir(parents=True)
+        Image.fromarray(np.random.default_rng(int(camera)).integers(0, 256, (64, 32, 3), np.uint8)).save(crops / camera / "a.png")
+    runs = search_all_runs(f"tags.`pul.flow_run_id` = '{state.state_details.flow_run_id}' and tags.`pul.iteration` = '1'")
+    export_run(state.result(), Options("safetensors", threads=1), out=module_home / "exported")
+    features = []
+    for model in (state.result(), f"models:/{runs[0].data.tags['pul.model_id']}", str(module_home / "exported")):
+        embed_folder(model, str(crops), str(out), pattern="(?P<camera>[^/]+)/", device="cpu", threads=1)
+        features.append(np.stack(pd.read_parquet(out)["feature"]))
+    assert not np.array_equal(*features[0])
+    for others in features[1:]:
+        np.testing.assert_allclose(others, features[0], atol=0.02 * np.abs(features[0]).max())  # some may compute in bfloat16
 
 
 def test_a_failed_run_is_failed_in_mlflow(module_home, parameters):

@@ -5,6 +5,8 @@ import hashlib
 import pytest
 
 from pul_core.settings import FewLabels, KMeans
+from tasks.cameras import group_by_style
+from tasks.decode import decode
 from tasks.few_labels import reveal
 from tasks.index import index
 from tasks.operations import purge
@@ -44,3 +46,12 @@ def test_the_exports_of_a_run_are_deleted_with_it(home, tmp_path, no_open_runs, 
         (home / "exports" / name / "model.onnx").touch()
     assert home / "exports" / "one" / "model.onnx" in purge.purge_run("one").removed
     assert not (home / "exports" / "one").exists() and (home / "exports" / "other" / "model.onnx").exists()
+
+
+def test_style_groups_are_deleted_with_an_image_that_was_grouped(home, model, tiny_pair, compute, tmp_path, market, no_open_runs, tracking):
+    images = index.fn(str(market(tmp_path / "ours", range(1, 7))), "target")
+    pixels = decode.fn(images, split="train", height=64, width=32)
+    groups = group_by_style.fn(model, pixels, images.images, num_groups=2, seed=0, compute=compute)
+    image = next((tmp_path / "ours" / "bounding_box_train").rglob("*.jpg"))
+    done = purge.purge_images({hashlib.sha256(image.read_bytes()).hexdigest()})
+    assert locate(groups) in {str(path) for path in done.removed} and done.remaining == []
