@@ -57,12 +57,12 @@ def cluster(
     )
     clusters = _write_clusters(rows, prepared, arrays)
     step_logger().info(
-        "cluster %d: %d images, %d clusters, %d images in no cluster, %d passes",
+        "cluster %d: %d images, %d clusters, %d images in no cluster%s",
         iteration,
         len(rows),
         clusters.num_clusters,
         np.count_nonzero(arrays.cluster < 0),
-        arrays.passes,
+        f", {arrays.passes} passes" if arrays.passes else "",  # of k-means
     )
     return clusters
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +100,22 @@ def test_without_a_threshold_nothing_is_called_rejected_and_images_in_no_cluster
     assert [picture.caption for picture in pictures] == [f"camera {row % 3 + 1}" for row in rows]
     assert clusters(run, thumbnails) == section, "the same images each time"
     assert sheets(clusters(run, None)) == {}, "without pictures there is no sheet"
+
+
+def test_style_groups_are_shown_where_no_camera_is_known(home, thumbnails):
+    number = np.arange(NUM_IMAGES) % 5
+    run = draw_run(number, np.full(NUM_IMAGES, 0.8), number >= 0, min_similarity=-1)
+    unknown = replace(run, camids=np.full(NUM_IMAGES, -1))
+    section = clusters(unknown, thumbnails)
+    assert section.tables[0].rows[0][section.tables[0].titles.index("cameras")] == "–", "unknown cameras are not one camera"
+    assert "camera unknown" in repr(section)
+    unknown.__dict__["loop_camids"] = run.__dict__["loop_camids"] = -1 - run.camids
+    section = clusters(unknown, thumbnails)
+    assert section.tables[0].rows[0][section.tables[0].titles.index("style groups")] == "3"
+    assert "style group 1" in repr(section) and "camera" not in repr(section)
+    chart = feature_map(unknown).charts[0]
+    assert "style group 3" in repr(chart.spec) and "camera 3" not in repr(chart.spec)
+    assert "style groups" not in clusters(run, thumbnails).tables[0].titles, "the loop ignored known cameras"
 
 
 def test_few_images_in_no_cluster_are_all_shown(home, thumbnails):

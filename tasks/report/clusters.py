@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from pul_core.arrays import Ints
-from pul_core.identities import JUNK_PID
+from pul_core.identities import JUNK_PID, NO_CAMERA
 from pul_core.reporting.cluster_sizes import choose_clusters, choose_evenly, size_classes
 from tasks.report.charts import bar_chart
 from tasks.report.formats import count, percent
@@ -120,17 +120,19 @@ def _table(run: RunData, clustering: Clustering, chosen: Ints) -> TableView:
     for cluster in chosen:
         reliable, rejected = _members(clustering, int(cluster))
         members = np.concatenate((reliable, rejected))
-        cameras = len(np.unique(run.camids[clustering.rows[members]]))
+        cameras = run.shown_camids[clustering.rows[members]]
         centre = run.paths(clustering.rows[members[:1]])[0]
         rows.append(
             [
                 str(cluster),
-                *map(count, (len(members), *((len(reliable), len(rejected)) if run.rejects else ()), cameras)),
+                *map(count, (len(members), *((len(reliable), len(rejected)) if run.rejects else ()))),
+                count(len(known)) if (known := np.unique(cameras[cameras != NO_CAMERA])).size else "–",
                 _people(run, clustering.rows[members]),
                 centre,
             ]
         )
-    titles = ["cluster", "images", *(SERIES if run.rejects else ()), "cameras", "people", "centre"]
+    cameras_title = "style groups" if run.shows_style_groups else "cameras"
+    titles = ["cluster", "images", *(SERIES if run.rejects else ()), cameras_title, "people", "centre"]
     return TableView(
         titles,
         rows,
@@ -166,10 +168,10 @@ def _sheet_of_none(run: RunData, clustering: Clustering, thumbnails: Thumbnails)
 
 
 def _pictures(run: RunData, clustering: Clustering, positions: Ints, thumbnails: Thumbnails) -> list[PictureView]:
-    """Return pictures with their cameras and, in a cluster, their cosines to its centre."""
+    """Return pictures with their cameras or style groups and, in a cluster, their cosines to its centre."""
     pictures = []
     for at in positions:
         row = int(clustering.rows[at])
         cosine = f"\n{clustering.similarity[at]:.2f}" if clustering.clusters[at] >= 0 else ""
-        pictures.append(PictureView(thumbnails.uri(row), f"camera {run.camera_name(run.camids[row])}{cosine}"))
+        pictures.append(PictureView(thumbnails.uri(row), f"{run.place_name(row)}{cosine}"))
     return pictures

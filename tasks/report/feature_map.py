@@ -51,6 +51,7 @@ def feature_map(run: RunData) -> SectionView:
         f"{percent(float(axes.explained.sum()), 0)} of the variance: images that are far apart here differ, but images that are close here "
         "can still differ in other directions."
     )
+    colours["camera"] = "style group" if run.shows_style_groups else "camera"
     by = "style group" if run.has_style_groups else "camera"
     centred = f"Features are centred by {by}, as they are for clustering. " if run.centred else ""
     section.charts = [
@@ -72,8 +73,7 @@ def _points(run: RunData, rows: Ints, numbers: list[int], positions: list[np.nda
     points: dict[str, Any] = {"image": run.paths(rows)}
     for at, position in enumerate(positions):
         points[f"x{at}"], points[f"y{at}"] = (position[:, axis].round(3).tolist() for axis in (0, 1))
-    cameras = run.camids[rows]
-    points["camera"] = [f"camera {run.camera_name(camid)}" for camid in cameras]
+    points["camera"] = [run.place_name(row) for row in rows]
     if run.pids is not None and (run.pids[rows] > JUNK_PID).any():
         points["identity"] = _largest(run.pids[rows], "person")
     for at, number in enumerate(numbers):

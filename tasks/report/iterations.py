@@ -75,9 +75,8 @@ def _num_images(metrics: dict[str, float]) -> float:
 
 
 def _size_sentence(rows: list[list[str]]) -> str:
-    return (
-        f"{rows[-1][1]} images are reliable in iteration {rows[-1][0]}, {rows[-1][3]} of all; {rows[0][1]} were in iteration {rows[0][0]}."
-    )
+    last = f"{rows[-1][1]} images are reliable in iteration {rows[-1][0]}, {rows[-1][3]} of all"
+    return f"{last}; {rows[0][1]} were in iteration {rows[0][0]}." if len(rows) > 1 else f"{last}."
 
 
 def scores(run: RunData) -> SectionView:

@@ -12,6 +12,7 @@ from pul_core.arrays import Ints, Mask
 from pul_core.clustering.centring import centre_by_camera
 from pul_core.errors import DataError
 from pul_core.identities import NO_CAMERA
+from pul_core.learning.style import FIRST_GROUP
 from pul_core.scoring.protocols import FeatureSet
 from tasks.store.artifacts import DamagedArtifactError, column
 from tasks.store.config import read_config
@@ -96,6 +97,21 @@ class RunData:
     def camera_name(self, camid: int) -> str:
         """Return the name of a camera in the data set, or its number if it has none."""
         return self.camera_names.get(int(camid), "unknown" if camid < 0 else str(camid))
+
+    @property
+    def shows_style_groups(self) -> bool:
+        """Return whether the report shows style groups, because no camera is known."""
+        return self.has_style_groups and bool((self.camids == NO_CAMERA).all())
+
+    @property
+    def shown_camids(self) -> Ints:
+        """Return the camera of each image or, if no camera is known, its style group."""
+        return self.loop_camids if self.shows_style_groups else self.camids
+
+    def place_name(self, row: int) -> str:
+        """Return which camera an image is from or, if no camera is known, which style group it is in."""
+        camid = int(self.shown_camids[row])
+        return f"style group {FIRST_GROUP - camid + 1}" if camid <= FIRST_GROUP else f"camera {self.camera_name(camid)}"
 
     @cached_property
     def camera_names(self) -> dict[int, str]:
