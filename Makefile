@@ -9,6 +9,7 @@ UV ?= uv
 PROSE := $(CURDIR)/$(VENV)/prose
 INSTALLED := $(VENV)/.installed
 TESTED := --doctest-modules pul_core tasks flows deployments tests
+# A command that understands the options of `pip install` and installs into $(VENV).
 INSTALLER ?= $(BIN)/pip install --quiet --no-compile
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -73,7 +74,7 @@ $(PEERS)/.installed: $(INSTALLED)
 	test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
 	$(BIN)/python -c "import os, sysconfig; print(sysconfig.get_path('purelib'), os.getcwd(), sep='\n')" > $(PEERS)/project.pth
 	mv $(PEERS)/project.pth $$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/
-	$(PEERS)/bin/pip install --quiet -c constraints.txt torchreid==0.2.5 reid==0.1.0rc1 gdown tensorboard faiss-cpu==1.15.1 cython==3.3.1
+	$(PEERS)/bin/pip install --quiet --no-compile -c constraints.txt torchreid==0.2.5 reid==0.1.0rc1 gdown tensorboard faiss-cpu==1.15.1 cython==3.3.1
 	@$(COMPILE_EVALUATOR) || echo "torchreid's compiled evaluator was not built (no GitHub or no C compiler): its Python evaluator is used"
 	touch $@
 

@@ -6,6 +6,7 @@ import numpy.typing as npt
 DISTRACTOR_PID = 0  # a gallery image that is scored and never a correct match
 JUNK_PID = -1  # a gallery image that is ignored in scoring
 NO_CAMERA = -1  # the camera is unknown: it differs from every camera, also from another unknown one
+FIRST_GROUP = -2  # style groups that stand for cameras have the numbers -2, -3, ...
 
 
 def is_same_camera(camids: npt.NDArray[np.int64], other_camids: npt.NDArray[np.int64] | np.int64) -> npt.NDArray[np.bool_]:

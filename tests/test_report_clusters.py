@@ -11,6 +11,7 @@ from PIL import Image
 
 from tasks.report.clusters import MAX_PICTURES, clusters
 from tasks.report.feature_map import feature_map
+from tasks.report.iterations import reliable_set
 from tasks.report.pictures import Thumbnails
 from tasks.report.run_data import RunData
 from tasks.store.artifacts import vectors, write_table
@@ -105,17 +106,36 @@ def test_without_a_threshold_nothing_is_called_rejected_and_images_in_no_cluster
 def test_style_groups_are_shown_where_no_camera_is_known(home, thumbnails):
     number = np.arange(NUM_IMAGES) % 5
     run = draw_run(number, np.full(NUM_IMAGES, 0.8), number >= 0, min_similarity=-1)
+    titles = clusters(run, thumbnails).tables[0].titles
+    column, groups = titles.index("cameras"), -1 - run.camids
     unknown = replace(run, camids=np.full(NUM_IMAGES, -1))
     section = clusters(unknown, thumbnails)
-    assert section.tables[0].rows[0][section.tables[0].titles.index("cameras")] == "–", "unknown cameras are not one camera"
+    assert section.tables[0].rows[0][column] == "–", "unknown cameras are not one camera"
     assert "camera unknown" in repr(section)
-    unknown.__dict__["loop_camids"] = run.__dict__["loop_camids"] = -1 - run.camids
-    section = clusters(unknown, thumbnails)
-    assert section.tables[0].rows[0][section.tables[0].titles.index("style groups")] == "3"
+
+    grouped = write_table("cameras", pa.table({"camid": groups})).uri
+    iterations = {0: {"cameras": grouped}, 1: run.iterations[1]}
+    section = clusters(replace(unknown, iterations=iterations), thumbnails)
+    assert section.tables[0].titles[column] == "style groups" and section.tables[0].rows[0][column] == "3"
     assert "style group 1" in repr(section) and "camera" not in repr(section)
-    chart = feature_map(unknown).charts[0]
-    assert "style group 3" in repr(chart.spec) and "camera 3" not in repr(chart.spec)
-    assert "style groups" not in clusters(run, thumbnails).tables[0].titles, "the loop ignored known cameras"
+    spec = repr(feature_map(replace(unknown, iterations=iterations)).charts[0].spec)
+    assert "style group 3" in spec and "camera 3" not in spec and "'title': 'style group'" in spec
+    assert clusters(replace(run, iterations=iterations), thumbnails).tables[0].titles == titles, "the loop ignored known cameras"
+
+
+def test_one_iteration_is_not_compared_with_itself(home):
+    run = draw_run(np.zeros(NUM_IMAGES, int), np.ones(NUM_IMAGES), np.ones(NUM_IMAGES, bool), min_similarity=-1)
+    metrics = {"reliable_set_size": 45, "reliable_fraction": 0.5, "num_clusters": 3}
+    texts = [reliable_set(replace(run, metrics=[{}, *[metrics] * number])).charts[0].description for number in (1, 2)]
+    only = "45 images are reliable in iteration 1, 50.0\N{NO-BREAK SPACE}% of all."
+    assert texts == [only, only.replace("iteration 1", "iteration 2")[:-1] + "; 45 were in iteration 1."]
+
+
+def test_a_cluster_has_the_cameras_that_are_known(home, thumbnails):
+    number = np.arange(NUM_IMAGES) % 5
+    run = draw_run(number, np.full(NUM_IMAGES, 0.8), number >= 0, min_similarity=-1)
+    table = clusters(replace(run, camids=np.where(run.camids == 3, -1, run.camids)), thumbnails).tables[0]
+    assert [row[table.titles.index("cameras")] for row in table.rows] == ["2"] * 5
 
 
 def test_few_images_in_no_cluster_are_all_shown(home, thumbnails):

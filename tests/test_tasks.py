@@ -47,8 +47,10 @@ def clusters_of(plan, compute):
     return clusters_of
 
 
-def test_density_leaves_images_out_and_selection_takes_the_others(blobs, clusters_of):
-    found = clusters_of(blobs, algorithm=Dbscan(num_neighbours=4, max_distance=0.6))
+def test_density_leaves_images_out_and_selection_takes_the_others(blobs, clusters_of, caplog):
+    with caplog.at_level("INFO"):
+        found = clusters_of(blobs, algorithm=Dbscan(num_neighbours=4, max_distance=0.6))
+    assert "images in no cluster" in caplog.text and "passes" not in caplog.text
     table = read_table(found.clusters)
     inside = column(table, "cluster") >= 0
     assert inside.sum() > 0

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from pul_core.arrays import Features, Images, Ints
 from pul_core.clustering.kmeans import cluster_by_kmeans
 from pul_core.errors import NotFiniteError, UserError
-from pul_core.identities import NO_CAMERA
+from pul_core.identities import FIRST_GROUP, NO_CAMERA
 from pul_core.learning.backbone import normalise
 from pul_core.learning.extraction import batch_slices
 from pul_core.learning.feeding import read_batches
 from pul_core.learning.precision import fast_products
 from pul_core.settings import KMeans, Statistics
 
-FIRST_GROUP = NO_CAMERA - 1  # groups have the numbers -2, -3, ..., which no camera has
 DEPTH = 1 / 3  # of the network: earlier layers see colours only, later ones see people (docs/log.md)
 
 

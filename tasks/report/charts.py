@@ -135,7 +135,7 @@ def map_chart(points: Mapping[str, Any], iterations: Sequence[int], colours: Map
         "x": alt.X("px:Q", axis=axes["x"], scale=alt.Scale(domain=[low[0], high[0]])),
         "y": alt.Y("py:Q", axis=axes["y"], scale=alt.Scale(domain=[low[1], high[1]])),
     }
-    tooltip = [alt.Tooltip("image:N"), alt.Tooltip("camera:N"), alt.Tooltip("group:N")]
+    tooltip = [alt.Tooltip("image:N"), alt.Tooltip("camera:N", title=colours.get("camera", "camera")), alt.Tooltip("group:N")]
     grey = base.transform_filter("datum.group == ''").mark_circle(size=14, color="var(--faint)", opacity=0.7).encode(**position)
     coloured = (
         base.transform_filter("datum.group != ''")

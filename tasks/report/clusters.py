@@ -121,12 +121,13 @@ def _table(run: RunData, clustering: Clustering, chosen: Ints) -> TableView:
         reliable, rejected = _members(clustering, int(cluster))
         members = np.concatenate((reliable, rejected))
         cameras = run.shown_camids[clustering.rows[members]]
+        known = np.unique(cameras[cameras != NO_CAMERA])
         centre = run.paths(clustering.rows[members[:1]])[0]
         rows.append(
             [
                 str(cluster),
                 *map(count, (len(members), *((len(reliable), len(rejected)) if run.rejects else ()))),
-                count(len(known)) if (known := np.unique(cameras[cameras != NO_CAMERA])).size else "–",
+                count(len(known)) if known.size else "–",
                 _people(run, clustering.rows[members]),
                 centre,
             ]

@@ -11,8 +11,7 @@ import pyarrow as pa
 from pul_core.arrays import Ints, Mask
 from pul_core.clustering.centring import centre_by_camera
 from pul_core.errors import DataError
-from pul_core.identities import NO_CAMERA
-from pul_core.learning.style import FIRST_GROUP
+from pul_core.identities import FIRST_GROUP, NO_CAMERA
 from pul_core.scoring.protocols import FeatureSet
 from tasks.store.artifacts import DamagedArtifactError, column
 from tasks.store.config import read_config
@@ -92,24 +91,25 @@ class RunData:
     @property
     def has_style_groups(self) -> bool:
         """Return whether style groups stand for cameras."""
-        return bool((self.loop_camids < NO_CAMERA).any())
+        return bool((self.loop_camids <= FIRST_GROUP).any())
 
     def camera_name(self, camid: int) -> str:
         """Return the name of a camera in the data set, or its number if it has none."""
         return self.camera_names.get(int(camid), "unknown" if camid < 0 else str(camid))
 
-    @property
+    @cached_property
     def shows_style_groups(self) -> bool:
-        """Return whether the report shows style groups, because no camera is known."""
-        return self.has_style_groups and bool((self.camids == NO_CAMERA).all())
+        """Return whether the report shows style groups, because the camera of no image in them is known."""
+        grouped = self.loop_camids <= FIRST_GROUP
+        return self.has_style_groups and bool((self.camids[grouped] == NO_CAMERA).all())
 
-    @property
+    @cached_property
     def shown_camids(self) -> Ints:
-        """Return the camera of each image or, if no camera is known, its style group."""
+        """Return the camera of each image or, if cameras are unknown, its style group."""
         return self.loop_camids if self.shows_style_groups else self.camids
 
     def place_name(self, row: int) -> str:
-        """Return which camera an image is from or, if no camera is known, which style group it is in."""
+        """Return in words which camera an image is from or, if cameras are unknown, which style group it is in."""
         camid = int(self.shown_camids[row])
         return f"style group {FIRST_GROUP - camid + 1}" if camid <= FIRST_GROUP else f"camera {self.camera_name(camid)}"
 
