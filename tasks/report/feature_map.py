@@ -51,7 +51,8 @@ def feature_map(run: RunData) -> SectionView:
         f"{percent(float(axes.explained.sum()), 0)} of the variance: images that are far apart here differ, but images that are close here "
         "can still differ in other directions."
     )
-    colours["camera"] = "style group" if run.shows_style_groups else "camera"
+    if run.shows_style_groups:
+        colours["camera"] = "style group"
     by = "style group" if run.has_style_groups else "camera"
     centred = f"Features are centred by {by}, as they are for clustering. " if run.centred else ""
     section.charts = [
