@@ -7,6 +7,7 @@ import torch
 
 CAMERAS = 6
 BLOCK = 65536
+MEAN_SHARE = 0.54  # of the squared length of a feature
 
 
 class DrawnPeople(NamedTuple):
@@ -18,7 +19,11 @@ class DrawnPeople(NamedTuple):
 
 
 def draw_people(n: int, d: int, *, images_per_person: int = 17, seed: int = 0, device: str = "cpu") -> DrawnPeople:
-    """Draw clustered features: ``(person + 0.4 camera + noise) * scale``, with noise that is larger in some directions than in others.
+    """Draw clustered features: ``mean + (person + 0.4 camera + noise) * scale``.
+
+    The mean, the scale and the noise of each direction are like those of features that a MobileNetV2 extracted from real people, in their
+    principal directions (docs/log.md, 2026-11-28, "drawn features like real ones"): all images have much in common, few directions hold
+    most of the variance, and the images of a person differ more in the others.
 
     Args:
         n: number of images.
@@ -33,13 +38,15 @@ def draw_people(n: int, d: int, *, images_per_person: int = 17, seed: int = 0, d
         return torch.randn(shape, generator=generator, device=device)
 
     people, cameras = normal(n // images_per_person + 1, d), 0.4 * normal(CAMERAS, d)
-    noise_scale = torch.linspace(1.3, 0.5, d, device=device)
-    scale = torch.arange(1, d + 1, device=device).float() ** -0.3  # few directions hold most of the variance, as in a trained model
+    direction = torch.arange(1, d + 1, device=device).float()
+    noise_scale, scale = 1 + 0.15 * direction.log(), (direction + 6) ** -0.8
+    mean = normal(d)
+    mean *= (MEAN_SHARE / (1 - MEAN_SHARE) * ((1.16 + noise_scale.square()) * scale.square()).sum()).sqrt() / mean.norm()
     pids, camids = np.arange(n) // images_per_person, (np.arange(n) + np.arange(n) // images_per_person) % CAMERAS
     features = np.empty((n, d), np.float32)
     for start in range(0, n, BLOCK):
         block = slice(start, start + BLOCK)
         person, camera = (torch.from_numpy(values[block]).to(device) for values in (pids, camids))
-        drawn = (people[person] + cameras[camera] + noise_scale * normal(len(person), d)) * scale
+        drawn = mean + (people[person] + cameras[camera] + noise_scale * normal(len(person), d)) * scale
         features[block] = drawn.cpu().numpy()
     return DrawnPeople(features, pids + 1, camids + 1)

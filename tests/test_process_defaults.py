@@ -1,4 +1,4 @@
-"""A default of the process: denormal numbers are zero in all threads."""
+"""Defaults of the process: denormal numbers are zero in all threads, and little time is spent on the search for cyclic garbage."""
 
 import os
 import subprocess
@@ -36,3 +36,9 @@ def test_no_thread_computes_denormal_numbers():
 def test_the_count_of_denormals_can_fail():
     program = COUNT_DENORMALS.replace("import torch\n", "import torch\ntorch.set_flush_denormal(False)\n")
     assert int(run(program, "2").split()[1]) > 0
+
+
+def test_garbage_is_collected_rarely_and_not_at_the_end():
+    program = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000)); import tasks; print(gc.get_threshold()[0])"
+    assert run(program).splitlines() == ["10000", "True"]
+    assert run(program.replace("import tasks", "tasks = None")).splitlines() == ["700", "False"], "Python's defaults"
