@@ -8,6 +8,7 @@ import torch
 CAMERAS = 6
 BLOCK = 65536
 MEAN_SHARE = 0.54  # of the squared length of a feature
+PEOPLE_AND_CAMERAS = 1 + 0.4**2  # their variance
 
 
 class DrawnPeople(NamedTuple):
@@ -21,9 +22,9 @@ class DrawnPeople(NamedTuple):
 def draw_people(n: int, d: int, *, images_per_person: int = 17, seed: int = 0, device: str = "cpu") -> DrawnPeople:
     """Draw clustered features: ``mean + (person + 0.4 camera + noise) * scale``.
 
-    The mean, the scale and the noise of each direction are like those of features that a MobileNetV2 extracted from real people, in their
-    principal directions (docs/log.md, 2026-11-28, "drawn features like real ones"): all images have much in common, few directions hold
-    most of the variance, and the images of a person differ more in the others.
+    The length of the mean, and the scale and the noise of each direction, are fitted to features that a MobileNetV2 extracted from real
+    people, in their principal directions (docs/log.md, 2026-11-28, "drawn features like real ones"): all images have much in common, few
+    directions hold most of the variance, and the images of a person differ more in the others.
 
     Args:
         n: number of images.
@@ -41,7 +42,7 @@ def draw_people(n: int, d: int, *, images_per_person: int = 17, seed: int = 0, d
     direction = torch.arange(1, d + 1, device=device).float()
     noise_scale, scale = 1 + 0.15 * direction.log(), (direction + 6) ** -0.8
     mean = normal(d)
-    mean *= (MEAN_SHARE / (1 - MEAN_SHARE) * ((1.16 + noise_scale.square()) * scale.square()).sum()).sqrt() / mean.norm()
+    mean *= (MEAN_SHARE / (1 - MEAN_SHARE) * ((PEOPLE_AND_CAMERAS + noise_scale.square()) * scale.square()).sum()).sqrt() / mean.norm()
     pids, camids = np.arange(n) // images_per_person, (np.arange(n) + np.arange(n) // images_per_person) % CAMERAS
     features = np.empty((n, d), np.float32)
     for start in range(0, n, BLOCK):

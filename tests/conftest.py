@@ -33,9 +33,6 @@ BIN = Path(sys.executable).parent
 
 _session_home = tempfile.mkdtemp(prefix="pul-test-")
 os.environ["PUL_HOME"] = _session_home
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "passive"
-)  # several tests share the cores: threads that spin while they wait take 20 times as long
 for name in ("PUL_ARTIFACTS", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
     os.environ.pop(name, None)
 
@@ -377,10 +374,7 @@ def start_up(folder, *options, **variables):
     for name in FOREIGN_MODULES:
         (folder / f"{name}.py").write_text("raise SystemExit('imported from the working folder')\n")
     ports = free_port(), free_port()
-    clean = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_WAIT_POLICY") if name in os.environ} | {
-        "HOME": str(folder),
-        **variables,
-    }
+    clean = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ} | {"HOME": str(folder), **variables}
     command = [BIN / "pul", "up", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), *options]
     log = (folder / "up.log").open("w")
     process = subprocess.Popen(command, cwd=folder, env=clean, stdout=log, stderr=log, start_new_session=True)

@@ -26,7 +26,7 @@ def pul(tmp_path):
     """Run `pul` in an empty directory with a clean environment."""
 
     def run(*arguments, timeout=300, **environment):
-        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_WAIT_POLICY") if name in os.environ}
+        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         clean = inherited | {"HOME": str(tmp_path), **environment}
         return subprocess.run([PUL, *arguments], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=timeout, check=False)
 

@@ -246,7 +246,7 @@ class Terminal:
         resize(slave, columns, lines)
         self.before = termios.tcgetattr(slave)
         self.output = ""
-        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_WAIT_POLICY") if name in os.environ}
+        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         clean = inherited | {"HOME": str(folder), "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **environment}
         command = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
         self.process = subprocess.Popen(

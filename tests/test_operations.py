@@ -25,7 +25,7 @@ def commands(heading):
 def run_script(folder, script):
     if not (folder / ".venv").exists():
         (folder / ".venv").symlink_to(BIN.parent)
-    clean = {name: os.environ[name] for name in ("PATH", "OMP_WAIT_POLICY")} | {"HOME": str(folder)}
+    clean = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     return subprocess.run(["sh", "-euc", script], cwd=folder, env=clean, capture_output=True, text=True, timeout=900, check=False)
 
 

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from tasks.engine.code import _code_of, read_source
+
 COUNT_DENORMALS = """
 import sys
 from pul_core.learning.training import train
@@ -38,7 +40,26 @@ def test_the_count_of_denormals_can_fail():
     assert int(run(program, "2").split()[1]) > 0
 
 
-def test_garbage_is_collected_rarely_and_not_at_the_end():
-    program = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000)); import tasks; print(gc.get_threshold()[0])"
-    assert run(program).splitlines() == ["10000", "True"]
-    assert run(program.replace("import tasks", "tasks = None")).splitlines() == ["700", "False"], "Python's defaults"
+AT_IMPORT_OF_PREFECT = """
+import atexit, gc, importlib, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "prefect":
+            print(gc.get_threshold())
+            sys.exit()
+
+sys.meta_path.insert(0, Watch())
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))
+importlib.import_module(sys.argv[1])
+"""
+
+
+def test_little_garbage_is_collected_from_the_first_slow_import_to_the_end():
+    for module in ("flows.pul", "flows.sweep", "deployments.servers"):
+        assert run(AT_IMPORT_OF_PREFECT, module).splitlines() == ["(10000, 20, 20)", "True"], module
+    assert run(AT_IMPORT_OF_PREFECT, "prefect").splitlines() == ["(700, 10, 10)", "False"], "Python's defaults"
+
+
+def test_collecting_garbage_has_no_effect_on_cache_keys():
+    assert "gc" not in _code_of("tasks", read_source("tasks"))[0]

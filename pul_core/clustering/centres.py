@@ -10,7 +10,7 @@ from torch import Tensor
 from pul_core.arrays import Features, Ints, unit_rows
 from pul_core.settings import CentreFrom
 
-CHUNK = 512  # rows per block of distances, which stays in the cache: memory grows with CHUNK x K, not with N x K
+CHUNK = 512  # rows per block of distances: memory grows with CHUNK x K, not with N x K; 512 was fastest on a CPU (docs/log.md)
 CENTROIDS = 64  # centroids per block of distances to all images
 
 

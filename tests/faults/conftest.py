@@ -19,7 +19,7 @@ import pytest
 collect_ignore = ["driver.py"]
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
-INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY")
+INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 def clean(**variables):
