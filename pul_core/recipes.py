@@ -33,10 +33,10 @@ PAPER = Recipe(
     ),
 )
 # `modern` uses cameras, or groups of similar style if they are unknown, and clusters by density. It rejects the images in no cluster
-# instead of those far from a centre.
+# instead of those far from a centre, and goes on from the last model (docs/adr/0020).
 MODERN = replace(
     PAPER,
-    model=Model(centre_cameras=True, flip=True),
+    model=Model(centre_cameras=True, flip=True, start_from="last"),
     statistics=Statistics(by_camera=True, style_groups=8, whitening=0.75),
     clustering=Clustering(algorithm="dbscan", whitening=0),
     selection=Selection(min_similarity=-1),

@@ -105,7 +105,7 @@ class Model:
     ] = False
     start_from: Annotated[
         Literal["original", "last"],
-        doc("The model that each iteration fine-tunes: the original one (paper), or that of the last iteration."),
+        doc("The model that each iteration fine-tunes: the original one, as in the paper, or that of the last iteration."),
     ] = "original"
 
 

@@ -191,8 +191,9 @@ def test_the_published_numbers_of_the_released_code():
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
-def test_no_recipe_uses_the_switches_of_other_methods(recipe):
-    assert (recipe.model.start_from, recipe.fine_tuning.memory.entries) == ("original", "none")
+def test_no_recipe_uses_the_switches_of_other_methods_but_modern_goes_on_from_the_last_model(recipe):
+    assert recipe.model.start_from == ("last" if recipe is RECIPES["modern"] else "original")
+    assert recipe.fine_tuning.memory.entries == "none"
     assert (recipe.fine_tuning.images_per_class, recipe.pretraining.images_per_class) == (0, 0)
     assert (recipe.dbscan.margin, recipe.selection.keep_unclustered) == (0, False)
     assert recipe.statistics.by_camera == (recipe is RECIPES["modern"])
