@@ -58,7 +58,8 @@ def pul(
     """Adapt a person re-identification model from labelled cameras to unlabelled ones.
 
     Clusters the target's features, keeps the reliable images, fine-tunes the original model (modern: the last one) on them, and repeats
-    until the size of the reliable set is stable. Every step writes an artifact; iterations can be compared in MLflow. Returns the id of the run.
+    until the size of the reliable set is stable. Every step writes an artifact; iterations can be compared in MLflow. Returns the id of
+    the run.
 
     Args:
         target: The unlabelled images: a folder (crops at any depth, or a published set), a manifest, or synthetic:SEED/target.
