@@ -1,7 +1,7 @@
-"""Progressive Unsupervised Learning in one file, on `pul_core` alone: no Prefect, no MLflow, and no files but its input.
+"""Progressive Unsupervised Learning (Fan et al. 2018) in one file, on `pul_core` alone: no Prefect, no MLflow, and no files but its input.
 
 A model is trained on a labelled source. Then, until the size of the reliable set is stable: extract the features of the unlabelled target,
-cluster them, select the reliable images, and fine-tune the original model, or in `modern` the last one, on these (Fan et al. 2018).
+cluster them, select the reliable images, and fine-tune the original model (`modern`: the last one) on these with their clusters as classes.
 
     python examples/pul_by_hand.py synthetic:0/source synthetic:0/target --backbone mobilenetv2_100 --size 96 48
     python examples/pul_by_hand.py data/market1501 data/mine --recipe modern

@@ -3,7 +3,7 @@
 import atexit
 import gc
 
-# Two fifths of the CPU time that a process needed to start and end went into the search for cyclic garbage among the objects of imported
+# A third of the CPU time that a process needed to start and end went into the search for cyclic garbage among the objects of imported
 # libraries (docs/adr/0013). Here and not in `tasks`, whose code is part of the cache keys.
 gc.set_threshold(10_000, 20, 20)
 atexit.register(gc.freeze)

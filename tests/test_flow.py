@@ -312,8 +312,9 @@ def test_the_model_of_an_earlier_run_can_be_the_original_model(module_home, para
     assert models(module_home, state.result())[0] == models(module_home, name)[-1]
 
 
-def test_fine_tuning_starts_from_the_original_model_and_not_from_the_last_one(module_home, parameters, monkeypatch):
-    """With a fixed reliable set, the weights of model t-1 do not influence model t."""
+@pytest.mark.parametrize("start_from, distinct", [("original", 1), ("last", 3)])
+def test_fine_tuning_starts_from_the_original_or_the_last_model(module_home, parameters, monkeypatch, start_from, distinct):
+    """With a fixed reliable set, the weights of model t-1 influence model t only if it starts from them."""
     import flows.pul as module
     from tasks.store.references import Reliable
 
@@ -326,9 +327,9 @@ def test_fine_tuning_starts_from_the_original_model_and_not_from_the_last_one(mo
 
     monkeypatch.setattr(module, "select", first_reliable_set)
     monkeypatch.setattr(module, "derive_seed", lambda seed, *names: 7)
-    state, _ = run(parameters | {"stopping": {"max_iterations": 3, "stop_when_stable": False}, "seed": 5})
-    _, one, two, three = models(module_home, state.result())
-    assert one == two == three
+    model = parameters["model"] | {"start_from": start_from}
+    state, _ = run(parameters | {"model": model, "stopping": {"max_iterations": 3, "stop_when_stable": False}, "seed": 5})
+    assert len({*models(module_home, state.result())[1:]}) == distinct
     assert reliable_sets[0].reliable.sha256 != reliable_sets[1].reliable.sha256, "the models would select different sets"
 
 

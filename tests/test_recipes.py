@@ -190,9 +190,16 @@ def test_the_published_numbers_of_the_released_code():
     assert recipe.fine_tuning.augmentation.flip_probability == 0
 
 
+def test_only_modern_goes_on_from_the_last_model():
+    assert {name: recipe.model.start_from for name, recipe in RECIPES.items()} == {
+        "paper": "original",
+        "modern": "last",
+        "released-code": "original",
+    }
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
-def test_no_recipe_uses_the_switches_of_other_methods_but_modern_goes_on_from_the_last_model(recipe):
-    assert recipe.model.start_from == ("last" if recipe is RECIPES["modern"] else "original")
+def test_no_recipe_uses_the_memories_and_batches_of_other_methods(recipe):
     assert recipe.fine_tuning.memory.entries == "none"
     assert (recipe.fine_tuning.images_per_class, recipe.pretraining.images_per_class) == (0, 0)
     assert (recipe.dbscan.margin, recipe.selection.keep_unclustered) == (0, False)

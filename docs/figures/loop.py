@@ -38,7 +38,7 @@ def main() -> None:
         arrow("M354 84 V175"),
         text(362, 112, "first iteration", "start"),
         arrow("M438 52 H890 V175"),
-        text(664, 42, "every fine-tuning starts from the original model"),
+        text(664, 42, "paper: each fine-tuning starts from it; modern: from model t - 1"),
         arrow("M188 207 H230"),
         *(arrow(f"M{x} 207 H{x + 24}") for x in (398, 590, 782)),
         arrow("M890 239 V330 H314 V239"),
