@@ -46,6 +46,7 @@ CASES = (("mobilenetv2_100", 128, 64, 32, 12), ("resnet50", 256, 128, 32, 3))  #
 QUICK = {"images": 300, "features": 16, "clusters": 20, "queries": 40, "gallery": 200, "reranked": (20, 100), "rounds": 1}
 QUICK_CASES = (("mobilenetv2_100", 64, 32, 4, 1),)
 DENSITY = Dbscan(camera_aware=False)
+KMEANS_ROUNDS = 5  # of ours and faiss; scikit-learn takes ten times as long
 Timed = Callable[[], object]
 
 
@@ -152,9 +153,11 @@ def compare_kmeans(options: argparse.Namespace, features: np.ndarray) -> Iterato
     def scikit_learn() -> None:
         results["scikit-learn"] = ScikitLearnKMeans(k, n_init=1, max_iter=100, random_state=0).fit(points).labels_
 
-    seconds = {name: time_ for name, (time_, _) in alternate({"ours": ours, "scikit-learn": scikit_learn}, options.rounds).items()}
+    rounds = max(options.rounds, KMEANS_ROUNDS)
+    measured = alternate({"ours": ours}, rounds) | alternate({"scikit-learn": scikit_learn}, options.rounds)
+    seconds = {name: time_ for name, (time_, _) in measured.items()}
     peer_names = {"scikit-learn": f"scikit-learn {library_versions()['scikit-learn']}, 1 run"}
-    faiss = run_peer("faiss_kmeans", {"points": points, "num_clusters": np.array(k)}, options)
+    faiss = run_peer("faiss_kmeans", {"points": points, "num_clusters": np.array(k)}, options, rounds)
     if "output" in faiss:
         results["faiss"], seconds["faiss"], peer_names["faiss"] = faiss["output"], faiss["seconds"], faiss["name"]
     what, inertias = f"k-means, {len(points):,} x {points.shape[1]:,}, K = {k}", {name: inertia(points, c) for name, c in results.items()}
@@ -242,7 +245,7 @@ def as_arrays(query: FeatureSet, gallery: FeatureSet) -> dict[str, np.ndarray]:
     return arrays | {f"{role}_{part}": getattr(images, part) for role, images in roles.items() for part in ("pids", "camids")}
 
 
-def run_peer(peer: str, arrays: dict[str, np.ndarray], options: argparse.Namespace) -> dict:
+def run_peer(peer: str, arrays: dict[str, np.ndarray], options: argparse.Namespace, rounds: int | None = None) -> dict:
     """Run a function of peers.py on arrays; return its seconds and result, or the ``problem`` if it did not run."""
     python = options.peers / "bin" / "python"
     if not python.exists():
@@ -250,7 +253,7 @@ def run_peer(peer: str, arrays: dict[str, np.ndarray], options: argparse.Namespa
     with tempfile.TemporaryDirectory() as folder:
         for name, array in arrays.items():
             np.save(Path(folder, f"{name}.npy"), array)
-        command = [str(python), str(HERE / "peers.py"), peer, folder, str(options.threads), str(options.rounds)]
+        command = [str(python), str(HERE / "peers.py"), peer, folder, str(options.threads), str(rounds or options.rounds)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             missing = "not installed: make peers" if "ModuleNotFoundError" in done.stderr else f"exit code {done.returncode}"
