@@ -8,7 +8,7 @@ import torch
 CAMERAS = 6
 BLOCK = 65536
 MEAN_SHARE = 0.54  # of the squared length of a feature
-PEOPLE_AND_CAMERAS = 1 + 0.4**2  # their variance
+CAMERA_SCALE = 0.4  # of the camera's part; that of the person is 1
 
 
 class DrawnPeople(NamedTuple):
@@ -38,11 +38,12 @@ def draw_people(n: int, d: int, *, images_per_person: int = 17, seed: int = 0, d
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device)
 
-    people, cameras = normal(n // images_per_person + 1, d), 0.4 * normal(CAMERAS, d)
+    people, cameras = normal(n // images_per_person + 1, d), CAMERA_SCALE * normal(CAMERAS, d)
     direction = torch.arange(1, d + 1, device=device).float()
     noise_scale, scale = 1 + 0.15 * direction.log(), (direction + 6) ** -0.8
     mean = normal(d)
-    mean *= (MEAN_SHARE / (1 - MEAN_SHARE) * ((PEOPLE_AND_CAMERAS + noise_scale.square()) * scale.square()).sum()).sqrt() / mean.norm()
+    variance = ((1 + CAMERA_SCALE**2 + noise_scale.square()) * scale.square()).sum()
+    mean *= (MEAN_SHARE / (1 - MEAN_SHARE) * variance).sqrt() / mean.norm()
     pids, camids = np.arange(n) // images_per_person, (np.arange(n) + np.arange(n) // images_per_person) % CAMERAS
     features = np.empty((n, d), np.float32)
     for start in range(0, n, BLOCK):

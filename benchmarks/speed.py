@@ -269,7 +269,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument(
-        "--rounds", type=int, default=1, help="repetitions, of which the median counts; training is always timed three times"
+        "--rounds",
+        type=int,
+        default=1,
+        help="repetitions, of which the median counts; training is timed three times, our k-means and faiss at least five",
     )
     parser.add_argument("--features-file", type=Path, help="(n, d) .npy to cluster, instead of drawn features")
     parser.add_argument("--images", type=int, default=12_936)

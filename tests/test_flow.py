@@ -329,7 +329,8 @@ def test_fine_tuning_starts_from_the_original_or_the_last_model(module_home, par
     monkeypatch.setattr(module, "derive_seed", lambda seed, *names: 7)
     model = parameters["model"] | {"start_from": start_from}
     state, _ = run(parameters | {"model": model, "stopping": {"max_iterations": 3, "stop_when_stable": False}, "seed": 5})
-    assert len({*models(module_home, state.result())[1:]}) == distinct
+    _, one, two, three = models(module_home, state.result())
+    assert len({one, two, three}) == distinct
     assert reliable_sets[0].reliable.sha256 != reliable_sets[1].reliable.sha256, "the models would select different sets"
 
 
